@@ -1,0 +1,310 @@
+//! An operator's `cinder.conf`, unchanged, turned into checked values.
+//!
+//! Three steps, one file each: [`ini`] reads oslo INI files into raw entries that remember file and
+//! line; `options` knows the name, type and default of everything Scoria reads; `build` checks and
+//! makes the [`Config`] below. Everything after that works with typed values only. Errors name file,
+//! line, section and key, and say what would be right.
+
+pub mod ini;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::rbd::types::MirrorMode;
+
+/// Everything Scoria reads from configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[DEFAULT] host`, or the machine's host name.
+    pub host: String,
+    /// `[DEFAULT] cluster`: the Cinder cluster, if any.
+    pub cluster: Option<String>,
+    /// `[DEFAULT] storage_availability_zone` (`nova`).
+    pub availability_zone: String,
+    /// `[DEFAULT] volume_topic`-derived names are fixed upstream; the control exchange is not.
+    pub control_exchange: String,
+    /// `[DEFAULT] report_interval` (10 s).
+    pub report_interval: Duration,
+    /// `[DEFAULT] service_down_time` (60 s).
+    pub service_down_time: Duration,
+    /// `[DEFAULT] backend_stats_polling_interval` (60 s).
+    pub backend_stats_polling_interval: Duration,
+    /// `[DEFAULT] periodic_interval` (60 s).
+    pub periodic_interval: Duration,
+    /// `[DEFAULT] enable_new_services` (true).
+    pub enable_new_services: bool,
+    /// `[DEFAULT] no_snapshot_gb_quota` (false).
+    pub no_snapshot_gb_quota: bool,
+    /// `[DEFAULT] message_ttl` (2592000 s).
+    pub message_ttl: Duration,
+    /// `[DEFAULT] volume_name_template` (`volume-%s`).
+    pub volume_name_template: String,
+    /// `[DEFAULT] snapshot_name_template` (`snapshot-%s`).
+    pub snapshot_name_template: String,
+    /// `[DEFAULT] reserved` seconds that a drain may take (`graceful_shutdown_timeout`, 60 s; 0: no limit).
+    pub graceful_shutdown_timeout: Duration,
+    /// `[DEFAULT] reinit_driver_count`: attempts are unlimited in Scoria; kept for the log.
+    pub executor_thread_pool_size: usize,
+    /// `[database]`.
+    pub database: DatabaseConfig,
+    /// `[DEFAULT] transport_url` and `[oslo_messaging_rabbit]`.
+    pub rabbit: RabbitConfig,
+    /// `[oslo_messaging_notifications]`.
+    pub notifications: NotificationConfig,
+    /// oslo.log's options.
+    pub log: LogConfig,
+    /// One per name of `enabled_backends`, in that order.
+    pub backends: Vec<BackendConfig>,
+    /// Scoria's own options that are not per backend (`[scoria]`).
+    pub scoria: ScoriaConfig,
+}
+
+/// `[scoria]`: what upstream has no option for. Every name begins with `scoria_`.
+#[derive(Debug, Clone)]
+pub struct ScoriaConfig {
+    /// `scoria_worker_path`: the worker binary; default: `scoria-rbd-worker` beside the service.
+    pub worker_path: Option<PathBuf>,
+    /// `scoria_workers_per_site` (2, at least 2).
+    pub workers_per_site: usize,
+    /// `scoria_operation_retention` seconds that closed journal entries are kept (86400).
+    pub operation_retention: Duration,
+    /// `scoria_lease_seconds` (10) and renewal every fifth of it.
+    pub lease: Duration,
+}
+
+/// `[database] connection` in SQLAlchemy form, taken apart.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    /// Host name or address.
+    pub host: String,
+    /// Port (3306).
+    pub port: u16,
+    /// Unix socket (`?unix_socket=`), used instead of host and port.
+    pub socket: Option<PathBuf>,
+    /// User.
+    pub user: String,
+    /// Password.
+    pub password: Option<SecretString>,
+    /// Schema, normally `cinder`.
+    pub name: String,
+    /// `ssl_ca` of the URL's query: verify the server with it.
+    pub ssl_ca: Option<PathBuf>,
+    /// `ssl_cert` and `ssl_key`.
+    pub ssl_client: Option<(PathBuf, PathBuf)>,
+    /// `max_pool_size` (5).
+    pub max_pool_size: usize,
+    /// `max_overflow` (50): together with the pool size the largest number of connections.
+    pub max_overflow: usize,
+    /// `max_retries` (10; -1 for ever) at start. Scoria always waits; the number only times the log.
+    pub max_retries: i64,
+    /// `retry_interval` (10 s).
+    pub retry_interval: Duration,
+}
+
+/// One broker host of `transport_url`.
+#[derive(Debug, Clone)]
+pub struct BrokerHost {
+    /// Host name or address.
+    pub host: String,
+    /// Port (5672, with TLS too).
+    pub port: u16,
+    /// User, percent-decoded.
+    pub user: String,
+    /// Password, percent-decoded.
+    pub password: SecretString,
+}
+
+/// The RPC transport (`transport_url`, `[oslo_messaging_rabbit]`; reference rpc.md 1.3 and 1.10).
+#[derive(Debug, Clone)]
+pub struct RabbitConfig {
+    /// All hosts of the URL, in its order (the client shuffles them).
+    pub hosts: Vec<BrokerHost>,
+    /// Virtual host, `/` when the URL has none.
+    pub vhost: String,
+    /// `amqp_durable_queues`.
+    pub durable_queues: bool,
+    /// `amqp_auto_delete`.
+    pub auto_delete: bool,
+    /// `rabbit_quorum_queue`.
+    pub quorum_queue: bool,
+    /// `rabbit_transient_quorum_queue`.
+    pub transient_quorum_queue: bool,
+    /// `rabbit_quorum_delivery_limit` (0: unset).
+    pub quorum_delivery_limit: u64,
+    /// `rabbit_quorum_max_memory_length` (0: unset).
+    pub quorum_max_memory_length: u64,
+    /// `rabbit_quorum_max_memory_bytes` (0: unset).
+    pub quorum_max_memory_bytes: u64,
+    /// `rabbit_ha_queues`.
+    pub ha_queues: bool,
+    /// `rabbit_transient_queues_ttl` (1800 s; 0: none).
+    pub transient_queues_ttl: Duration,
+    /// `rabbit_stream_fanout`.
+    pub stream_fanout: bool,
+    /// `rabbit_qos_prefetch_count` (0 means 100 in Scoria: bounded).
+    pub prefetch: u16,
+    /// `enable_cancel_on_failover`.
+    pub cancel_on_failover: bool,
+    /// `use_queue_manager`.
+    pub use_queue_manager: bool,
+    /// `hostname` (for queue manager names).
+    pub hostname: String,
+    /// `processname` (for queue manager names).
+    pub processname: String,
+    /// `rabbit_retry_interval` (1 s).
+    pub retry_interval: Duration,
+    /// `rabbit_retry_backoff` (2 s).
+    pub retry_backoff: Duration,
+    /// `rabbit_interval_max` (30 s).
+    pub interval_max: Duration,
+    /// `heartbeat_timeout_threshold` (60 s).
+    pub heartbeat: Duration,
+    /// `rpc_response_timeout` (60 s), `[DEFAULT]`.
+    pub response_timeout: Duration,
+    /// `kombu_missing_consumer_retry_timeout` (60 s).
+    pub missing_consumer_retry: Duration,
+    /// `rabbit_login_method` (`AMQPLAIN`, `PLAIN`, `EXTERNAL`).
+    pub login_method: String,
+    /// TLS, when `ssl` is true.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS to the broker.
+#[derive(Debug, Clone, Default)]
+pub struct TlsConfig {
+    /// `ssl_ca_file`: verification happens only when set (as upstream).
+    pub ca: Option<PathBuf>,
+    /// `ssl_cert_file`.
+    pub cert: Option<PathBuf>,
+    /// `ssl_key_file`.
+    pub key: Option<PathBuf>,
+}
+
+/// How notifications are framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotificationDriver {
+    /// Bare JSON.
+    Messaging,
+    /// In the 2.0 envelope.
+    MessagingV2,
+}
+
+/// `[oslo_messaging_notifications]`.
+#[derive(Debug, Clone)]
+pub struct NotificationConfig {
+    /// Empty: nothing is emitted.
+    pub drivers: Vec<NotificationDriver>,
+    /// `topics` (`notifications`).
+    pub topics: Vec<String>,
+    /// Own `transport_url`, else the RPC transport.
+    pub transport: Option<RabbitConfig>,
+}
+
+/// oslo.log.
+#[derive(Debug, Clone, Default)]
+pub struct LogConfig {
+    /// `debug`.
+    pub debug: bool,
+    /// `log_file` joined with `log_dir`.
+    pub file: Option<PathBuf>,
+    /// `use_stderr`, or true when no file is set.
+    pub stderr: bool,
+    /// `use_json`.
+    pub json: bool,
+    /// `default_log_levels`, `target=LEVEL`.
+    pub levels: Vec<(String, String)>,
+}
+
+/// One storage backend: a section named in `enabled_backends`.
+#[derive(Debug, Clone)]
+pub struct BackendConfig {
+    /// Section name.
+    pub section: String,
+    /// `<backend_host or host>@<section>`: the service host.
+    pub host: String,
+    /// `<cluster>@<section>`.
+    pub cluster: Option<String>,
+    /// `volume_backend_name` (`RBD` when unset): pool part of `host@backend#pool`.
+    pub backend_name: String,
+    /// `backend_availability_zone`, else the default.
+    pub availability_zone: String,
+    /// `rbd_pool` (`rbd`).
+    pub pool: String,
+    /// `rbd_cluster_name` (`ceph`).
+    pub cluster_name: String,
+    /// `rbd_user`.
+    pub user: Option<String>,
+    /// `rbd_ceph_conf` (empty: librados search).
+    pub ceph_conf: PathBuf,
+    /// `rbd_secret_uuid` (unset: the fsid).
+    pub secret_uuid: Option<String>,
+    /// `rbd_flatten_volume_from_snapshot` (false).
+    pub flatten_volume_from_snapshot: bool,
+    /// `rbd_max_clone_depth` (5).
+    pub max_clone_depth: u32,
+    /// `rbd_store_chunk_size` (4 MiB).
+    pub chunk_size_mib: u32,
+    /// `rados_connect_timeout` (-1: none).
+    pub connect_timeout: Option<u32>,
+    /// `rados_connection_retries` (3 attempts).
+    pub connection_retries: u32,
+    /// `rados_connection_interval` (5 s).
+    pub connection_interval: Duration,
+    /// `replication_connect_timeout` (5 s).
+    pub replication_connect_timeout: Option<u32>,
+    /// `report_dynamic_total_capacity` (true).
+    pub report_dynamic_total_capacity: bool,
+    /// `rbd_exclusive_cinder_pool` (true).
+    pub exclusive_pool: bool,
+    /// `enable_deferred_deletion` (false).
+    pub deferred_deletion: bool,
+    /// `deferred_deletion_delay` (0 s).
+    pub deferred_deletion_delay: Duration,
+    /// `deferred_deletion_purge_interval` (60 s).
+    pub deferred_deletion_purge_interval: Duration,
+    /// `rbd_concurrent_flatten_operations` (3; 0 = unlimited).
+    pub concurrent_flatten: usize,
+    /// `reserved_percentage` (0).
+    pub reserved_percentage: u32,
+    /// `max_over_subscription_ratio` (`20.0`; kept as written, as stock reports it).
+    pub max_over_subscription_ratio: String,
+    /// `report_discard_supported` (false).
+    pub report_discard_supported: bool,
+    /// `enforce_multipath_for_image_xfer`-independent `filter_function`.
+    pub filter_function: Option<String>,
+    /// `goodness_function`.
+    pub goodness_function: Option<String>,
+    /// `extra_capabilities` (JSON object).
+    pub extra_capabilities: serde_json::Map<String, serde_json::Value>,
+    /// `rbd_replication_mode` (`journal`): Scoria's own choice per backend; the type's extra spec
+    /// `replication:mode` overrides it.
+    pub replication_mode: MirrorMode,
+    /// `replication_device`, in order.
+    pub replication_devices: Vec<ReplicationDevice>,
+    /// `scoria_failover_concurrency` (32): volumes worked on at once.
+    pub failover_concurrency: usize,
+    /// `scoria_verdict_timeout` (5 s): one health probe of a site.
+    pub verdict_timeout: Duration,
+    /// `scoria_demote_timeout` (30 s): until a demote counts as failed.
+    pub demote_timeout: Duration,
+    /// `scoria_promote_timeout` (60 s): how long a planned failover waits for the promotion to be
+    /// accepted before it promotes again on the old side.
+    pub promote_timeout: Duration,
+    /// `scoria_writable_timeout` (60 s): how long a forced promotion may take to accept writers.
+    pub writable_timeout: Duration,
+}
+
+/// A `replication_device`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicationDevice {
+    /// `backend_id`; never `default`.
+    pub backend_id: String,
+    /// `conf` (`/etc/ceph/<backend_id>.conf`).
+    pub conf: PathBuf,
+    /// `user` (`rbd_user` or `cinder`).
+    pub user: String,
+    /// `secret_uuid` (`rbd_secret_uuid`).
+    pub secret_uuid: Option<String>,
+}

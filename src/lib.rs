@@ -1,0 +1,10 @@
+//! Scoria: cinder-volume for Ceph RBD, made for the worst day.
+//!
+//! A request travels `bin → service → rpc → {volume, replication, backend} → {journal, db, rbd} →
+//! model`, and no arrow points back. ARCHITECTURE.md walks through two requests end to end.
+
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod model;
+pub mod rbd;

@@ -1,0 +1,78 @@
+//! The boundary to Ceph.
+//!
+//! librbd blocks, hangs on a dead cluster and sometimes aborts the process it lives in. So nothing in
+//! the service links it: every call is a typed [`protocol::Command`] that is sent, with a deadline, to
+//! a worker process ([`pool`]) which may be killed at any time, or to the in-memory simulator
+//! ([`sim`]). Both stand behind one trait, [`Ceph`], and one behaviour suite runs against both.
+
+pub mod error;
+pub mod ffi;
+pub mod pool;
+pub mod protocol;
+pub mod sim;
+pub mod types;
+pub mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use error::{RbdError, RbdErrorKind};
+pub use protocol::{Command, Connection, Reply, Request};
+
+/// Something that carries out requests against Ceph sites: the pool of worker processes, or the
+/// simulator.
+#[async_trait]
+pub trait Ceph: Send + Sync + 'static {
+    /// Runs one request on the site that `connection` leads to.
+    ///
+    /// Returns by `deadline` at the latest, with [`RbdErrorKind::TimedOut`] when Ceph did not answer;
+    /// whether the request had an effect is then unknown, so every caller repeats or checks it.
+    async fn execute(
+        &self,
+        connection: &Connection,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Reply, RbdError>;
+}
+
+/// One Ceph site as seen by one client: what a volume operation holds.
+#[derive(Clone)]
+pub struct Site {
+    ceph: Arc<dyn Ceph>,
+    connection: Connection,
+}
+
+impl Site {
+    /// A handle; nothing is connected until the first call.
+    pub fn new(ceph: Arc<dyn Ceph>, connection: Connection) -> Self {
+        Site { ceph, connection }
+    }
+
+    /// How the site is reached, and its name.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// `default` for the configured primary, else the `backend_id` of a `replication_device`.
+    pub fn name(&self) -> &str {
+        &self.connection.site
+    }
+
+    /// Runs `command` with the deadline of its class.
+    pub async fn call<C: Command>(&self, command: C) -> Result<C::Reply, RbdError> {
+        let deadline = C::CLASS.deadline();
+        self.call_within(deadline, command).await
+    }
+
+    /// Runs `command` with a deadline of the caller's.
+    pub async fn call_within<C: Command>(
+        &self,
+        deadline: Duration,
+        command: C,
+    ) -> Result<C::Reply, RbdError> {
+        let reply = self.ceph.execute(&self.connection, command.into_request(), deadline).await?;
+        C::from_reply(reply)
+    }
+}

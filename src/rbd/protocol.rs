@@ -1,0 +1,244 @@
+//! The typed requests that cross the pipe between the service and a worker process.
+//!
+//! One list ([`commands!`]) names every command once, with its arguments and its answer; the request
+//! and reply enums, their serialised form and the typed call are derived from it. A command is one
+//! short librbd/librados action on one site; it must be *repeatable*: a caller that does not know
+//! whether it took effect sends it again, so "already so" answers are reported by kind and judged by the
+//! caller (`Exists` after a repeated create, `NotFound` after a repeated remove).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{RbdError, RbdErrorKind};
+use super::types::*;
+
+/// How a site is reached. Workers hold one connection per (conf, user, cluster name).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Connection {
+    /// `default`, or the `backend_id` of a `replication_device`: names the site in logs and errors.
+    pub site: String,
+    /// Path of ceph.conf (`rbd_ceph_conf`, or `conf` of the replication device); empty: librados search.
+    pub conf: PathBuf,
+    /// librados cluster name (`rbd_cluster_name`).
+    pub cluster_name: String,
+    /// cephx user without the `client.` prefix; `None`: no cephx.
+    pub user: Option<String>,
+    /// Upper limit of one attempt to connect, in seconds (`rados_connect_timeout`, or
+    /// `replication_connect_timeout` for a target); `None`: the worker's own bound.
+    pub connect_timeout: Option<u32>,
+}
+
+/// How long a command may take and where it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Health probes: they decide a verdict, so they must be quick to give up.
+    Probe,
+    /// Everything that touches headers and a few objects.
+    Short,
+    /// Work proportional to data (flatten, remove, copy): runs in a worker of its own, where a stuck
+    /// call can be killed without hurting others.
+    Long,
+}
+
+impl Class {
+    /// Default deadline.
+    pub fn deadline(self) -> Duration {
+        match self {
+            Class::Probe => Duration::from_secs(5),
+            Class::Short => Duration::from_secs(30),
+            Class::Long => Duration::from_secs(3600),
+        }
+    }
+}
+
+/// A typed command: its answer, its class, and its way through the untyped enums.
+pub trait Command: Send {
+    /// What a success brings.
+    type Reply: Send;
+    /// Deadline class.
+    const CLASS: Class;
+    /// Name in logs and errors.
+    const NAME: &'static str;
+    /// Wraps it for the wire.
+    fn into_request(self) -> Request;
+    /// Unwraps the answer; another command's answer is a protocol error.
+    fn from_reply(reply: Reply) -> Result<Self::Reply, RbdError>;
+}
+
+macro_rules! commands {
+    ($( $(#[$doc:meta])* $class:ident $name:ident { $( $(#[$fdoc:meta])* $field:ident : $ty:ty ),* $(,)? } -> $reply:ty ; )*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+            #[allow(missing_docs)]
+            pub struct $name { $( $(#[$fdoc])* pub $field: $ty, )* }
+
+            impl Command for $name {
+                type Reply = $reply;
+                const CLASS: Class = Class::$class;
+                const NAME: &'static str = stringify!($name);
+                fn into_request(self) -> Request { Request::$name(self) }
+                fn from_reply(reply: Reply) -> Result<$reply, RbdError> {
+                    match reply {
+                        Reply::$name(value) => Ok(value),
+                        other => Err(RbdError {
+                            kind: RbdErrorKind::Other,
+                            op: stringify!($name).to_owned(),
+                            site: String::new(),
+                            errno: 0,
+                            message: format!("worker answered {} to {}", other.name(), stringify!($name)),
+                        }),
+                    }
+                }
+            }
+        )*
+
+        /// Any command, as it crosses the pipe.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[allow(missing_docs)]
+        pub enum Request { $( $name($name), )* }
+
+        impl Request {
+            /// Name of the command.
+            pub fn name(&self) -> &'static str {
+                match self { $( Request::$name(_) => stringify!($name), )* }
+            }
+            /// Deadline class of the command.
+            pub fn class(&self) -> Class {
+                match self { $( Request::$name(_) => Class::$class, )* }
+            }
+        }
+
+        /// Any answer, as it crosses the pipe.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[allow(missing_docs)]
+        pub enum Reply { $( $name($reply), )* }
+
+        impl Reply {
+            /// Name of the command that it answers.
+            pub fn name(&self) -> &'static str {
+                match self { $( Reply::$name(_) => stringify!($name), )* }
+            }
+        }
+    };
+}
+
+commands! {
+    // ---- the cluster -------------------------------------------------------------------------
+
+    /// Asks the monitors for the fsid over the network (`rados_cluster_fsid` alone answers from memory,
+    /// so this sends a mon command). Half of a verdict.
+    Probe ProbeMon {} -> String;
+    /// Writes and reads back one small object (`scoria_probe.<nonce>`) of `pool`. Other half of a verdict.
+    Probe ProbeOsd { pool: String } -> ();
+    /// The fsid of the site.
+    Short Fsid {} -> String;
+    /// Monitor addresses as `ceph mon dump` prints them in `addr` (`ip:port/nonce`, IPv6 in brackets).
+    Short MonDump {} -> Vec<String>;
+    /// Capacity of a pool, in bytes (`ceph df` and `osd pool get-quota`).
+    Short PoolStats { pool: String } -> PoolCapacity;
+    /// The RADOS addresses of this worker's client, as the blocklist names them.
+    Short ClientAddress {} -> String;
+    /// Fences a client: `osd blocklist add ADDR SECONDS`.
+    Short BlocklistAdd { address: String, seconds: u32 } -> ();
+    /// Unfences a client.
+    Short BlocklistRemove { address: String } -> ();
+    /// All fenced addresses.
+    Short BlocklistList {} -> Vec<String>;
+    /// Value of a ceph.conf option of the client (`rados_conf_get`), e.g. `rbd_default_features`.
+    Short ConfGet { option: String } -> Option<String>;
+
+    // ---- images ------------------------------------------------------------------------------
+
+    /// Names of the images of a pool.
+    Short ImageList { pool: String } -> Vec<String>;
+    /// Creates an image of `size` bytes with objects of `2^order` bytes and exactly `features`.
+    Short ImageCreate { pool: String, image: String, size: u64, order: u8, features: u64 } -> ();
+    /// Size, features, parent, and so on. Opens read-only, so it works on a secondary.
+    Short ImageStat { pool: String, image: String } -> ImageInfo;
+    /// Sets the size in bytes; shrinking is refused with `Invalid`.
+    Short ImageResize { pool: String, image: String, size: u64 } -> ();
+    /// Renames within the pool.
+    Short ImageRename { pool: String, from: String, to: String } -> ();
+    /// Removes an image without snapshots.
+    Long ImageRemove { pool: String, image: String } -> ();
+    /// Copies all of the parent's data into the child.
+    Long ImageFlatten { pool: String, image: String } -> ();
+    /// Full copy of an image's data (no snapshots) into a new image with `features` and `order`.
+    Long ImageCopy { pool: String, image: String, snap: Option<String>, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
+    /// Copy-on-write clone of `pool/image@snap`.
+    Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
+    /// Children of the image (all its snapshots, or one), across pools.
+    Short ImageChildren { pool: String, image: String, snap: Option<String> } -> Vec<ImageName>;
+    /// Turns feature bits on or off.
+    Short ImageFeatures { pool: String, image: String, features: u64, enable: bool } -> ();
+    /// Who watches the header, as `rbd status` lists it.
+    Short ImageWatchers { pool: String, image: String } -> Vec<Watcher>;
+    /// Owners of the exclusive lock (`rbd_lock_get_owners`): librbd answers with the address of the
+    /// RBD-level owner only while it is alive.
+    Short LockOwners { pool: String, image: String } -> Vec<String>;
+    /// Breaks the exclusive lock of `owner` (and blocklists it). The caller has proven whose it is.
+    Short LockBreak { pool: String, image: String, owner: String } -> ();
+    /// Opens for writing and acquires the exclusive lock, then releases it: success means that this
+    /// side accepts a writer now. `ReadOnly` or `Busy` means it does not.
+    Short CheckWritable { pool: String, image: String } -> ();
+    /// Writes bytes at an offset (tests, and headers).
+    Short ImageWrite { pool: String, image: String, offset: u64, data: Vec<u8> } -> ();
+    /// Reads bytes at an offset, of the head or of a snapshot.
+    Short ImageRead { pool: String, image: String, snap: Option<String>, offset: u64, length: u64 } -> Vec<u8>;
+    /// Sets an image metadata key (`conf_rbd_qos_…` and our own marks).
+    Short MetadataSet { pool: String, image: String, key: String, value: String } -> ();
+    /// All image metadata.
+    Short MetadataList { pool: String, image: String } -> Vec<(String, String)>;
+    /// Removes an image metadata key.
+    Short MetadataRemove { pool: String, image: String, key: String } -> ();
+
+    // ---- snapshots ---------------------------------------------------------------------------
+
+    /// User snapshots (namespace `user`) of an image.
+    Short SnapList { pool: String, image: String } -> Vec<Snap>;
+    /// Creates a user snapshot.
+    Short SnapCreate { pool: String, image: String, snap: String } -> ();
+    /// Protects a snapshot; already protected is `Busy`.
+    Short SnapProtect { pool: String, image: String, snap: String } -> ();
+    /// Unprotects; `Invalid` when it was not protected, `Busy` while it has children.
+    Short SnapUnprotect { pool: String, image: String, snap: String } -> ();
+    /// Removes an unprotected snapshot.
+    Short SnapRemove { pool: String, image: String, snap: String } -> ();
+    /// Renames a snapshot.
+    Short SnapRename { pool: String, image: String, from: String, to: String } -> ();
+
+    // ---- trash -------------------------------------------------------------------------------
+
+    /// Moves an image to the trash with a deferment in seconds.
+    Short TrashMove { pool: String, image: String, delay: u64 } -> ();
+    /// Contents of the trash.
+    Short TrashList { pool: String } -> Vec<TrashEntry>;
+    /// Removes a trash entry for good.
+    Long TrashRemove { pool: String, id: String } -> ();
+
+    // ---- mirroring ---------------------------------------------------------------------------
+
+    /// Mirroring mode of the pool.
+    Short MirrorPoolMode { pool: String } -> PoolMirrorMode;
+    /// Enables mirroring of an image.
+    Short MirrorEnable { pool: String, image: String, mode: MirrorMode } -> ();
+    /// Disables it; on a secondary only with `force`.
+    Short MirrorDisable { pool: String, image: String, force: bool } -> ();
+    /// State, mode, primary flag and global id (`rbd_mirror_image_get_info` and `…_get_mode`).
+    Short MirrorInfo { pool: String, image: String } -> Mirroring;
+    /// The same for many images at once, in the order asked; an image that is missing is `None`.
+    Short MirrorInfoMany { pool: String, images: Vec<String> } -> Vec<Option<Mirroring>>;
+    /// What the rbd-mirror daemons last said of the image. May be 30 s old: never a gate for data.
+    Short MirrorStatus { pool: String, image: String } -> MirrorReport;
+    /// Makes this side primary.
+    Short MirrorPromote { pool: String, image: String, force: bool } -> ();
+    /// Makes this side secondary.
+    Short MirrorDemote { pool: String, image: String } -> ();
+    /// Throws this side's copy away and syncs it anew from the primary.
+    Short MirrorResync { pool: String, image: String } -> ();
+    /// Snapshot mode: makes a mirror snapshot now, answers its id.
+    Short MirrorSnapshot { pool: String, image: String } -> u64;
+}

@@ -1,0 +1,181 @@
+//! What Ceph tells, in the service's own terms: the answers of [`super::protocol`]'s commands.
+
+use serde::{Deserialize, Serialize};
+
+/// Feature bits of an image (`librbd/Features.h`, Ceph).
+pub mod features {
+    /// Clones.
+    pub const LAYERING: u64 = 1;
+    /// Exclusive lock.
+    pub const EXCLUSIVE_LOCK: u64 = 4;
+    /// Object map.
+    pub const OBJECT_MAP: u64 = 8;
+    /// Fast diff.
+    pub const FAST_DIFF: u64 = 16;
+    /// Deep flatten.
+    pub const DEEP_FLATTEN: u64 = 32;
+    /// Journaling.
+    pub const JOURNALING: u64 = 64;
+    /// Data pool.
+    pub const DATA_POOL: u64 = 128;
+}
+
+/// Capacity of a pool in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolCapacity {
+    /// Bytes stored by clients (`stored`, or `bytes_used` where the monitor is older).
+    pub stored: u64,
+    /// What may still be written.
+    pub max_avail: u64,
+    /// Of the whole cluster.
+    pub cluster_total: u64,
+    /// `quota_max_bytes`, 0 when there is none.
+    pub quota: u64,
+}
+
+/// An image, maybe in another pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ImageName {
+    /// Pool.
+    pub pool: String,
+    /// Image.
+    pub image: String,
+    /// True when it lies in the trash.
+    pub trash: bool,
+}
+
+/// Parent of a clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Pool of the parent.
+    pub pool: String,
+    /// Parent image.
+    pub image: String,
+    /// Parent snapshot.
+    pub snap: String,
+}
+
+/// What `rbd info` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Internal id.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+    /// log2 of the object size.
+    pub order: u8,
+    /// Feature bits.
+    pub features: u64,
+    /// Operation feature bits (`rbd_get_op_features`).
+    pub op_features: u64,
+    /// Stripe unit in bytes.
+    pub stripe_unit: u64,
+    /// Parent, for a clone.
+    pub parent: Option<Parent>,
+}
+
+/// A user snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snap {
+    /// Internal id.
+    pub id: u64,
+    /// Name.
+    pub name: String,
+    /// Bytes of the image at that time.
+    pub size: u64,
+    /// Protected against removal.
+    pub protected: bool,
+}
+
+/// A client watching an image header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watcher {
+    /// `ip:port/nonce`.
+    pub address: String,
+    /// RADOS client number.
+    pub client: i64,
+    /// Watch cookie.
+    pub cookie: u64,
+}
+
+/// A trashed image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashEntry {
+    /// Image id.
+    pub id: String,
+    /// Name it had.
+    pub name: String,
+    /// When it may be removed, seconds since the epoch.
+    pub deferment_end: i64,
+}
+
+/// `rbd mirror pool info`'s mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PoolMirrorMode {
+    /// Not mirrored.
+    Disabled,
+    /// Image by image: the only one that Scoria (and stock Cinder) works with.
+    Image,
+    /// Every journaled image.
+    Pool,
+}
+
+/// How an image is mirrored (`rbd_replication_mode`, `replication:mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorMode {
+    /// By replaying its journal; upstream's only mode.
+    Journal,
+    /// By mirror snapshots.
+    Snapshot,
+}
+
+/// Mirroring state of an image on one side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirroring {
+    /// Enabled, disabling or disabled.
+    pub state: MirrorState,
+    /// Meaningful while enabled.
+    pub mode: MirrorMode,
+    /// True when this side is primary.
+    pub primary: bool,
+    /// Id shared by both sides.
+    pub global_id: String,
+}
+
+/// `rbd_mirror_image_state_t`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MirrorState {
+    /// On its way out.
+    Disabling,
+    /// Mirrored.
+    Enabled,
+    /// Not mirrored.
+    Disabled,
+}
+
+/// What the daemon of one side last reported (`rbd_mirror_image_site_status_t`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorSiteStatus {
+    /// Empty for the side that was asked.
+    pub mirror_uuid: String,
+    /// `unknown`, `error`, `syncing`, `starting_replay`, `replaying`, `stopping_replay`, `stopped`.
+    pub state: String,
+    /// Whether a daemon is alive.
+    pub up: bool,
+    /// Free text with figures, e.g. `replaying, {"entries_behind_primary":0,…}`.
+    pub description: String,
+    /// Seconds since the epoch.
+    pub last_update: i64,
+}
+
+/// Status of an image as seen from one side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorReport {
+    /// Its mirroring state.
+    pub info: Mirroring,
+    /// Local daemon's report.
+    pub local: Option<MirrorSiteStatus>,
+    /// What the peers' daemons wrote here.
+    pub peers: Vec<MirrorSiteStatus>,
+}
