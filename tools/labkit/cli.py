@@ -1,0 +1,300 @@
+"""The commands of tools/lab.
+
+The problem: a lab is used by people at a prompt and by tests; both want few, predictable commands
+that may be repeated, that say what went wrong in one line and return it as a status.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from . import ceph, cinder, env, mariadb, plan, procs, rabbitmq, scoria, status
+from .state import Lab, LabError
+
+EPILOG = """\
+components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
+cinder-api cinder-scheduler scoria-volume, and on demand cinder-volume (the stock service);
+site-a and site-b stand for everything of a site.
+
+environment: SCORIA_LAB (the lab's directory, default target/lab), SCORIA_BIN_DIR (where
+scoria-volume is, default the newest of target/debug and target/release), SCORIA_VENV (Cinder's
+virtual environment, default target/cinder-venv), TMPDIR (where the sockets' directory is made)
+"""
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def _pass_on(argv, environ=None):
+    """Become another program, which keeps our terminal, signals and status."""
+    sys.stdout.flush()
+    os.execvpe(str(argv[0]), [str(a) for a in argv], environ or os.environ.copy())
+
+
+# ---- commands that change the lab -----------------------------------------------------------------
+def up(lab, args):
+    begin = time.monotonic()
+    if not lab.exists:
+        lab.create()
+    lab.ensure_sockdir()
+    if args.rabbit_mode:
+        lab.state["rabbit_mode"] = args.rabbit_mode
+    if args.osds:
+        if lab.done("site-a-keys") and args.osds != lab.state["osds"]:
+            raise LabError("the number of OSDs is chosen with the first up: down --purge first")
+        lab.state["osds"] = args.osds
+    new_timeout = args.watch_timeout and args.watch_timeout != lab.state["watch_timeout"]
+    if new_timeout:
+        lab.state["watch_timeout"] = args.watch_timeout
+    lab.save()
+    every = plan.components(lab)
+    without = plan.expand(every, args.without or [])
+    named = plan.expand(every, args.components)
+    names = plan.with_needs(every, named or [c.name for c in every.values() if c.by_default])
+    names = [n for n in names if n not in without]
+    for name in list(names):
+        reason = every[name].available()
+        if reason and (name in named or name != scoria.BINARY):
+            raise LabError(f"{name}: {reason}")
+        if reason:
+            print(f"lab: warning: {name} left out: {reason}", file=sys.stderr)
+            names.remove(name)
+    _new_rabbit_mode(lab, every, names)
+    for site in ("a", "b"):     # clients' files are there even when a site is left out
+        ceph.create_identity(lab, site)
+    cinder.write_conf(lab)
+    scoria.write_conf(lab)
+    plan.up(lab, every, names, say)
+    if new_timeout:
+        ceph.set_watch_timeout(lab)
+    say(f"lab up in {time.monotonic() - begin:.1f} s: {lab.root}")
+
+
+def _new_rabbit_mode(lab, every, names):
+    """Queues of another kind are in the way: everybody off the broker, new vhost, all back on."""
+    made = lab.state.get("rabbit_mode_made")
+    if made is None or made == lab.state["rabbit_mode"]:
+        return
+    users = ["scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler"]
+    running = [n for n in users if procs.leader(lab, n)]
+    plan.stop(lab, every, users)
+    for name in running:
+        if name not in names:
+            names.append(name)
+    if "rabbitmq" not in names:
+        names[:0] = ["epmd", "rabbitmq"]
+
+
+def down(lab, args):
+    if not lab.exists:
+        say(f"no lab in {lab.root}")
+        return
+    begin = time.monotonic()
+    every = plan.components(lab)
+    names = list(dict.fromkeys([*every, *procs.scan(lab)]))
+    if args.purge:
+        left = procs.kill(lab, names)
+        if left:
+            raise LabError("cannot be killed: " + ", ".join(left))
+        lab.purge()
+    else:
+        plan.stop(lab, every, names, hurry=2.0)
+        lab.remove_sockdir()
+    say(f"lab down in {time.monotonic() - begin:.1f} s" + (", purged" if args.purge else ""))
+
+
+def _named(lab, args):
+    lab.require()
+    lab.ensure_sockdir()
+    every = plan.components(lab)
+    return every, plan.expand(every, args.names)
+
+
+def start(lab, args):
+    lab.require()
+    if args.host:
+        lab.state["stock_host"] = args.host
+    lab.ensure_sockdir()
+    lab.save()
+    every, names = _named(lab, args)
+    for name in names:
+        if every[name].available():
+            raise LabError(f"{name}: {every[name].available()}")
+    names = [n for n in plan.with_needs(every, names)
+             if n in names or not procs.leader(lab, n)]
+    plan.start(lab, every, names, say, args.extra)
+
+
+def stop(lab, args):
+    every, names = _named(lab, args)
+    plan.stop(lab, every, names)
+
+
+def kill(lab, args):
+    _, names = _named(lab, args)
+    left = procs.kill(lab, names)
+    if left:
+        raise LabError("cannot be killed: " + ", ".join(left))
+
+
+def pause(lab, args):
+    _, names = _named(lab, args)
+    if not procs.signal_all(lab, names, signal.SIGSTOP):
+        raise LabError("nothing of that runs: " + " ".join(args.names))
+
+
+def resume(lab, args):
+    _, names = _named(lab, args)
+    procs.signal_all(lab, names, signal.SIGCONT)
+
+
+def restart(lab, args):
+    stop(lab, args)
+    start(lab, args)
+
+
+# ---- commands that look at it, or use it ----------------------------------------------------------
+def show_status(lab, _args):
+    lab.require()
+    return 0 if status.show(lab, plan.components(lab)) else 1
+
+
+def logs(lab, args):
+    lab.require()
+    files = []
+    every = plan.components(lab)
+    for name in plan.expand(every, [args.name]):
+        files.append(lab.path("log", name + ".log"))
+        if every[name].site:
+            what = name.split("-", 2)[2] if name.startswith("site-") else name
+            files += sorted(ceph.site_dir(lab, every[name].site).joinpath("log").glob(
+                f"{what.split('.')[0].removesuffix('-a').removesuffix('-b')}*.log"))
+    if name == "rabbitmq":
+        files += sorted(lab.path("rabbitmq", "log").glob("*.log"))
+    files = [f for f in files if f.exists()]
+    if not files:
+        raise LabError(f"{args.name} has no log yet")
+    _pass_on(["tail", "-n", str(args.lines), *(["-F"] if args.follow else []), *files])
+
+
+def show_env(lab, _args):
+    lab.require()
+    sys.stdout.write(env.exports(lab))
+
+
+def run_cinder(lab, args):
+    lab.require()
+    _pass_on([lab.venv / "bin/cinder", *args.args],
+             {**os.environ, **cinder.client_environment(lab)})
+
+
+def run_ceph_tool(lab, args):
+    lab.require()
+    environ = {k: v for k, v in os.environ.items() if k not in procs.UNSET}
+    _pass_on([args.command, "-c", ceph.client_conf(lab, args.site), *args.args], environ)
+
+
+def run_sql(lab, args):
+    lab.require()
+    argv, extra = mariadb.client(lab, args.args)
+    _pass_on(argv, {**os.environ, **extra})
+
+
+def run_rabbitmqctl(lab, args):
+    lab.require()
+    argv, environ = rabbitmq.ctl_command(lab, args.args)
+    _pass_on(argv, environ)
+
+
+def run_exec(lab, args):
+    """Any command with the lab's environment set."""
+    lab.require()
+    if not args.args:
+        raise LabError("exec: no command given")
+    variables = env.variables(lab)
+    path = f"{lab.venv}/bin:{os.environ.get('PATH', '')}"
+    sys.exit(subprocess.call(args.args, env={**os.environ, **variables, "PATH": path}))
+
+
+CHANGING = (up, down, start, stop, kill, pause, resume, restart)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="tools/lab", description="Cinder, RabbitMQ, MariaDB and two mirrored Ceph clusters "
+        "as ordinary processes on loopback.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name, work, text):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(work=work)
+        return sub
+
+    sub = add("up", up, "start everything, or the named components and what they need; "
+              "a second time it starts only what is missing")
+    sub.add_argument("components", nargs="*", metavar="COMPONENT")
+    sub.add_argument("--without", nargs="+", action="extend", metavar="NAME")
+    sub.add_argument("--rabbit-mode", choices=list(rabbitmq.MODES),
+                     help="how queues are declared; remembered")
+    sub.add_argument("--watch-timeout", type=int, metavar="SECONDS",
+                     help="osd_client_watch_timeout (10; Ceph's default is 30); remembered")
+    sub.add_argument("--osds", type=int, metavar="N", help="OSDs per site, with the first up (1)")
+    sub = add("down", down, "stop everything; the data stays")
+    sub.add_argument("--purge", action="store_true", help="remove the data as well")
+    add("status", show_status, "table of components; status 1 when one that runs is not well")
+    for name, work, text in (
+            ("start", start, "start components; after -- arguments for a single one"),
+            ("stop", stop, "SIGTERM, then SIGKILL after a grace"),
+            ("kill", kill, "SIGKILL every process of the components"),
+            ("pause", pause, "SIGSTOP every process of the components"),
+            ("resume", resume, "SIGCONT every process of the components"),
+            ("restart", restart, "stop and start")):
+        sub = add(name, work, text)
+        sub.add_argument("names", nargs="+", metavar="NAME")
+        if work in (start, restart):
+            sub.add_argument("--host", help="host of the stock cinder-volume (default 'stock'; "
+                             "'lab' takes over Scoria's backends); remembered")
+    sub = add("logs", logs, "the end of a component's logs")
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("-f", "--follow", action="store_true")
+    sub.add_argument("-n", "--lines", type=int, default=200)
+    add("env", show_env, "export lines for a shell: eval \"$(tools/lab env)\"")
+    for name, work, text in (("cinder", run_cinder, "python-cinderclient on the lab's API"),
+                             ("sql", run_sql, "mariadb client on the lab's Cinder database"),
+                             ("rabbitmqctl", run_rabbitmqctl, "rabbitmqctl on the lab's node"),
+                             ("exec", run_exec, "a command with the lab's environment")):
+        sub = add(name, work, text)
+        sub.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS")
+    for name in ("rbd", "ceph", "rados"):
+        sub = add(name, run_ceph_tool, f"{name} on a site, as client.admin")
+        sub.add_argument("site", choices=("a", "b"))
+        sub.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS")
+    return parser
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    extra = []
+    if argv[:1] in (["start"], ["restart"]) and "--" in argv:
+        at = argv.index("--")
+        argv, extra = argv[:at], argv[at + 1:]
+    args = _parser().parse_args(argv)
+    args.extra, args.host = extra, getattr(args, "host", None)
+    os.umask(0o077)
+    os.environ.pop(procs.MARKER, None)
+    try:
+        lab = Lab()
+        if args.work in CHANGING and (args.work is up or lab.exists):
+            with lab.locked():
+                return args.work(lab, args) or 0
+        return args.work(lab, args) or 0
+    except LabError as e:
+        print(f"lab: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
