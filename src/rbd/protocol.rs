@@ -233,6 +233,9 @@ commands! {
     Short MirrorInfoMany { pool: String, images: Vec<String> } -> Vec<Option<Mirroring>>;
     /// What the rbd-mirror daemons last said of the image. May be 30 s old: never a gate for data.
     Short MirrorStatus { pool: String, image: String } -> MirrorReport;
+    /// Addresses of the rbd-mirror daemons that serve this pool on this site, in the form that
+    /// `LockOwners` uses. The proof that a lock owner is the site's own daemon and not a VM.
+    Short MirrorDaemons { pool: String } -> Vec<String>;
     /// Makes this side primary.
     Short MirrorPromote { pool: String, image: String, force: bool } -> ();
     /// Makes this side secondary.

@@ -1,0 +1,78 @@
+//! Turning mirroring of one image on and off, so that it can be repeated after a crash.
+//!
+//! Journal mode needs exclusive-lock and journaling; upstream remembers which of them it added in
+//! `replication_driver_data` (`cinder/volume/drivers/rbd.py`, `_enable_replication`), and so do we,
+//! so that either service can disable what the other enabled. Snapshot mode needs neither.
+
+use crate::model::DriverData;
+use crate::rbd::protocol::*;
+use crate::rbd::types::{MirrorMode, MirrorState, features};
+use crate::rbd::{RbdError, RbdErrorKind, Site};
+
+/// Enables mirroring of `image`; answers what to remember. Repeatable: features that are on stay on,
+/// an image that is mirrored in the same mode already is left as it is. `before` are the feature bits
+/// the image had before the first attempt.
+pub async fn enable(
+    site: &Site,
+    pool: &str,
+    image: &str,
+    mode: MirrorMode,
+    before: u64,
+) -> Result<DriverData, RbdError> {
+    let data = DriverData {
+        had_exclusive_lock: before & features::EXCLUSIVE_LOCK != 0,
+        had_journaling: before & features::JOURNALING != 0,
+    };
+    match mode {
+        MirrorMode::Journal => {
+            // One at a time and in this order: journaling depends on exclusive-lock.
+            for feature in [features::EXCLUSIVE_LOCK, features::JOURNALING] {
+                switch_feature(site, pool, image, feature, true).await?;
+            }
+        }
+        MirrorMode::Snapshot => {}
+    }
+    let ask = MirrorEnable { pool: pool.to_owned(), image: image.to_owned(), mode };
+    match site.call(ask).await {
+        Ok(()) => Ok(data),
+        Err(error) => {
+            // A repeated enable, or one whose answer was lost, is seen in the state.
+            let info = MirrorInfo { pool: pool.to_owned(), image: image.to_owned() };
+            match site.call(info).await {
+                Ok(info) if info.state == MirrorState::Enabled && info.mode == mode => Ok(data),
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+/// Disables mirroring and takes away the features that enabling had added. Repeatable.
+pub async fn disable(site: &Site, pool: &str, image: &str, data: DriverData) -> Result<(), RbdError> {
+    let info = site.call(MirrorInfo { pool: pool.to_owned(), image: image.to_owned() }).await?;
+    if info.state != MirrorState::Disabled {
+        site.call(MirrorDisable { pool: pool.to_owned(), image: image.to_owned(), force: false }).await?;
+    }
+    if !data.had_journaling {
+        switch_feature(site, pool, image, features::JOURNALING, false).await?;
+    }
+    if !data.had_exclusive_lock {
+        switch_feature(site, pool, image, features::EXCLUSIVE_LOCK, false).await?;
+    }
+    Ok(())
+}
+
+async fn switch_feature(site: &Site, pool: &str, image: &str, bit: u64, on: bool) -> Result<(), RbdError> {
+    let stat = site.call(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
+    if (stat.features & bit != 0) == on {
+        return Ok(());
+    }
+    let switch = ImageFeatures { pool: pool.to_owned(), image: image.to_owned(), features: bit, enable: on };
+    match site.call(switch).await {
+        // Enabling what is on (EINVAL) can only come from a repeated call that had taken effect.
+        Err(e) if e.kind == RbdErrorKind::Invalid => {
+            let stat = site.call(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
+            if (stat.features & bit != 0) == on { Ok(()) } else { Err(e) }
+        }
+        other => other,
+    }
+}

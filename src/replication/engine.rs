@@ -1,0 +1,482 @@
+//! Moves many volumes from one site to another at once, and can be killed at any point.
+//!
+//! For each volume it asks [`plan`] what to do, records the step in the [`Ledger`] *before* acting,
+//! acts, and asks again. Volumes are independent of each other: a stuck image delays nobody else, and
+//! one loop, bounded by a concurrency limit, serves failover, failback, retry and resume alike. It
+//! knows no SQL: rows are `failover`'s business.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::{Mutex, RwLock, Semaphore};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::plan::{Action, Case, Peer, Reason, Side, Step, plan};
+use super::verdict::{self, Verdict};
+use crate::error::Result;
+use crate::rbd::protocol::*;
+use crate::rbd::types::MirrorReport;
+use crate::rbd::{RbdError, RbdErrorKind, Site};
+
+/// Where steps are remembered. The real one is the journal; recording returns only when the step would
+/// survive a crash, and fails with `Cancelled` when the operation's lease is lost.
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Records the step of one volume.
+    async fn record(&self, volume_id: &str, step: &Step) -> Result<()>;
+}
+
+/// One volume to move.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Volume id, for rows and logs.
+    pub volume_id: String,
+    /// Image name, the same on both sites.
+    pub image: String,
+    /// Last recorded step; `Pending` for a new operation.
+    pub step: Step,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Volumes worked on at once.
+    pub concurrency: usize,
+    /// One health probe.
+    pub verdict: Duration,
+    /// Until a copy that does not replay is given up, with nothing touched.
+    pub peer: Duration,
+    /// Until a demotion counts as failed.
+    pub demote: Duration,
+    /// Until a promotion that is not accepted is undone.
+    pub promote: Duration,
+    /// Until a forced promotion must accept a writer.
+    pub writable: Duration,
+}
+
+impl Limits {
+    fn of(&self, step: &Step) -> Duration {
+        match step {
+            Step::Pending => self.peer,
+            Step::Demoting => self.demote,
+            Step::Promoting | Step::Restoring => self.promote,
+            Step::Forcing | Step::Opening => self.writable,
+            Step::Moved | Step::Failed { .. } => Duration::ZERO,
+        }
+    }
+}
+
+/// First and longest pause between two looks at the same image.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How old a verdict may be before a call that failed on its site asks for a new one.
+const VERDICT_AGE: Duration = Duration::from_secs(2);
+/// Images asked for in one request.
+const CHUNK: usize = 128;
+
+/// The verdict on a site, retaken when a call on the site fails, by one volume for all.
+struct Judge {
+    site: Site,
+    pool: String,
+    timeout: Duration,
+    held: RwLock<(Verdict, Instant)>,
+    taking: Mutex<()>,
+}
+
+impl Judge {
+    async fn new(site: Site, pool: &str, timeout: Duration) -> Judge {
+        let verdict = verdict::take(&site, pool, timeout).await;
+        Judge {
+            site,
+            pool: pool.to_owned(),
+            timeout,
+            held: RwLock::new((verdict, Instant::now())),
+            taking: Mutex::new(()),
+        }
+    }
+
+    async fn verdict(&self) -> Verdict {
+        self.held.read().await.0
+    }
+
+    /// Called after `error` on this site: silence may mean that the site has died since.
+    async fn doubt(&self, error: &RbdError) {
+        if !matches!(
+            error.kind,
+            RbdErrorKind::TimedOut | RbdErrorKind::Unreachable | RbdErrorKind::WorkerLost
+        ) {
+            return;
+        }
+        let _one_at_a_time = self.taking.lock().await;
+        if self.held.read().await.1.elapsed() < VERDICT_AGE {
+            return;
+        }
+        let verdict = verdict::take(&self.site, &self.pool, self.timeout).await;
+        *self.held.write().await = (verdict, Instant::now());
+    }
+}
+
+/// A move of volumes of one pool from `source` to `target`.
+pub struct Engine {
+    pool: String,
+    source: Site,
+    target: Site,
+    limits: Limits,
+    ledger: Arc<dyn Ledger>,
+    source_judge: Judge,
+    target_judge: Judge,
+    slots: Semaphore,
+    /// One at a time, so that fifty volumes behind one daemon's lock break it once.
+    breaking: Mutex<()>,
+}
+
+/// What the engine believes of one image right now.
+struct Sight {
+    source: Side,
+    target: Side,
+    peer: Peer,
+    step: Step,
+    since: Instant,
+    pause: Duration,
+}
+
+impl Engine {
+    /// Takes the verdict on both sites.
+    pub async fn new(
+        pool: &str,
+        source: Site,
+        target: Site,
+        limits: Limits,
+        ledger: Arc<dyn Ledger>,
+    ) -> Engine {
+        let (source_judge, target_judge) = tokio::join!(
+            Judge::new(source.clone(), pool, limits.verdict),
+            Judge::new(target.clone(), pool, limits.verdict)
+        );
+        Engine {
+            pool: pool.to_owned(),
+            source,
+            target,
+            limits,
+            ledger,
+            source_judge,
+            target_judge,
+            slots: Semaphore::new(limits.concurrency.max(1)),
+            breaking: Mutex::new(()),
+        }
+    }
+
+    /// Verdicts as they stand, (source, target).
+    pub async fn verdicts(&self) -> (Verdict, Verdict) {
+        (self.source_judge.verdict().await, self.target_judge.verdict().await)
+    }
+
+    /// Moves all jobs; answers each volume's final step. Fails only when steps cannot be recorded
+    /// any more: then somebody else owns the operation, or the service is going down.
+    pub async fn run(&self, jobs: Vec<Job>) -> Result<HashMap<String, Step>> {
+        let images: Vec<String> = jobs.iter().map(|j| j.image.clone()).collect();
+        let (sources, targets) = tokio::join!(
+            self.survey(&self.source, &self.source_judge, &images),
+            self.survey(&self.target, &self.target_judge, &images)
+        );
+        let mut running: FuturesUnordered<_> = jobs
+            .into_iter()
+            .zip(sources.into_iter().zip(targets))
+            .map(|(job, (source, target))| self.volume(job, source, target))
+            .collect();
+        let mut outcome = HashMap::new();
+        while let Some(done) = running.next().await {
+            let (volume_id, step) = done?;
+            outcome.insert(volume_id, step);
+        }
+        Ok(outcome)
+    }
+
+    /// Reads the mirroring state of all images of a site, a chunk a request.
+    async fn survey(&self, site: &Site, judge: &Judge, images: &[String]) -> Vec<Side> {
+        if judge.verdict().await == Verdict::Dead {
+            return vec![Side::Unknown; images.len()];
+        }
+        let chunks = images.chunks(CHUNK).map(async |chunk| {
+            let ask = MirrorInfoMany { pool: self.pool.clone(), images: chunk.to_vec() };
+            match site.call(ask).await {
+                Ok(found) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
+                // One stuck image spoils its chunk: each of them is then asked for by itself.
+                Err(error) => {
+                    debug!(site = site.name(), %error, "could not survey images at once");
+                    judge.doubt(&error).await;
+                    vec![Side::Unknown; chunk.len()]
+                }
+            }
+        });
+        futures::future::join_all(chunks).await.into_iter().flatten().collect()
+    }
+
+    async fn volume(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
+        // A semaphore that is never closed always grants.
+        let _slot = self.slots.acquire().await;
+        let started = Instant::now();
+        let mut sight = Sight {
+            source,
+            target,
+            peer: Peer::Unknown,
+            step: job.step.clone(),
+            since: started,
+            pause: PAUSE,
+        };
+        loop {
+            let case = Case {
+                step: sight.step.clone(),
+                source_verdict: self.source_judge.verdict().await,
+                target_verdict: self.target_judge.verdict().await,
+                source: sight.source,
+                target: sight.target,
+                peer: sight.peer,
+                expired: sight.since.elapsed() >= self.limits.of(&sight.step),
+            };
+            let action = plan(&case);
+            debug!(volume.id = job.volume_id, ?case, ?action, "planned");
+            let last = match action {
+                Action::Finish => Some(Step::Moved),
+                Action::Fail(reason) => Some(Step::Failed { reason }),
+                _ => None,
+            };
+            if let Some(step) = last {
+                if sight.step != step {
+                    self.ledger.record(&job.volume_id, &step).await?;
+                }
+                self.report(&job, &step, started);
+                return Ok((job.volume_id, step));
+            }
+            self.act(&job, action, &mut sight).await?;
+        }
+    }
+
+    fn report(&self, job: &Job, step: &Step, started: Instant) {
+        let took_ms = started.elapsed().as_millis() as u64;
+        match step {
+            Step::Failed { reason } => warn!(
+                volume.id = job.volume_id,
+                source = self.source.name(),
+                target = self.target.name(),
+                took_ms,
+                "volume was not moved: {}",
+                reason.text()
+            ),
+            _ => info!(
+                volume.id = job.volume_id,
+                source = self.source.name(),
+                target = self.target.name(),
+                took_ms,
+                "volume moved"
+            ),
+        }
+    }
+
+    /// Records `step` when it is new, and starts its clock.
+    async fn enter(&self, job: &Job, sight: &mut Sight, step: Step) -> Result<()> {
+        if sight.step != step {
+            self.ledger.record(&job.volume_id, &step).await?;
+            sight.step = step;
+            sight.since = Instant::now();
+            sight.pause = PAUSE;
+        }
+        Ok(())
+    }
+
+    async fn act(&self, job: &Job, action: Action, sight: &mut Sight) -> Result<()> {
+        let (pool, image) = (self.pool.clone(), job.image.clone());
+        match action {
+            Action::Observe => {
+                self.rest(sight).await;
+                self.look(job, sight).await;
+            }
+            Action::WaitForPeer => {
+                if sight.peer != Peer::Unknown {
+                    self.rest(sight).await;
+                }
+                if sight.target != Side::Secondary {
+                    self.look(job, sight).await;
+                }
+                sight.peer = self.peer(job).await;
+            }
+            Action::Demote => {
+                self.enter(job, sight, Step::Demoting).await?;
+                let demoted = self.source.call_within(self.limits.demote, MirrorDemote { pool, image }).await;
+                match demoted {
+                    Ok(()) => sight.source = Side::Secondary,
+                    Err(error) => {
+                        self.source_judge.doubt(&error).await;
+                        self.trouble(job, action, &error);
+                        self.rest(sight).await;
+                        sight.source = self.side(&self.source, &self.source_judge, job).await;
+                    }
+                }
+            }
+            Action::Promote => {
+                self.enter(job, sight, Step::Promoting).await?;
+                self.promote_target(job, sight, false).await;
+            }
+            Action::ForcePromote => {
+                self.enter(job, sight, Step::Forcing).await?;
+                self.promote_target(job, sight, true).await;
+            }
+            Action::EnsureWritable => {
+                self.enter(job, sight, Step::Opening).await?;
+                if self.ensure_writable(job).await {
+                    self.enter(job, sight, Step::Moved).await?;
+                } else {
+                    self.rest(sight).await;
+                    sight.target = self.side(&self.target, &self.target_judge, job).await;
+                }
+            }
+            Action::Restore => {
+                self.enter(job, sight, Step::Restoring).await?;
+                // The target may have accepted at the last moment: never make a second primary.
+                sight.target = self.side(&self.target, &self.target_judge, job).await;
+                if sight.target == Side::Primary {
+                    return Ok(());
+                }
+                match self.source.call(MirrorPromote { pool, image, force: false }).await {
+                    Ok(()) => sight.source = Side::Primary,
+                    Err(error) => {
+                        self.source_judge.doubt(&error).await;
+                        self.trouble(job, action, &error);
+                        self.rest(sight).await;
+                        sight.source = self.side(&self.source, &self.source_judge, job).await;
+                    }
+                }
+            }
+            Action::Finish | Action::Fail(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn promote_target(&self, job: &Job, sight: &mut Sight, force: bool) {
+        let promote = MirrorPromote { pool: self.pool.clone(), image: job.image.clone(), force };
+        match self.target.call(promote).await {
+            Ok(()) => sight.target = Side::Primary,
+            Err(error) => {
+                self.target_judge.doubt(&error).await;
+                // Busy, and in snapshot mode now and then EROFS, until the demotion has arrived.
+                if !matches!(error.kind, RbdErrorKind::Busy | RbdErrorKind::ReadOnly) {
+                    let action = if force { Action::ForcePromote } else { Action::Promote };
+                    self.trouble(job, action, &error);
+                }
+                self.rest(sight).await;
+                sight.target = self.side(&self.target, &self.target_judge, job).await;
+            }
+        }
+    }
+
+    /// One attempt to prove that the target accepts a writer. When it does not, and what holds the
+    /// image's exclusive lock is the target's own rbd-mirror (it keeps waiting for the dead peer), the
+    /// daemon's lock is broken: on one image that fences the daemon for all. A lock whose owner is not
+    /// known to be a daemon is never touched: it may be a running VM.
+    async fn ensure_writable(&self, job: &Job) -> bool {
+        let check = || CheckWritable { pool: self.pool.clone(), image: job.image.clone() };
+        let refused = match self.target.call_within(self.limits.verdict * 2, check()).await {
+            Ok(()) => return true,
+            Err(error) => error,
+        };
+        self.target_judge.doubt(&refused).await;
+        let _one_at_a_time = self.breaking.lock().await;
+        if self.target.call_within(self.limits.verdict * 2, check()).await.is_ok() {
+            return true;
+        }
+        let owners = LockOwners { pool: self.pool.clone(), image: job.image.clone() };
+        let daemons = MirrorDaemons { pool: self.pool.clone() };
+        let (owners, daemons) = tokio::join!(self.target.call(owners), self.target.call(daemons));
+        let (owners, daemons) = match (owners, daemons) {
+            (Ok(owners), Ok(daemons)) => (owners, daemons),
+            (Err(error), _) | (_, Err(error)) => {
+                self.trouble(job, Action::EnsureWritable, &error);
+                return false;
+            }
+        };
+        let Some(owner) = owners.iter().find(|o| daemons.contains(o)) else {
+            debug!(volume.id = job.volume_id, ?owners, ?daemons, %refused, "not writable yet");
+            return false;
+        };
+        let lock_break =
+            LockBreak { pool: self.pool.clone(), image: job.image.clone(), owner: owner.clone() };
+        match self.target.call(lock_break).await {
+            Ok(()) => {
+                info!(
+                    volume.id = job.volume_id,
+                    site = self.target.name(),
+                    owner,
+                    "broke the lock of the site's own rbd-mirror, which waits for the dead peer"
+                );
+                self.target.call_within(self.limits.verdict * 2, check()).await.is_ok()
+            }
+            Err(error) => {
+                self.trouble(job, Action::EnsureWritable, &error);
+                false
+            }
+        }
+    }
+
+    fn trouble(&self, job: &Job, action: Action, error: &RbdError) {
+        debug!(volume.id = job.volume_id, ?action, %error, "step has not succeeded yet");
+    }
+
+    async fn rest(&self, sight: &mut Sight) {
+        tokio::time::sleep(sight.pause).await;
+        sight.pause = (sight.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    async fn look(&self, job: &Job, sight: &mut Sight) {
+        (sight.source, sight.target) = tokio::join!(
+            self.side(&self.source, &self.source_judge, job),
+            self.side(&self.target, &self.target_judge, job)
+        );
+    }
+
+    async fn side(&self, site: &Site, judge: &Judge, job: &Job) -> Side {
+        if judge.verdict().await == Verdict::Dead {
+            return Side::Unknown;
+        }
+        let ask = MirrorInfo { pool: self.pool.clone(), image: job.image.clone() };
+        match site.call_within(self.limits.verdict * 2, ask).await {
+            Ok(info) => Side::from(Some(&info)),
+            Err(error) if error.is_not_found() => Side::Absent,
+            Err(error) => {
+                judge.doubt(&error).await;
+                Side::Unknown
+            }
+        }
+    }
+
+    async fn peer(&self, job: &Job) -> Peer {
+        let ask = MirrorStatus { pool: self.pool.clone(), image: job.image.clone() };
+        match self.target.call_within(self.limits.verdict * 2, ask).await {
+            Ok(report) if replays(&report) => Peer::Replaying,
+            Ok(_) => Peer::NotReplaying,
+            Err(error) => {
+                if !error.is_not_found() {
+                    self.target_judge.doubt(&error).await;
+                }
+                Peer::NotReplaying
+            }
+        }
+    }
+}
+
+/// True when the asked side's own daemon is up and replays the image.
+pub fn replays(report: &MirrorReport) -> bool {
+    report.local.as_ref().is_some_and(|l| l.up && l.state == "replaying")
+}
+
+/// Why a volume ended where it did; `None` when it moved.
+pub fn failure(step: &Step) -> Option<Reason> {
+    match step {
+        Step::Failed { reason } => Some(*reason),
+        _ => None,
+    }
+}

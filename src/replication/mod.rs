@@ -1,0 +1,10 @@
+//! Replication: keeping a second copy of every volume, and moving to it on the worst day.
+//!
+//! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
+//! once and records each step; [`verdict`] says whether a site is alive; `failover` and `resync` are the
+//! operations that the API and the admin tool order.
+
+pub mod enable;
+pub mod engine;
+pub mod plan;
+pub mod verdict;

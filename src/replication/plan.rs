@@ -1,0 +1,448 @@
+//! What to do next with one volume of a failover: a pure function from facts to an action.
+//!
+//! A failover that is half done, whose process died, whose sites come and go, must never leave an
+//! image with no primary, make a healthy image split-brain, or force anything on a live site. All of
+//! that is decided here and nowhere else, from four facts: what was last ordered for the volume (its
+//! persisted [`Step`]), what each side's Ceph says of the image, and the [`Verdict`] on each side. The
+//! executor (`engine`) carries actions out, records steps before acting, and asks again. Failover,
+//! failback, retry and resume after a crash are the same loop with other sides.
+
+use serde::{Deserialize, Serialize};
+
+use super::verdict::Verdict;
+use crate::rbd::types::{MirrorState, Mirroring};
+
+/// What one side's cluster says of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Not read, or the site did not answer.
+    Unknown,
+    /// The site answers and has no such image.
+    Absent,
+    /// The image exists and is not mirrored.
+    Plain,
+    /// Mirrored and primary.
+    Primary,
+    /// Mirrored and secondary.
+    Secondary,
+}
+
+impl From<Option<&Mirroring>> for Side {
+    /// `None`: the image is absent.
+    fn from(info: Option<&Mirroring>) -> Side {
+        match info {
+            None => Side::Absent,
+            Some(m) if m.state != MirrorState::Enabled => Side::Plain,
+            Some(m) if m.primary => Side::Primary,
+            Some(_) => Side::Secondary,
+        }
+    }
+}
+
+/// Whether the copy on the target keeps up with its primary, by the target's own daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Not asked yet.
+    Unknown,
+    /// `up+replaying`: demoting now will reach it.
+    Replaying,
+    /// Anything else: still syncing, stopped, in error, daemon down.
+    NotReplaying,
+}
+
+/// What was last ordered for the volume. Persisted before the order is given, one row a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "step")]
+pub enum Step {
+    /// Nothing yet.
+    Pending,
+    /// A demotion of the old side was ordered.
+    Demoting,
+    /// The old side is secondary; unforced promotion of the new side is being tried.
+    Promoting,
+    /// A forced promotion of the new side was ordered: the old side was dead.
+    Forcing,
+    /// Promoted by force, not yet proven to accept writers.
+    Opening,
+    /// Promotion was not accepted in time: promoting the old side again was ordered.
+    Restoring,
+    /// Primary on the new side. Final.
+    Moved,
+    /// Given up. Final.
+    Failed {
+        /// Why, and with it what the operator can do.
+        reason: Reason,
+    },
+}
+
+/// Why a volume could not be failed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Primary on both sides: which one to keep is the operator's decision.
+    BothPrimary,
+    /// The image is not mirrored although its row says so.
+    NotMirrored,
+    /// The target has no copy of the image.
+    PeerMissing,
+    /// The target's copy does not replay.
+    PeerNotReady,
+    /// The old side is alive but did not demote in time.
+    DemoteFailed,
+    /// The promotion was not accepted in time; the old side is primary again.
+    PromoteNotAccepted,
+    /// The target is dead or does not answer for this image.
+    TargetUnreadable,
+    /// The old side is not dead, yet does not answer for this image.
+    SourceUnreadable,
+    /// Promoted by force, but the new side does not accept writers.
+    NotWritable,
+    /// Secondary on both sides and neither side could be promoted.
+    NoPrimary,
+}
+
+/// Where a volume that was not failed over can still be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServedFrom {
+    /// The old side, where it is primary.
+    Source,
+    /// The new side.
+    Target,
+    /// Nowhere that is known.
+    Nowhere,
+}
+
+impl Reason {
+    /// The sentence for the user message and the log.
+    pub fn text(self) -> &'static str {
+        match self {
+            Reason::BothPrimary => "it is primary on both sites",
+            Reason::NotMirrored => "its image is not mirrored",
+            Reason::PeerMissing => "the target site has no copy of its image",
+            Reason::PeerNotReady => "its copy on the target site is not replaying",
+            Reason::DemoteFailed => "its image could not be demoted in time",
+            Reason::PromoteNotAccepted => "the target site did not accept the promotion in time",
+            Reason::TargetUnreadable => "the target site does not answer for its image",
+            Reason::SourceUnreadable => "the active site is not dead but does not answer for its image",
+            Reason::NotWritable => "it was promoted but the target site accepts no writes",
+            Reason::NoPrimary => "neither site accepts a promotion",
+        }
+    }
+
+    /// Where the volume is primary after giving up for this reason.
+    pub fn served_from(self) -> ServedFrom {
+        match self {
+            // After an unplanned failover and the return of the other side the newer data is on the
+            // side that was active: the caller's source.
+            Reason::BothPrimary
+            | Reason::NotMirrored
+            | Reason::PeerNotReady
+            | Reason::DemoteFailed
+            | Reason::PromoteNotAccepted
+            | Reason::SourceUnreadable => ServedFrom::Source,
+            Reason::NotWritable => ServedFrom::Target,
+            Reason::PeerMissing | Reason::TargetUnreadable | Reason::NoPrimary => ServedFrom::Nowhere,
+        }
+    }
+}
+
+/// Everything that a decision rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// Last order.
+    pub step: Step,
+    /// Verdict on the side that the volume leaves.
+    pub source_verdict: Verdict,
+    /// Verdict on the side that it goes to.
+    pub target_verdict: Verdict,
+    /// What the side that it leaves says.
+    pub source: Side,
+    /// What the side that it goes to says.
+    pub target: Side,
+    /// Whether the copy keeps up.
+    pub peer: Peer,
+    /// The current step has had its time.
+    pub expired: bool,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Read both sides again, after a pause.
+    Observe,
+    /// Ask the target's daemon again whether the copy replays, after a pause.
+    WaitForPeer,
+    /// Demote the source.
+    Demote,
+    /// Promote the target, unforced: accepted only when the demotion and all data have arrived.
+    Promote,
+    /// Promote the target by force.
+    ForcePromote,
+    /// Prove that the target accepts a writer, breaking its own daemon's lock if that is what holds it.
+    EnsureWritable,
+    /// Promote the source again.
+    Restore,
+    /// It is primary on the target.
+    Finish,
+    /// Give up.
+    Fail(Reason),
+}
+
+/// Decides the next action. Pure; total over all facts.
+pub fn plan(case: &Case) -> Action {
+    match &case.step {
+        Step::Moved => return Action::Finish,
+        Step::Failed { reason } => return Action::Fail(*reason),
+        Step::Pending
+        | Step::Demoting
+        | Step::Promoting
+        | Step::Forcing
+        | Step::Opening
+        | Step::Restoring => {}
+    }
+    match case.target {
+        Side::Primary => target_is_primary(case),
+        Side::Secondary => target_is_secondary(case),
+        Side::Absent => target_has_none(case, Reason::PeerMissing),
+        Side::Plain => target_has_none(case, Reason::NotMirrored),
+        Side::Unknown => target_is_unknown(case),
+    }
+}
+
+fn forced(step: &Step) -> bool {
+    matches!(step, Step::Forcing | Step::Opening)
+}
+
+fn target_is_primary(case: &Case) -> Action {
+    if case.source == Side::Primary && !forced(&case.step) {
+        // Nobody but an operator may choose between two primaries.
+        return Action::Fail(Reason::BothPrimary);
+    }
+    if forced(&case.step) || case.source_verdict == Verdict::Dead {
+        // A forced promotion has succeeded when a writer is accepted, not before (invariant 8). That the
+        // old side came back as a second primary meanwhile changes nothing for this volume now.
+        return if case.expired && case.step == Step::Opening {
+            Action::Fail(Reason::NotWritable)
+        } else {
+            Action::EnsureWritable
+        };
+    }
+    match (case.source, &case.step) {
+        // Not ordered by us: it may be a second primary as long as the source has not been read.
+        (Side::Unknown, Step::Pending) if case.expired => Action::Fail(Reason::SourceUnreadable),
+        (Side::Unknown, Step::Pending) => Action::Observe,
+        _ => Action::Finish,
+    }
+}
+
+fn target_is_secondary(case: &Case) -> Action {
+    match case.source {
+        Side::Primary => match case.step {
+            Step::Restoring => Action::Fail(Reason::PromoteNotAccepted),
+            Step::Demoting | Step::Promoting if case.expired => Action::Fail(Reason::DemoteFailed),
+            Step::Demoting | Step::Promoting => Action::Demote,
+            // Forcing: the source was dead, came back before the force took effect, and is primary.
+            Step::Pending | Step::Forcing | Step::Opening => match case.peer {
+                Peer::Replaying => Action::Demote,
+                Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::PeerNotReady),
+                Peer::Unknown | Peer::NotReplaying => Action::WaitForPeer,
+            },
+            Step::Moved | Step::Failed { .. } => Action::Observe,
+        },
+        Side::Secondary => match (&case.step, case.expired) {
+            (Step::Restoring, false) => Action::Restore,
+            (Step::Restoring, true) => Action::Fail(Reason::NoPrimary),
+            (_, false) => Action::Promote,
+            (_, true) => Action::Restore,
+        },
+        // The copy on the target is all that is left, on a site that is alive: promoting it could hide
+        // a rename or a restore in progress. An operator decides.
+        Side::Absent => Action::Fail(Reason::PeerMissing),
+        Side::Plain => Action::Fail(Reason::NotMirrored),
+        Side::Unknown => match case.source_verdict {
+            Verdict::Dead if case.step == Step::Forcing && case.expired => Action::Fail(Reason::NoPrimary),
+            Verdict::Dead => Action::ForcePromote,
+            Verdict::Alive | Verdict::Degraded if case.expired => Action::Fail(Reason::SourceUnreadable),
+            Verdict::Alive | Verdict::Degraded => Action::Observe,
+        },
+    }
+}
+
+fn target_has_none(case: &Case, reason: Reason) -> Action {
+    match case.source {
+        Side::Secondary if case.expired && case.step == Step::Restoring => Action::Fail(Reason::NoPrimary),
+        Side::Secondary => Action::Restore,
+        Side::Primary if case.step == Step::Restoring => Action::Fail(Reason::PromoteNotAccepted),
+        // The image of a volume made a second ago appears on the peer two seconds later.
+        Side::Primary if reason == Reason::PeerMissing && !case.expired => Action::WaitForPeer,
+        Side::Primary if reason == Reason::PeerMissing => Action::Fail(Reason::PeerNotReady),
+        Side::Unknown if case.source_verdict != Verdict::Dead && !case.expired => Action::Observe,
+        Side::Primary | Side::Absent | Side::Plain | Side::Unknown => Action::Fail(reason),
+    }
+}
+
+fn target_is_unknown(case: &Case) -> Action {
+    let target_dead = case.target_verdict == Verdict::Dead;
+    match (&case.step, case.source) {
+        (Step::Restoring, Side::Primary) => Action::Fail(Reason::PromoteNotAccepted),
+        (Step::Restoring, Side::Secondary) if case.expired => Action::Fail(Reason::NoPrimary),
+        (Step::Restoring, Side::Secondary) => Action::Restore,
+        // Demoted, and the target went away: never leave it with no primary.
+        (_, Side::Secondary) if target_dead => Action::Restore,
+        (_, Side::Primary) if target_dead && !forced(&case.step) => Action::Fail(Reason::PeerNotReady),
+        _ if target_dead || case.expired => Action::Fail(Reason::TargetUnreadable),
+        _ => Action::Observe,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sides() -> impl Strategy<Value = Side> {
+        prop_oneof![
+            Just(Side::Unknown),
+            Just(Side::Absent),
+            Just(Side::Plain),
+            Just(Side::Primary),
+            Just(Side::Secondary)
+        ]
+    }
+
+    fn verdicts() -> impl Strategy<Value = Verdict> {
+        prop_oneof![Just(Verdict::Alive), Just(Verdict::Degraded), Just(Verdict::Dead)]
+    }
+
+    fn cases() -> impl Strategy<Value = Case> {
+        let steps = prop_oneof![
+            Just(Step::Pending),
+            Just(Step::Demoting),
+            Just(Step::Promoting),
+            Just(Step::Forcing),
+            Just(Step::Opening),
+            Just(Step::Restoring)
+        ];
+        let peers = prop_oneof![Just(Peer::Unknown), Just(Peer::Replaying), Just(Peer::NotReplaying)];
+        (steps, verdicts(), verdicts(), sides(), sides(), peers, any::<bool>()).prop_map(
+            |(step, source_verdict, target_verdict, source, target, peer, expired)| Case {
+                step,
+                source_verdict,
+                target_verdict,
+                source,
+                target,
+                peer,
+                expired,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn force_only_where_the_source_is_dead(case in cases()) {
+            if plan(&case) == Action::ForcePromote {
+                prop_assert_eq!(case.source_verdict, Verdict::Dead);
+                prop_assert_eq!(case.target, Side::Secondary);
+            }
+        }
+
+        #[test]
+        fn demote_only_a_primary_whose_copy_exists(case in cases()) {
+            if plan(&case) == Action::Demote {
+                prop_assert_eq!(case.source, Side::Primary);
+                prop_assert_eq!(case.target, Side::Secondary);
+                let ordered_before = matches!(case.step, Step::Demoting | Step::Promoting);
+                prop_assert!(case.peer == Peer::Replaying || ordered_before);
+            }
+        }
+
+        #[test]
+        fn never_a_second_primary_while_the_first_is_seen(case in cases()) {
+            let action = plan(&case);
+            if case.source == Side::Primary {
+                prop_assert!(!matches!(action, Action::Promote | Action::ForcePromote));
+            }
+            if case.target == Side::Primary {
+                prop_assert!(!matches!(action, Action::Restore | Action::Demote));
+            }
+        }
+
+        #[test]
+        fn never_gives_up_with_no_primary_before_trying_to_restore(case in cases()) {
+            let no_primary = case.source == Side::Secondary && case.target != Side::Primary;
+            if no_primary && matches!(plan(&case), Action::Fail(_)) {
+                let may_give_up = case.step == Step::Restoring && case.expired
+                    || (case.target == Side::Unknown && case.target_verdict != Verdict::Dead && case.expired);
+                prop_assert!(may_give_up, "{:?} -> {:?}", case, plan(&case));
+            }
+        }
+
+        #[test]
+        fn waiting_ends(case in cases()) {
+            // An action that is repeated in its own step must give way when the step has had its time.
+            let case = Case { expired: true, ..case };
+            let action = plan(&case);
+            prop_assert!(!matches!(action, Action::Observe | Action::WaitForPeer), "{:?} -> {:?}", case, action);
+            let repeats = match case.step {
+                Step::Demoting => action == Action::Demote,
+                Step::Promoting => action == Action::Promote,
+                Step::Forcing => action == Action::ForcePromote,
+                Step::Opening => action == Action::EnsureWritable,
+                Step::Restoring => action == Action::Restore,
+                _ => false,
+            };
+            prop_assert!(!repeats, "{:?} -> {:?}", case, action);
+        }
+    }
+
+    fn planned(step: Step, source: Side, target: Side) -> Case {
+        Case {
+            step,
+            source_verdict: Verdict::Alive,
+            target_verdict: Verdict::Alive,
+            source,
+            target,
+            peer: Peer::Replaying,
+            expired: false,
+        }
+    }
+
+    #[test]
+    fn a_planned_failover_demotes_then_promotes() {
+        assert_eq!(plan(&planned(Step::Pending, Side::Primary, Side::Secondary)), Action::Demote);
+        assert_eq!(plan(&planned(Step::Demoting, Side::Secondary, Side::Secondary)), Action::Promote);
+        assert_eq!(plan(&planned(Step::Promoting, Side::Secondary, Side::Primary)), Action::Finish);
+    }
+
+    #[test]
+    fn a_promotion_that_is_not_accepted_goes_back() {
+        let late = Case { expired: true, ..planned(Step::Promoting, Side::Secondary, Side::Secondary) };
+        assert_eq!(plan(&late), Action::Restore);
+        let restored = planned(Step::Restoring, Side::Primary, Side::Secondary);
+        assert_eq!(plan(&restored), Action::Fail(Reason::PromoteNotAccepted));
+        assert_eq!(Reason::PromoteNotAccepted.served_from(), ServedFrom::Source);
+    }
+
+    #[test]
+    fn a_dead_source_is_forced_and_then_proven_writable() {
+        let dead =
+            Case { source_verdict: Verdict::Dead, ..planned(Step::Pending, Side::Unknown, Side::Secondary) };
+        assert_eq!(plan(&dead), Action::ForcePromote);
+        let forced = Case { step: Step::Forcing, target: Side::Primary, ..dead };
+        assert_eq!(plan(&forced), Action::EnsureWritable);
+    }
+
+    #[test]
+    fn two_primaries_are_left_alone() {
+        let both = planned(Step::Pending, Side::Primary, Side::Primary);
+        assert_eq!(plan(&both), Action::Fail(Reason::BothPrimary));
+    }
+
+    #[test]
+    fn steps_survive_the_journal() {
+        for step in [Step::Pending, Step::Opening, Step::Failed { reason: Reason::PeerMissing }] {
+            let text = serde_json::to_string(&step).unwrap();
+            assert_eq!(serde_json::from_str::<Step>(&text).unwrap(), step);
+        }
+    }
+}

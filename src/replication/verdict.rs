@@ -1,0 +1,132 @@
+//! Is a site alive? Answered once, with a deadline, for all volumes of an operation.
+//!
+//! A dead cluster does not refuse: it hangs. And it can be half dead: monitors that answer while every
+//! OSD is stopped, or open images that work while the monitors are gone (lab/facts.md). So monitors and
+//! OSDs are probed separately, each within its own deadline, and only a clear answer forces anything.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use crate::rbd::protocol::{ProbeMon, ProbeOsd};
+use crate::rbd::{RbdError, RbdErrorKind, Site};
+
+/// What a bounded probe says of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Monitors and OSDs both answer in time.
+    Alive,
+    /// Answers in part or only sometimes. Never forces anything by itself.
+    Degraded,
+    /// No monitor quorum, or three read+write probes in a row timed out.
+    Dead,
+}
+
+impl Verdict {
+    /// For logs and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Alive => "alive",
+            Verdict::Degraded => "degraded",
+            Verdict::Dead => "dead",
+        }
+    }
+}
+
+/// Outcome of one probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// Answered in time.
+    Ok,
+    /// No answer in time, or no connection to be had.
+    Silent,
+    /// Answered, but with an error: caps, missing pool. The site lives; its operator has work to do.
+    Refused,
+}
+
+impl From<&Result<(), RbdError>> for Probe {
+    fn from(result: &Result<(), RbdError>) -> Probe {
+        match result {
+            Ok(()) => Probe::Ok,
+            Err(e) => match e.kind {
+                RbdErrorKind::TimedOut | RbdErrorKind::Unreachable | RbdErrorKind::WorkerLost => {
+                    Probe::Silent
+                }
+                RbdErrorKind::NotFound
+                | RbdErrorKind::Exists
+                | RbdErrorKind::Busy
+                | RbdErrorKind::HasSnapshots
+                | RbdErrorKind::ReadOnly
+                | RbdErrorKind::Invalid
+                | RbdErrorKind::NotSupported
+                | RbdErrorKind::Permission
+                | RbdErrorKind::NoSpace
+                | RbdErrorKind::Blocklisted
+                | RbdErrorKind::Other => Probe::Refused,
+            },
+        }
+    }
+}
+
+/// How often a probe is tried before silence counts as death.
+const TRIES: usize = 3;
+
+/// Judges from the probes made, monitors and OSDs in order of time.
+pub fn judge(mon: &[Probe], osd: &[Probe]) -> Verdict {
+    let silent = |probes: &[Probe]| probes.len() >= TRIES && probes.iter().all(|p| *p == Probe::Silent);
+    let fine = |probes: &[Probe]| probes.first() == Some(&Probe::Ok);
+    if silent(mon) || silent(osd) {
+        Verdict::Dead
+    } else if fine(mon) && fine(osd) {
+        Verdict::Alive
+    } else {
+        Verdict::Degraded
+    }
+}
+
+/// Probes `site` with `pool`, each probe bounded by `timeout`. Takes one round trip on a healthy site,
+/// three timeouts on a dead one: both halves are probed at once.
+pub async fn take(site: &Site, pool: &str, timeout: Duration) -> Verdict {
+    let started = std::time::Instant::now();
+    let mon = probe(async || site.call_within(timeout, ProbeMon {}).await.map(|_| ()));
+    let osd = probe(async || site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await);
+    let (mon, osd) = tokio::join!(mon, osd);
+    let verdict = judge(&mon, &osd);
+    info!(
+        site = site.name(),
+        verdict = verdict.as_str(),
+        mon = ?mon,
+        osd = ?osd,
+        took_ms = started.elapsed().as_millis() as u64,
+        "took the verdict on a site"
+    );
+    verdict
+}
+
+async fn probe(mut attempt: impl AsyncFnMut() -> Result<(), RbdError>) -> Vec<Probe> {
+    let mut outcomes = Vec::new();
+    while outcomes.len() < TRIES {
+        let outcome = Probe::from(&attempt().await);
+        outcomes.push(outcome);
+        if outcome != Probe::Silent {
+            break;
+        }
+    }
+    outcomes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Probe::*;
+    use super::*;
+
+    #[test]
+    fn one_silent_half_is_death_only_after_three_tries() {
+        assert_eq!(judge(&[Ok], &[Ok]), Verdict::Alive);
+        assert_eq!(judge(&[Ok], &[Silent, Silent, Silent]), Verdict::Dead);
+        assert_eq!(judge(&[Silent, Silent, Silent], &[Ok]), Verdict::Dead);
+        assert_eq!(judge(&[Ok], &[Silent, Silent]), Verdict::Degraded);
+        assert_eq!(judge(&[Ok], &[Silent, Ok]), Verdict::Degraded);
+        assert_eq!(judge(&[Ok], &[Refused]), Verdict::Degraded);
+    }
+}
