@@ -167,6 +167,7 @@ mgr_data = {d}/mgr
 mgr_initial_modules =
 mgr_tick_period = 1
 mgr_stats_period = 5
+mgr_service_beacon_grace = 12
 mgr_module_path = {d}/mgr_modules
 [osd]
 osd_data = {d}/osd.$id

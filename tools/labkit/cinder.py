@@ -128,12 +128,10 @@ class Api(_Service):
         """Forked after loading: the workers share the memory of one import."""
         port = self.lab.state["ports"]["api"]
         return [self.lab.venv / "bin/uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master",
-                "--processes", "4", "--enable-threads", "--need-app", "--die-on-term",
+                "--processes", "2", "--threads", "4", "--need-app", "--die-on-term",
                 "--buffer-size", "65535", "--post-buffering", "65536",
                 "--add-header", "Connection:close", "--virtualenv", self.lab.venv,
                 "--listen", "100", "--disable-logging", "--log-4xx", "--log-5xx",
-                "--worker-reload-mercy", "2", "--hook-master-start",
-                "unix_signal:15 gracefully_kill_them_all",
                 "--module", "cinder.wsgi.api:application",
                 "--pyargv", f"--config-file {control_conf(self.lab)}"], {
                     "PYTHONWARNINGS": "ignore"}
@@ -172,7 +170,7 @@ class StockVolume(_Service):
 
     name = "cinder-volume"
     by_default = False
-    grace = 4.0
+    grace = 10.0
 
     def available(self):
         return super().available() or (

@@ -102,7 +102,7 @@ def down(lab, args):
             raise LabError("cannot be killed: " + ", ".join(left))
         lab.purge()
     else:
-        plan.stop(lab, every, names, hurry=2.0)
+        plan.stop(lab, every, names, hurry=True)
         lab.remove_sockdir()
     say(f"lab down in {time.monotonic() - begin:.1f} s" + (", purged" if args.purge else ""))
 
@@ -205,8 +205,12 @@ def run_sql(lab, args):
 
 
 def run_rabbitmqctl(lab, args):
+    """Queue commands mean the lab's vhost unless another is named."""
     lab.require()
-    argv, environ = rabbitmq.ctl_command(lab, args.args)
+    words = list(args.args)
+    if words and words[0] in rabbitmq.VHOST_COMMANDS and not {"-p", "--vhost"} & set(words):
+        words[1:1] = ["-p", rabbitmq.VHOST]
+    argv, environ = rabbitmq.ctl_command(lab, words)
     _pass_on(argv, environ)
 
 
@@ -220,6 +224,8 @@ def run_exec(lab, args):
     sys.exit(subprocess.call(args.args, env={**os.environ, **variables, "PATH": path}))
 
 
+# Commands whose arguments belong to another program, and how many words are ours.
+PASSED_ON = {"cinder": 1, "sql": 1, "rabbitmqctl": 1, "exec": 1, "rbd": 2, "ceph": 2, "rados": 2}
 CHANGING = (up, down, start, stop, kill, pause, resume, restart)
 
 
@@ -268,12 +274,11 @@ def _parser():
                              ("sql", run_sql, "mariadb client on the lab's Cinder database"),
                              ("rabbitmqctl", run_rabbitmqctl, "rabbitmqctl on the lab's node"),
                              ("exec", run_exec, "a command with the lab's environment")):
-        sub = add(name, work, text)
-        sub.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS")
+        add(name, work, text).usage = f"tools/lab {name} [ARGS...]"
     for name in ("rbd", "ceph", "rados"):
         sub = add(name, run_ceph_tool, f"{name} on a site, as client.admin")
         sub.add_argument("site", choices=("a", "b"))
-        sub.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS")
+        sub.usage = f"tools/lab {name} a|b [ARGS...]"
     return parser
 
 
@@ -283,8 +288,12 @@ def main(argv=None):
     if argv[:1] in (["start"], ["restart"]) and "--" in argv:
         at = argv.index("--")
         argv, extra = argv[:at], argv[at + 1:]
+    passed = None            # argparse would take a leading -x of theirs for ours
+    if argv[:1] and argv[0] in PASSED_ON:
+        at = PASSED_ON[argv[0]]
+        argv, passed = argv[:at], argv[at:]
     args = _parser().parse_args(argv)
-    args.extra, args.host = extra, getattr(args, "host", None)
+    args.extra, args.host, args.args = extra, getattr(args, "host", None), passed
     os.umask(0o077)
     os.environ.pop(procs.MARKER, None)
     try:

@@ -145,18 +145,24 @@ def start(lab, every, names, say, args=()):
 
 
 # Volume services first, while all they may still want to tell is there; a site's mirror daemon
-# before its cluster, so that it lets go of its locks.
+# before its cluster, so that it lets go of its locks; monitors last, since the others take leave.
 STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler", "rbd-mirror"),
+              ("site-a-osd", "site-b-osd", "site-a-mgr", "site-b-mgr", "mariadb", "rabbitmq"),
               ("",))
 
 
-def stop(lab, every, names, hurry=None):
-    """SIGTERM, then SIGKILL after each component's grace (at most `hurry` seconds)."""
+HURRY = (2.0, 1.5, 0.5)        # what `down`, which has to take less than 5 s, grants each of them
+
+
+def stop(lab, every, names, hurry=False):
+    """SIGTERM, then SIGKILL after each component's grace."""
     left = list(names)
-    for prefixes in STOP_ORDER:
+    for prefixes, most in zip(STOP_ORDER, HURRY):
         wave = [n for n in left if n.startswith(prefixes)]
         left = [n for n in left if n not in wave]
-        graces = {n: min(every[n].grace, hurry or 1e9) if n in every else 1.0 for n in wave}
+        graces = {n: every[n].grace if n in every else 1.0 for n in wave}
+        if hurry:
+            graces = {n: min(g, most) for n, g in graces.items()}
         bad = procs.terminate(lab, graces)
         if bad:
             raise LabError("cannot be stopped: " + ", ".join(bad))

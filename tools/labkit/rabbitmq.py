@@ -25,6 +25,10 @@ MODES = {
     "quorum": {"rabbit_quorum_queue": "true"},
     "transient-quorum": {"rabbit_quorum_queue": "true", "rabbit_transient_quorum_queue": "true"},
 }
+# rabbitmqctl commands about one vhost.
+VHOST_COMMANDS = ("list_queues", "list_exchanges", "list_bindings", "list_consumers",
+                  "list_channels", "purge_queue", "delete_queue", "list_permissions",
+                  "set_permissions", "set_policy", "clear_policy", "list_policies")
 
 
 def oslo_options(lab):
