@@ -9,3 +9,4 @@ pub mod error;
 pub mod model;
 pub mod rbd;
 pub mod replication;
+pub mod volume;

@@ -1,0 +1,456 @@
+//! What volume operations do to RBD images, each as one repeatable function.
+//!
+//! A process may die between any two calls to Ceph, and a call may time out with its effect unknown. So
+//! every function here can be run again from its beginning and ends in the same state: what exists
+//! already is accepted when this operation may have made it, what is gone already is accepted as
+//! removed. Names and order of steps are those of `cinder/volume/drivers/rbd.py`, because both services
+//! share pools.
+
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use crate::rbd::protocol::*;
+use crate::rbd::types::{ImageInfo, ImageName, features};
+use crate::rbd::{RbdError, RbdErrorKind, Site};
+
+/// Suffix of the snapshot that a clone of a volume hangs on.
+pub const CLONE_SNAP: &str = ".clone_snap";
+/// Suffix of an image whose volume is deleted but whose clones still need it.
+pub const DELETED: &str = ".deleted";
+/// How often a busy image or snapshot is tried, as upstream.
+const BUSY_TRIES: u32 = 3;
+/// First wait before a busy image is tried again; doubles. Upstream waits 5 and 10 s.
+const BUSY_WAIT: Duration = Duration::from_secs(2);
+/// How often a call with unknown effect is sent again.
+const UNKNOWN_TRIES: u32 = 3;
+
+/// A pool of a site: where one operation works.
+#[derive(Clone)]
+pub struct Place {
+    /// The site that serves the volume now.
+    pub site: Site,
+    /// `rbd_pool`.
+    pub pool: String,
+}
+
+/// Options of new images, from the backend's configuration and the client's ceph.conf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// log2 of the object size.
+    pub order: u8,
+    /// Feature bits.
+    pub features: u64,
+}
+
+impl Shape {
+    /// `order` from `rbd_store_chunk_size` (MiB): floor(log2(chunk)) + 20, as upstream computes it.
+    pub fn new(chunk_mib: u32, features: u64) -> Shape {
+        Shape { order: 20 + chunk_mib.max(1).ilog2() as u8, features }
+    }
+}
+
+/// Whether this operation may have run before, so that "exists already" can be its own work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// The first time: what exists is somebody else's.
+    First,
+    /// After a crash or an unknown effect.
+    Again,
+}
+
+/// Runs `command`; when its effect is unknown, runs it again. On a repetition (or when `attempt` is one)
+/// an answer of kind `done` means that it had taken effect already.
+async fn repeat<C: Command<Reply = ()> + Clone>(
+    site: &Site,
+    command: C,
+    attempt: Attempt,
+    done: RbdErrorKind,
+) -> Result<(), RbdError> {
+    let mut again = attempt == Attempt::Again;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match site.call(command.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(e) if again && e.kind == done => return Ok(()),
+            Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
+                debug!(op = C::NAME, error = %e, "effect unknown, asking again");
+                again = true;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+impl Place {
+    fn image(&self, image: &str) -> ImageStat {
+        ImageStat { pool: self.pool.clone(), image: image.to_owned() }
+    }
+
+    /// Reads what is known of an image.
+    pub async fn stat(&self, image: &str) -> Result<ImageInfo, RbdError> {
+        self.site.call(self.image(image)).await
+    }
+
+    /// Creates an empty image of `bytes`.
+    pub async fn create(
+        &self,
+        image: &str,
+        bytes: u64,
+        shape: Shape,
+        attempt: Attempt,
+    ) -> Result<(), RbdError> {
+        let create = ImageCreate {
+            pool: self.pool.clone(),
+            image: image.to_owned(),
+            size: bytes,
+            order: shape.order,
+            features: shape.features,
+        };
+        repeat(&self.site, create, attempt, RbdErrorKind::Exists).await
+    }
+
+    /// Clones `parent@snap` (same pool) to `image` and makes it `bytes` large.
+    pub async fn clone_from(
+        &self,
+        parent: &str,
+        snap: &str,
+        image: &str,
+        bytes: u64,
+        shape: Shape,
+        attempt: Attempt,
+    ) -> Result<(), RbdError> {
+        let stat = self.stat(parent).await?;
+        let unit_order = (63 - stat.stripe_unit.max(1).leading_zeros()) as u8;
+        let clone = ImageClone {
+            pool: self.pool.clone(),
+            image: parent.to_owned(),
+            snap: snap.to_owned(),
+            dest_pool: self.pool.clone(),
+            dest: image.to_owned(),
+            features: shape.features,
+            order: shape.order.max(unit_order),
+        };
+        repeat(&self.site, clone, attempt, RbdErrorKind::Exists).await?;
+        self.grow(image, bytes).await
+    }
+
+    /// Makes an image at least `bytes` large.
+    pub async fn grow(&self, image: &str, bytes: u64) -> Result<(), RbdError> {
+        if self.stat(image).await?.size < bytes {
+            let resize = ImageResize { pool: self.pool.clone(), image: image.to_owned(), size: bytes };
+            repeat(&self.site, resize, Attempt::First, RbdErrorKind::Other).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies the parent's data into the image, so that it depends on nobody.
+    pub async fn flatten(&self, image: &str) -> Result<(), RbdError> {
+        let flatten = ImageFlatten { pool: self.pool.clone(), image: image.to_owned() };
+        // "Invalid" on an image without parent: flattened already.
+        match self.site.call(flatten).await {
+            Err(e) if e.kind == RbdErrorKind::Invalid && self.stat(image).await?.parent.is_none() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Full copy of an image's data.
+    pub async fn copy(
+        &self,
+        from: &str,
+        image: &str,
+        shape: Shape,
+        attempt: Attempt,
+    ) -> Result<(), RbdError> {
+        if attempt == Attempt::Again {
+            // A copy that was cut short looks like one that is complete: begin anew.
+            self.remove_if_there(image).await?;
+        }
+        let copy = ImageCopy {
+            pool: self.pool.clone(),
+            image: from.to_owned(),
+            snap: None,
+            dest_pool: self.pool.clone(),
+            dest: image.to_owned(),
+            features: shape.features,
+            order: shape.order,
+        };
+        self.site.call(copy).await
+    }
+
+    /// Clones a volume's current content: `<image>.clone_snap` on the source, a clone of it, flattened when
+    /// the chain of clones has reached `max_depth` (`rbd_max_clone_depth`; 0: full copy).
+    pub async fn clone_volume(
+        &self,
+        source: &str,
+        image: &str,
+        bytes: u64,
+        shape: Shape,
+        max_depth: u32,
+        attempt: Attempt,
+    ) -> Result<(), RbdError> {
+        if max_depth == 0 {
+            self.copy(source, image, shape, attempt).await?;
+            return self.grow(image, bytes).await;
+        }
+        let snap = format!("{image}{CLONE_SNAP}");
+        self.snapshot(source, &snap, attempt).await?;
+        let depth = self.clone_depth(source).await?;
+        if let Err(e) = self.clone_from(source, &snap, image, bytes, shape, attempt).await {
+            self.drop_snapshot_quietly(source, &snap).await;
+            return Err(e);
+        }
+        if depth >= max_depth {
+            self.flatten(image).await?;
+            self.drop_snapshot_quietly(source, &snap).await;
+        }
+        Ok(())
+    }
+
+    /// Ancestors of an image in a chain of volume clones. Only parents by `<image>.clone_snap` count, as
+    /// upstream: clones of snapshots and of glance images begin at 0.
+    pub async fn clone_depth(&self, image: &str) -> Result<u32, RbdError> {
+        let mut depth = 0;
+        let mut current = image.to_owned();
+        loop {
+            let Some(parent) = self.stat(&current).await?.parent else { return Ok(depth) };
+            let plain = current.strip_suffix(DELETED).unwrap_or(&current);
+            if parent.pool != self.pool || parent.snap != format!("{plain}{CLONE_SNAP}") {
+                return Ok(depth);
+            }
+            depth += 1;
+            current = parent.image;
+        }
+    }
+
+    /// Takes and protects a snapshot.
+    pub async fn snapshot(&self, image: &str, snap: &str, attempt: Attempt) -> Result<(), RbdError> {
+        let (pool, image, snap) = (self.pool.clone(), image.to_owned(), snap.to_owned());
+        let create = SnapCreate { pool: pool.clone(), image: image.clone(), snap: snap.clone() };
+        repeat(&self.site, create, attempt, RbdErrorKind::Exists).await?;
+        let protect = SnapProtect { pool, image, snap };
+        // Protected already is EBUSY: only a former attempt can have done that.
+        repeat(&self.site, protect, Attempt::Again, RbdErrorKind::Busy).await
+    }
+
+    /// Removes a snapshot; its clones, if any, are flattened first. `Busy` when that does not help.
+    pub async fn remove_snapshot(&self, image: &str, snap: &str) -> Result<(), RbdError> {
+        let mut wait = BUSY_WAIT;
+        for left in (0..BUSY_TRIES).rev() {
+            let unprotect =
+                SnapUnprotect { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+            match self.site.call(unprotect).await {
+                Ok(()) => break,
+                // Not protected.
+                Err(e) if e.kind == RbdErrorKind::Invalid => break,
+                // Neither image nor snapshot: removed already.
+                Err(e) if e.is_not_found() => return Ok(()),
+                Err(e) if e.kind == RbdErrorKind::Busy && left > 0 => {
+                    self.flatten_children(image, Some(snap)).await?;
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                Err(e) if e.effect_unknown() && left > 0 => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let remove = SnapRemove { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+        repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
+    }
+
+    async fn flatten_children(&self, image: &str, snap: Option<&str>) -> Result<(), RbdError> {
+        let ask =
+            ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: snap.map(str::to_owned) };
+        for child in self.site.call(ask).await? {
+            self.flatten_child(&child).await?;
+        }
+        Ok(())
+    }
+
+    async fn flatten_child(&self, child: &ImageName) -> Result<(), RbdError> {
+        if child.trash {
+            return Ok(());
+        }
+        let place = Place { site: self.site.clone(), pool: child.pool.clone() };
+        match place.flatten(&child.image).await {
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn drop_snapshot_quietly(&self, image: &str, snap: &str) {
+        if let Err(error) = self.remove_snapshot(image, snap).await {
+            warn!(image, snap, %error, "could not remove a helper snapshot; it is removed with its image");
+        }
+    }
+
+    async fn remove_if_there(&self, image: &str) -> Result<(), RbdError> {
+        let remove = ImageRemove { pool: self.pool.clone(), image: image.to_owned() };
+        repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
+    }
+
+    /// Removes what a failed creation left: the image, and the helper snapshot on its parent. Errors are
+    /// for the caller's log: the volume is in error anyway, and deleting it tries again.
+    pub async fn undo_create(&self, image: &str) -> Result<(), RbdError> {
+        let parent = match self.stat(image).await {
+            Ok(stat) => stat.parent,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        self.remove_if_there(image).await?;
+        if let Some(parent) =
+            parent.filter(|p| p.pool == self.pool && p.snap == format!("{image}{CLONE_SNAP}"))
+        {
+            self.drop_snapshot_quietly(&parent.image, &parent.snap).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes a volume's image as upstream's `delete_volume` does (reference rbd_driver.md 4.7), and then
+    /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
+    /// nobody needs any more. `Busy` when it has watchers.
+    pub async fn delete(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+        let stat = match self.stat(image).await {
+            Ok(stat) => stat,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let snaps = self.site.call(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
+        for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
+            self.remove_snapshot(image, &snap.name).await?;
+        }
+        let mut needed = false;
+        for snap in snaps.iter().filter(|s| s.name.ends_with(CLONE_SNAP)) {
+            if self.children(image, &snap.name).await?.is_empty() {
+                self.remove_snapshot(image, &snap.name).await?;
+            } else {
+                needed = true;
+            }
+        }
+        if needed {
+            let rename = ImageRename {
+                pool: self.pool.clone(),
+                from: image.to_owned(),
+                to: format!("{image}{DELETED}"),
+            };
+            return repeat(&self.site, rename, Attempt::First, RbdErrorKind::NotFound).await;
+        }
+        self.remove_patiently(image, trash_delay).await?;
+        let mut child = image.to_owned();
+        let mut parent = stat.parent;
+        // Upwards as long as each parent is only kept for the child just removed.
+        while let Some(p) = parent.take() {
+            let plain = child.strip_suffix(DELETED).unwrap_or(&child);
+            if p.pool != self.pool || p.snap != format!("{plain}{CLONE_SNAP}") {
+                break;
+            }
+            if let Err(error) = self.remove_snapshot(&p.image, &p.snap).await {
+                warn!(image = p.image, snap = p.snap, %error, "could not remove the helper snapshot of a deleted clone");
+                break;
+            }
+            if !p.image.ends_with(DELETED) {
+                break;
+            }
+            let list = SnapList { pool: self.pool.clone(), image: p.image.clone() };
+            match (self.site.call(list).await, self.stat(&p.image).await) {
+                (Ok(snaps), Ok(stat)) if snaps.is_empty() => {
+                    if let Err(error) = self.remove_patiently(&p.image, trash_delay).await {
+                        warn!(image = p.image, %error, "could not remove a parent that nobody needs any more");
+                        break;
+                    }
+                    child = p.image;
+                    parent = stat.parent;
+                }
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn children(&self, image: &str, snap: &str) -> Result<Vec<ImageName>, RbdError> {
+        let ask =
+            ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: Some(snap.to_owned()) };
+        self.site.call(ask).await
+    }
+
+    async fn remove_patiently(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+        let mut wait = BUSY_WAIT;
+        let mut tries = BUSY_TRIES;
+        loop {
+            tries -= 1;
+            let error = match self.remove_if_there(image).await {
+                Ok(()) => return Ok(()),
+                Err(e) => e,
+            };
+            match error.kind {
+                RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
+                    self.flatten_children(image, None).await?;
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                // Snapshots remain (clone format 2 keeps them while clones exist): the trash takes the name away.
+                RbdErrorKind::HasSnapshots => {
+                    let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
+                    let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
+                    return repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await;
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// `backup.<backup id>.snap.<time>`: a snapshot of cinder-backup's Ceph driver.
+fn is_backup_snapshot(name: &str) -> bool {
+    name.strip_prefix("backup.").and_then(|rest| rest.split_once(".snap.")).is_some_and(|(id, time)| {
+        !id.is_empty()
+            && !time.is_empty()
+            && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    })
+}
+
+/// Feature bits of new images: the client's `rbd_default_features` (number, or names joined by commas), or
+/// layering when the option is missing or 0.
+pub fn default_features(option: Option<&str>) -> u64 {
+    let text = option.unwrap_or_default().trim();
+    let bits = match text.parse::<u64>() {
+        Ok(bits) => bits,
+        Err(_) => text
+            .split(',')
+            .map(|name| match name.trim() {
+                "layering" => features::LAYERING,
+                "exclusive-lock" => features::EXCLUSIVE_LOCK,
+                "object-map" => features::OBJECT_MAP,
+                "fast-diff" => features::FAST_DIFF,
+                "deep-flatten" => features::DEEP_FLATTEN,
+                "journaling" => features::JOURNALING,
+                "data-pool" => features::DATA_POOL,
+                _ => 0,
+            })
+            .sum(),
+    };
+    if bits == 0 { features::LAYERING } else { bits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_shapes_are_upstreams() {
+        assert!(is_backup_snapshot("backup.0a1b-2c.snap.1700000000.12"));
+        assert!(!is_backup_snapshot("snapshot-0a1b"));
+        assert!(!is_backup_snapshot("backup..snap.1"));
+        assert_eq!(Shape::new(4, 61).order, 22);
+        assert_eq!(Shape::new(8, 61).order, 23);
+    }
+
+    #[test]
+    fn default_features_come_as_number_or_names() {
+        assert_eq!(default_features(Some("61")), 61);
+        assert_eq!(default_features(Some("layering,exclusive-lock")), 5);
+        assert_eq!(default_features(None), features::LAYERING);
+        assert_eq!(default_features(Some("0")), features::LAYERING);
+    }
+}
