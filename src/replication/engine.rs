@@ -26,9 +26,9 @@ use crate::rbd::{RbdError, RbdErrorKind, Site};
 /// Where steps are remembered. The real one is the journal; recording returns only when the step would
 /// survive a crash, and fails with `Cancelled` when the operation's lease is lost.
 #[async_trait]
-pub trait Ledger: Send + Sync {
+pub trait Ledger<S>: Send + Sync {
     /// Records the step of one volume.
-    async fn record(&self, volume_id: &str, step: &Step) -> Result<()>;
+    async fn record(&self, volume_id: &str, step: &S) -> Result<()>;
 }
 
 /// One volume to move.
@@ -71,9 +71,49 @@ impl Limits {
     }
 }
 
-/// First and longest pause between two looks at the same image.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A pause between two looks at the same image: 100 ms, doubling up to 1 s.
+#[derive(Debug)]
+pub struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Pause(Duration::from_millis(100))
+    }
+}
+
+impl Pause {
+    /// Waits, and makes the next wait longer.
+    pub async fn rest(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// What `site` says of an image. An error means that it said nothing.
+pub async fn look_at(site: &Site, pool: &str, image: &str, within: Duration) -> Result<Side, RbdError> {
+    let ask = MirrorInfo { pool: pool.to_owned(), image: image.to_owned() };
+    match site.call_within(within, ask).await {
+        Ok(info) => Ok(Side::from(Some(&info))),
+        Err(error) if error.is_not_found() => Ok(Side::Absent),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the daemon of `site` replays an image.
+pub async fn peer_of(site: &Site, pool: &str, image: &str, within: Duration) -> Result<Peer, RbdError> {
+    let ask = MirrorStatus { pool: pool.to_owned(), image: image.to_owned() };
+    match site.call_within(within, ask).await {
+        Ok(report) if replays(&report) => Ok(Peer::Replaying),
+        Ok(_) => Ok(Peer::NotReplaying),
+        Err(error) if error.is_not_found() => Ok(Peer::NotReplaying),
+        Err(error) => Err(error),
+    }
+}
+
+fn replays(report: &MirrorReport) -> bool {
+    report.local.as_ref().is_some_and(|l| l.up && l.state == "replaying")
+}
+
 /// How old a verdict may be before a call that failed on its site asks for a new one.
 const VERDICT_AGE: Duration = Duration::from_secs(2);
 /// Images asked for in one request.
@@ -127,7 +167,7 @@ pub struct Engine {
     source: Site,
     target: Site,
     limits: Limits,
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<dyn Ledger<Step>>,
     source_judge: Judge,
     target_judge: Judge,
     slots: Semaphore,
@@ -142,7 +182,7 @@ struct Sight {
     peer: Peer,
     step: Step,
     since: Instant,
-    pause: Duration,
+    pause: Pause,
 }
 
 impl Engine {
@@ -152,7 +192,7 @@ impl Engine {
         source: Site,
         target: Site,
         limits: Limits,
-        ledger: Arc<dyn Ledger>,
+        ledger: Arc<dyn Ledger<Step>>,
     ) -> Engine {
         let (source_judge, target_judge) = tokio::join!(
             Judge::new(source.clone(), pool, limits.verdict),
@@ -227,7 +267,7 @@ impl Engine {
             peer: Peer::Unknown,
             step: job.step.clone(),
             since: started,
-            pause: PAUSE,
+            pause: Pause::default(),
         };
         loop {
             let case = Case {
@@ -284,7 +324,7 @@ impl Engine {
             self.ledger.record(&job.volume_id, &step).await?;
             sight.step = step;
             sight.since = Instant::now();
-            sight.pause = PAUSE;
+            sight.pause = Pause::default();
         }
         Ok(())
     }
@@ -293,12 +333,12 @@ impl Engine {
         let (pool, image) = (self.pool.clone(), job.image.clone());
         match action {
             Action::Observe => {
-                self.rest(sight).await;
+                sight.pause.rest().await;
                 self.look(job, sight).await;
             }
             Action::WaitForPeer => {
                 if sight.peer != Peer::Unknown {
-                    self.rest(sight).await;
+                    sight.pause.rest().await;
                 }
                 if sight.target != Side::Secondary {
                     self.look(job, sight).await;
@@ -313,7 +353,7 @@ impl Engine {
                     Err(error) => {
                         self.source_judge.doubt(&error).await;
                         self.trouble(job, action, &error);
-                        self.rest(sight).await;
+                        sight.pause.rest().await;
                         sight.source = self.side(&self.source, &self.source_judge, job).await;
                     }
                 }
@@ -331,7 +371,7 @@ impl Engine {
                 if self.ensure_writable(job).await {
                     self.enter(job, sight, Step::Moved).await?;
                 } else {
-                    self.rest(sight).await;
+                    sight.pause.rest().await;
                     sight.target = self.side(&self.target, &self.target_judge, job).await;
                 }
             }
@@ -347,7 +387,7 @@ impl Engine {
                     Err(error) => {
                         self.source_judge.doubt(&error).await;
                         self.trouble(job, action, &error);
-                        self.rest(sight).await;
+                        sight.pause.rest().await;
                         sight.source = self.side(&self.source, &self.source_judge, job).await;
                     }
                 }
@@ -368,7 +408,7 @@ impl Engine {
                     let action = if force { Action::ForcePromote } else { Action::Promote };
                     self.trouble(job, action, &error);
                 }
-                self.rest(sight).await;
+                sight.pause.rest().await;
                 sight.target = self.side(&self.target, &self.target_judge, job).await;
             }
         }
@@ -426,11 +466,6 @@ impl Engine {
         debug!(volume.id = job.volume_id, ?action, %error, "step has not succeeded yet");
     }
 
-    async fn rest(&self, sight: &mut Sight) {
-        tokio::time::sleep(sight.pause).await;
-        sight.pause = (sight.pause * 2).min(LONGEST_PAUSE);
-    }
-
     async fn look(&self, job: &Job, sight: &mut Sight) {
         (sight.source, sight.target) = tokio::join!(
             self.side(&self.source, &self.source_judge, job),
@@ -442,10 +477,8 @@ impl Engine {
         if judge.verdict().await == Verdict::Dead {
             return Side::Unknown;
         }
-        let ask = MirrorInfo { pool: self.pool.clone(), image: job.image.clone() };
-        match site.call_within(self.limits.verdict * 2, ask).await {
-            Ok(info) => Side::from(Some(&info)),
-            Err(error) if error.is_not_found() => Side::Absent,
+        match look_at(site, &self.pool, &job.image, self.limits.verdict * 2).await {
+            Ok(side) => side,
             Err(error) => {
                 judge.doubt(&error).await;
                 Side::Unknown
@@ -454,23 +487,14 @@ impl Engine {
     }
 
     async fn peer(&self, job: &Job) -> Peer {
-        let ask = MirrorStatus { pool: self.pool.clone(), image: job.image.clone() };
-        match self.target.call_within(self.limits.verdict * 2, ask).await {
-            Ok(report) if replays(&report) => Peer::Replaying,
-            Ok(_) => Peer::NotReplaying,
+        match peer_of(&self.target, &self.pool, &job.image, self.limits.verdict * 2).await {
+            Ok(peer) => peer,
             Err(error) => {
-                if !error.is_not_found() {
-                    self.target_judge.doubt(&error).await;
-                }
+                self.target_judge.doubt(&error).await;
                 Peer::NotReplaying
             }
         }
     }
-}
-
-/// True when the asked side's own daemon is up and replays the image.
-pub fn replays(report: &MirrorReport) -> bool {
-    report.local.as_ref().is_some_and(|l| l.up && l.state == "replaying")
 }
 
 /// Why a volume ended where it did; `None` when it moved.

@@ -7,4 +7,5 @@
 pub mod enable;
 pub mod engine;
 pub mod plan;
+pub mod resync;
 pub mod verdict;

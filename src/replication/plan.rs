@@ -273,8 +273,9 @@ fn target_has_none(case: &Case, reason: Reason) -> Action {
         Side::Secondary if case.expired && case.step == Step::Restoring => Action::Fail(Reason::NoPrimary),
         Side::Secondary => Action::Restore,
         Side::Primary if case.step == Step::Restoring => Action::Fail(Reason::PromoteNotAccepted),
-        // The image of a volume made a second ago appears on the peer two seconds later.
-        Side::Primary if reason == Reason::PeerMissing && !case.expired => Action::WaitForPeer,
+        // The image of a volume made a second ago appears on the peer two seconds later, and is not
+        // marked as mirrored there from the first moment.
+        Side::Primary if !case.expired => Action::WaitForPeer,
         Side::Primary if reason == Reason::PeerMissing => Action::Fail(Reason::PeerNotReady),
         Side::Unknown if case.source_verdict != Verdict::Dead && !case.expired => Action::Observe,
         Side::Primary | Side::Absent | Side::Plain | Side::Unknown => Action::Fail(reason),
