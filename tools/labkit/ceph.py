@@ -146,6 +146,7 @@ rbd_mirror_journal_poll_age = 1
 [mon]
 keyring = {d}/keys/mon..keyring
 mon_data = {d}/mon
+mon_cluster_log_file = {d}/log/cluster.log
 mon_allow_pool_size_one = true
 mon_allow_pool_delete = true
 mon_warn_on_pool_no_redundancy = false

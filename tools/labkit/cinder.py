@@ -80,12 +80,6 @@ default_volume_type = ceph
 enable_new_services = true
 # The scheduler waits at most so long for the first report of a backend.
 periodic_interval = 10
-quota_volumes = 100000
-quota_snapshots = 100000
-quota_gigabytes = 100000000
-quota_backups = 100000
-quota_backup_gigabytes = 100000000
-quota_groups = 10000
 use_stderr = true
 
 [coordination]

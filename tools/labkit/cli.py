@@ -189,7 +189,9 @@ def show_env(lab, _args):
 def run_cinder(lab, args):
     lab.require()
     _pass_on([lab.venv / "bin/cinder", *args.args],
-             {**os.environ, **cinder.client_environment(lab)})
+             {**os.environ, **cinder.client_environment(lab),
+              "XDG_CACHE_HOME": str(lab.cache / "xdg"),
+              "CINDERCLIENT_UUID_CACHE_DIR": str(lab.path("tmp"))})
 
 
 def run_ceph_tool(lab, args):

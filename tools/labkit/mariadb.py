@@ -184,7 +184,9 @@ class MariaDb(Component):
         for host in ("127.0.0.1", "localhost"):
             sql.append(f"CREATE USER IF NOT EXISTS cinder@'{host}' IDENTIFIED BY '{password}';"
                        f"GRANT ALL ON *.* TO cinder@'{host}';")
-        sql.append("USE cinder;")
+        # Cinder reads the defaults of these rows, not of its configuration, once they exist.
+        sql.append("USE cinder; UPDATE quota_classes SET hard_limit=100000000 WHERE "
+                   "class_name='default' AND resource NOT LIKE 'per_volume%';")
         for name, specs in VOLUME_TYPES.items():
             ident = uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.volume-type.scoria.lab")
             sql.append("INSERT INTO volume_types (created_at, deleted, id, name, is_public) SELECT "

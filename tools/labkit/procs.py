@@ -38,7 +38,7 @@ def clean_env(lab, name, extra=None):
     """The caller's environment without what would mislead, with the marker and with `extra`."""
     env = {k: v for k, v in os.environ.items()
            if k not in UNSET and not k.startswith(("RABBITMQ_", "MYSQL_", "MARIADB_"))}
-    env.update(LC_ALL="C.UTF-8", LANG="C.UTF-8")
+    env.update(LC_ALL="C.UTF-8", LANG="C.UTF-8", XDG_CACHE_HOME=str(lab.cache / "xdg"))
     env.update(extra or {})
     env[MARKER] = f"{lab.state['id']}/{name}"
     return env
