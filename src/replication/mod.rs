@@ -8,4 +8,5 @@ pub mod enable;
 pub mod engine;
 pub mod plan;
 pub mod resync;
+pub mod target;
 pub mod verdict;
