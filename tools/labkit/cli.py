@@ -116,7 +116,9 @@ def _named(lab, args):
 
 def start(lab, args):
     lab.require()
-    if args.host:
+    if args.host and args.host != lab.state["stock_host"]:
+        if procs.leader(lab, "cinder-volume"):
+            raise LabError(f"cinder-volume runs as host {lab.state['stock_host']}: stop it first")
         lab.state["stock_host"] = args.host
     lab.ensure_sockdir()
     lab.save()

@@ -8,9 +8,9 @@ datadir; only the lab's own user and the volume types are added.
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -51,6 +51,11 @@ def server_options(datadir, sock, tmpdir):
     if os.getuid() == 0:
         options.append("--user=root")
     return options
+
+
+def system_user():
+    """The account that the server knows by its socket as a second root."""
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def _accepts(sock):
@@ -99,7 +104,7 @@ def _make_template(lab, work, target):
     # A short path of its own for the socket.
     with tempfile.TemporaryDirectory(prefix="scoria-db-") as short:
         sock = f"{short}/s"
-        owner = getpass.getuser()
+        owner = system_user()
         subprocess.run(
             [INSTALL, "--no-defaults", f"--datadir={data}", "--skip-test-db",
              "--auth-root-authentication-method=socket", f"--auth-root-socket-user={owner}",
@@ -117,21 +122,18 @@ def _make_template(lab, work, target):
                         raise LabError(f"the database template could not be made: {work}/log")
                     time.sleep(0.05)
                 env = procs.clean_env(lab, "template")
-                subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", "-uroot", "-e",
-                                "CREATE DATABASE cinder CHARACTER SET utf8mb3;"
-                                f"CREATE USER sync@localhost IDENTIFIED VIA unix_socket AS '{owner}'"
-                                "; GRANT ALL ON cinder.* TO sync@localhost"], check=True, env=env)
+                subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
+                                "CREATE DATABASE cinder CHARACTER SET utf8mb3"], check=True,
+                               env=env)
                 conf = work / "sync.conf"
                 conf.write_text(
                     f"[DEFAULT]\nstate_path = {work}\n[database]\nconnection = "
-                    f"mysql+pymysql://root@localhost/cinder?unix_socket={sock}\n")
+                    f"mysql+pymysql://{owner}@localhost/cinder?unix_socket={sock}\n")
                 done = subprocess.run(
                     [lab.venv / "bin/cinder-manage", "--config-file", conf, "db", "sync"],
                     env=env, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise LabError(f"cinder-manage db sync: {done.stderr[-2000:]}")
-                subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", "-uroot", "-e",
-                                "DROP USER sync@localhost"], check=True, env=env)
             finally:
                 server.terminate()
                 server.wait(timeout=30)
@@ -203,7 +205,8 @@ class MariaDb(Component):
 
     def root(self, statements):
         """Run SQL as the server's root, over its socket, and never on a command line."""
-        done = subprocess.run([CLIENT, "--no-defaults", f"--socket={self.socket}", "-uroot"],
+        done = subprocess.run([CLIENT, "--no-defaults", f"--socket={self.socket}",
+                               f"-u{system_user()}"],
                               input="\n".join(statements), text=True, capture_output=True,
                               check=False, env=procs.clean_env(self.lab, "client"))
         if done.returncode:

@@ -181,11 +181,20 @@ def terminate(lab, graces):
         targets = [pid] if pid else now[name]
         send(targets, signal.SIGTERM)
         send(now[name], signal.SIGCONT)
-    begin = time.monotonic()
-    for name in sorted(names, key=graces.get):
-        left = wait_gone(lab, [name], max(0, begin + graces[name] - time.monotonic()))
-        if left:
-            kill(lab, left)
+    begin, orphaned = time.monotonic(), {}
+    while True:
+        now, at = scan(lab), time.monotonic()
+        left = [n for n in names if now.get(n)]
+        if not left:
+            break
+        for name in left:
+            if not leader(lab, name):      # children that outlive their parent get a second
+                orphaned.setdefault(name, at)
+        late = [n for n in left if at > begin + graces[n] or at > orphaned.get(n, at) + 1]
+        if late:
+            kill(lab, late)
+        else:
+            time.sleep(0.03)
     for name in graces:
         if not leader(lab, name):
             lab.path("run", name + ".json").unlink(missing_ok=True)

@@ -30,7 +30,7 @@ PORTS = ("mariadb", "amqp", "rabbit-dist", "epmd", "api")
 SITES = ("a", "b")
 # What a lab puts into its directory, and therefore all that --purge removes.
 CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "conf", "log", "run", "home", "lab.json",
-            "lab.json.new", "etc-ceph", "scoria", "tmp")
+            "lab.json.new", "etc-ceph", "scoria", "tmp", "cache")
 
 
 class LabError(Exception):
@@ -75,8 +75,11 @@ class Lab:
 
     @property
     def cache(self):
-        """What is costly to make and the same for all labs; rebuilt with the environment."""
-        return pathlib.Path(str(self.venv) + "-cache")
+        """What is costly to make and the same for all labs of a user."""
+        shared = pathlib.Path(f"{self.venv}-cache")
+        if shared.is_dir():
+            return shared if shared.stat().st_uid == os.getuid() else self.path("cache")
+        return shared if os.access(shared.parent, os.W_OK) else self.path("cache")
 
     # ---- remembered state -------------------------------------------------------------------
     def _load(self):
