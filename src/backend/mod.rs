@@ -1,0 +1,3 @@
+//! Storage backends at run time.
+
+pub mod peers;
