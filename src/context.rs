@@ -44,8 +44,7 @@ impl RequestContext {
             user_id: text("user_id").or_else(|| text("user")),
             project_id: text("project_id").or_else(|| text("project")),
             is_admin: fields.get("is_admin").and_then(Value::as_bool).unwrap_or(false),
-            timestamp: text("timestamp")
-                .and_then(|t| NaiveDateTime::parse_from_str(&t, "%Y-%m-%dT%H:%M:%S%.f").ok()),
+            timestamp: text("timestamp").and_then(|t| parse_timestamp(&t)),
             fields,
             token,
         }
@@ -107,6 +106,14 @@ impl RequestContext {
     }
 }
 
+/// cinder-api writes the timestamp with `+00:00`, services that start work by themselves without.
+fn parse_timestamp(text: &str) -> Option<NaiveDateTime> {
+    chrono::DateTime::parse_from_rfc3339(text)
+        .map(|t| t.naive_utc())
+        .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f"))
+        .ok()
+}
+
 fn new_request_id() -> String {
     format!("req-{}", uuid::Uuid::new_v4())
 }
@@ -115,6 +122,18 @@ fn new_request_id() -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_timestamp_is_read_with_and_without_an_offset() {
+        for (text, expected) in [
+            ("2026-11-20T20:31:48.258308+00:00", "2026-11-20 20:31:48.258308"),
+            ("2026-11-20T22:31:48+02:00", "2026-11-20 20:31:48"),
+            ("2026-11-20T20:27:58.783217", "2026-11-20 20:27:58.783217"),
+        ] {
+            assert_eq!(parse_timestamp(text).map(|t| t.to_string()).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(parse_timestamp("yesterday"), None);
+    }
 
     #[test]
     fn the_token_is_sent_on_but_never_stored_or_printed() {

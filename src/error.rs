@@ -76,6 +76,8 @@ pub enum Code {
     UnsupportedVersion,
     /// Arguments missing or of the wrong type (a `TypeError` where Cinder would raise one).
     BadArguments,
+    /// A context or field value that Cinder refuses on receipt (a `ValueError` there).
+    InvalidValue,
     /// A versioned object newer than we know (`IncompatibleObjectVersion`).
     IncompatibleObject,
     /// The envelope or JSON could not be read at all.
@@ -132,6 +134,7 @@ impl Code {
             | Code::NoSuchMethod
             | Code::UnsupportedVersion
             | Code::BadArguments
+            | Code::InvalidValue
             | Code::IncompatibleObject
             | Code::MalformedMessage => Kind::Caller,
             Code::VolumeBusy

@@ -3,10 +3,12 @@
 //! A request travels `bin → service → rpc → {volume, replication, backend} → {journal, db, rbd} →
 //! model`, and no arrow points back. ARCHITECTURE.md walks through two requests end to end.
 
+pub mod backend;
 pub mod config;
 pub mod context;
 pub mod error;
 pub mod model;
 pub mod rbd;
 pub mod replication;
+pub mod rpc;
 pub mod volume;

@@ -43,7 +43,11 @@ fn gib(bytes: u64) -> f64 {
 }
 
 /// The capabilities map of one backend.
-pub fn capabilities(config: &BackendConfig, measured: Option<&Measured>, allocated_gb: u64) -> Map<String, Value> {
+pub fn capabilities(
+    config: &BackendConfig,
+    measured: Option<&Measured>,
+    allocated_gb: u64,
+) -> Map<String, Value> {
     let mut caps = Map::new();
     let mut set = |key: &str, value: Value| {
         caps.insert(key.to_owned(), value);
@@ -107,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_quota_bounds_what_is_free() {
-        let stats = PoolCapacity { stored: 3 * GIB, max_avail: 100 * GIB, cluster_total: 300 * GIB, quota: 10 * GIB };
+        let stats =
+            PoolCapacity { stored: 3 * GIB, max_avail: 100 * GIB, cluster_total: 300 * GIB, quota: 10 * GIB };
         assert_eq!(total_and_free(&stats, true), (10.0, 7.0));
         let open = PoolCapacity { quota: 0, ..stats };
         assert_eq!(total_and_free(&open, false), (300.0, 100.0));

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod fleet;
+mod group;
 mod replication;
 mod snapshot;
 pub mod transition;
@@ -12,6 +13,7 @@ mod volume;
 
 pub use attachment::{Attachment, AttachmentDraft};
 pub use fleet::{Cluster, Scope, Service};
+pub use group::{Group, GroupSnapshot};
 pub use replication::{DriverData, ReplicationStatus};
 pub use snapshot::Snapshot;
 pub use transition::{SnapshotEvent, VolumeEvent};

@@ -1,0 +1,19 @@
+//! Cinder's RPC over RabbitMQ, compatible with oslo.messaging to the letter.
+//!
+//! A message's way in: [`connection`] brings it, [`envelope`] takes it apart, [`dispatch`] gives its
+//! arguments types ([`method`], [`objects`]), [`server`] has it journalled, acknowledged and run, and
+//! [`fault`] turns an error into the exception that the caller will see. The way out: [`notifier`] and
+//! [`scheduler`] implement the traits of `backend::peers`.
+
+pub mod call;
+pub mod dispatch;
+pub mod envelope;
+pub mod fault;
+pub mod method;
+pub mod objects;
+pub mod server;
+
+pub use call::Call;
+pub use dispatch::{Method, Resource};
+pub use envelope::{Reply, ReplyTo};
+pub use server::{Accept, Handler};
