@@ -50,10 +50,11 @@ def keyring(lab, site, entity):
     return site_dir(lab, site) / "keys" / f"{entity}.keyring"
 
 
-def _run(argv, what, timeout=60):
+def _run(lab, argv, what, timeout=60):
     try:
         done = subprocess.run([str(a) for a in argv], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=timeout, check=False)
+                              stdin=subprocess.DEVNULL, timeout=timeout, check=False,
+                              env=procs.clean_env(lab, procs.SETUP))
     except subprocess.TimeoutExpired:
         raise LabError(f"{what}: no answer within {timeout} s") from None
     if done.returncode:
@@ -66,7 +67,7 @@ def setup_step(lab, step, *args, timeout=90):
     env = {"PYTHONPATH": str(REPO / "tools")}
     argv = [sys.executable, "-m", "labkit.ceph_setup", step, *map(str, args)]
     try:
-        done = subprocess.run(argv, env={**procs.clean_env(lab, "setup"), **env}, text=True,
+        done = subprocess.run(argv, env={**procs.clean_env(lab, procs.SETUP), **env}, text=True,
                               capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout,
                               check=False)
     except subprocess.TimeoutExpired:
@@ -234,10 +235,10 @@ def create_site(lab, site):
         if os.path.exists(f"{MGR_SOURCE}/{name}"):
             (d / "mgr_modules" / name).symlink_to(f"{MGR_SOURCE}/{name}")
     ip = lab.state["ips"][site]
-    _run(["monmaptool", "--create", "--fsid", lab.state["fsid"][site], "--addv", "m",
+    _run(lab, ["monmaptool", "--create", "--fsid", lab.state["fsid"][site], "--addv", "m",
           f"[v2:{ip}:3300,v1:{ip}:6789]", d / "monmap"], "monmaptool")
-    _run(["ceph-mon", "-c", daemon_conf(lab, site), "-i", "m", "--mkfs", "--monmap", d / "monmap",
-          "--keyring", d / "all.keyring"], f"{s}: mon mkfs")
+    _run(lab, ["ceph-mon", "-c", daemon_conf(lab, site), "-i", "m", "--mkfs", "--monmap",
+          d / "monmap", "--keyring", d / "all.keyring"], f"{s}: mon mkfs")
     lab.mark(f"site-{site}-keys")
 
 
@@ -261,7 +262,7 @@ def mirroring_health(lab, site, pool="volumes", timeout=8):
         out = subprocess.run(
             ["rbd", "-c", client_conf(lab, site), "mirror", "pool", "status", pool, "--format",
              "json"], capture_output=True, timeout=timeout, check=True, stdin=subprocess.DEVNULL,
-            env=procs.clean_env(lab, "probe")).stdout
+            env=procs.clean_env(lab, procs.HELPER)).stdout
         summary = json.loads(out)["summary"]
         return summary["daemon_health"], summary["image_health"]
     except (subprocess.SubprocessError, ValueError, KeyError):
@@ -351,7 +352,7 @@ class Osd(_Daemon):
         shutil.copy(keyring(self.lab, self.site, f"osd.{self.ident}"), data / "keyring")
         conf = daemon_conf(self.lab, self.site)
         uid = setup_step(self.lab, "osd-new", conf, self.ident).strip()
-        _run(["ceph-osd", "-c", conf, "-i", self.ident, "--mkfs", "--osd-uuid", uid,
+        _run(self.lab, ["ceph-osd", "-c", conf, "-i", self.ident, "--mkfs", "--osd-uuid", uid,
               "--log-to-stderr=false"], f"{self.name}: mkfs")
         self.lab.mark(step)
 
@@ -413,6 +414,6 @@ def set_watch_timeout(lab):
     for site in ("a", "b"):
         write_conf(lab, site)
         if procs.leader(lab, f"site-{site}-mon"):
-            _run(["ceph", "-c", client_conf(lab, site), "--connect-timeout", "5", "tell", "osd.*",
-                  "config", "set", "osd_client_watch_timeout", lab.state["watch_timeout"]],
+            _run(lab, ["ceph", "-c", client_conf(lab, site), "--connect-timeout", "5", "tell",
+                  "osd.*", "config", "set", "osd_client_watch_timeout", lab.state["watch_timeout"]],
                  f"site-{site}: watch timeout")

@@ -51,6 +51,7 @@ def up(lab, args):
     if new_timeout:
         lab.state["watch_timeout"] = args.watch_timeout
     lab.save()
+    procs.kill(lab, [procs.SETUP])      # of an `up` that was killed
     every = plan.components(lab)
     without = plan.expand(every, args.without or [])
     named = plan.expand(every, args.components)
@@ -95,7 +96,7 @@ def down(lab, args):
         return
     begin = time.monotonic()
     every = plan.components(lab)
-    names = list(dict.fromkeys([*every, *procs.scan(lab)]))
+    names = [n for n in dict.fromkeys([*every, *procs.scan(lab)]) if n != procs.HELPER]
     if args.purge:
         left = procs.kill(lab, names)
         if left:

@@ -109,19 +109,20 @@ def _make_template(lab, work, target):
             [INSTALL, "--no-defaults", f"--datadir={data}", "--skip-test-db",
              "--auth-root-authentication-method=socket", f"--auth-root-socket-user={owner}",
              "--innodb-log-file-size=16M"] + (["--user=root"] if os.getuid() == 0 else []),
-            check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+            env=procs.clean_env(lab, procs.SETUP))
         with open(work / "log", "wb") as log:
             server = subprocess.Popen(
                 [SERVER, *server_options(data, sock, short), "--skip-networking"], stdout=log,
                 stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=procs.clean_env(lab, "template"))
+                env=procs.clean_env(lab, procs.SETUP))
             try:
                 end = time.monotonic() + 60
                 while not _accepts(sock):
                     if server.poll() is not None or time.monotonic() > end:
                         raise LabError(f"the database template could not be made: {work}/log")
                     time.sleep(0.05)
-                env = procs.clean_env(lab, "template")
+                env = procs.clean_env(lab, procs.SETUP)
                 subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
                                 "CREATE DATABASE cinder CHARACTER SET utf8mb3"], check=True,
                                env=env)
@@ -208,7 +209,7 @@ class MariaDb(Component):
         done = subprocess.run([CLIENT, "--no-defaults", f"--socket={self.socket}",
                                f"-u{system_user()}"],
                               input="\n".join(statements), text=True, capture_output=True,
-                              check=False, env=procs.clean_env(self.lab, "client"))
+                              check=False, env=procs.clean_env(self.lab, procs.HELPER))
         if done.returncode:
             raise LabError(f"mariadb: {done.stderr.strip()}")
 
@@ -227,7 +228,7 @@ def query(lab, sql, timeout=5):
     """Rows of a query as lists of strings; None when the database does not answer."""
     argv, env = client(lab, ["-N", "-B", "--connect-timeout=3", "-e", sql])
     try:
-        done = subprocess.run(argv, env={**procs.clean_env(lab, "client"), **env}, text=True,
+        done = subprocess.run(argv, env={**procs.clean_env(lab, procs.HELPER), **env}, text=True,
                               capture_output=True, timeout=timeout, check=False,
                               stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

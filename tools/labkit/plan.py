@@ -55,7 +55,7 @@ class _Task:
     def __init__(self, name, needs, work):
         self.name, self.needs, self.work = name, needs, work
         self.done = threading.Event()
-        self.error = None
+        self.error, self.failed = None, False
         self.seconds = 0.0
 
 
@@ -68,8 +68,8 @@ def run(tasks, report=None):
             for need in task.needs:
                 if need in by_name:
                     by_name[need].done.wait()
-                    if by_name[need].error:
-                        task.error = ""        # the cause is reported by the need
+                    if by_name[need].failed:
+                        task.failed = True     # the need reports the cause
                         return
             begin = time.monotonic()
             said = task.work()
@@ -77,9 +77,9 @@ def run(tasks, report=None):
             if report:
                 report(task, said)
         except LabError as e:
-            task.error = str(e)
+            task.error, task.failed = str(e), True
         except Exception as e:                 # a bug or the system: say where it came from
-            task.error = f"{task.name}: {type(e).__name__}: {e}"
+            task.error, task.failed = f"{task.name}: {type(e).__name__}: {e}", True
         finally:
             task.done.set()
 

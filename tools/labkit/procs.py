@@ -14,6 +14,9 @@ import subprocess
 import time
 
 MARKER = "SCORIA_LAB_OWNER"
+# Names of what is no component: short-lived clients, which may run at any time, and steps of
+# making a lab, which run under its lock (so one found at the start of an `up` is a leftover).
+HELPER, SETUP = "helper", "setup"
 # Would redirect or confuse what the lab starts.
 UNSET = ("CEPH_CONF", "CEPH_ARGS", "CEPH_KEYRING", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
          "LISTEN_FDS", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "ERL_EPMD_PORT", MARKER)

@@ -162,7 +162,7 @@ collect_statistics_interval = 10000
 
 def ctl_command(lab, args):
     return ([f"{SCRIPTS}/rabbitmqctl", *args],
-            {**procs.clean_env(lab, "rabbitmqctl"), **environment(lab)})
+            {**procs.clean_env(lab, procs.HELPER), **environment(lab)})
 
 
 def ctl(lab, *args):
