@@ -8,3 +8,4 @@ pub mod context;
 pub mod error;
 pub mod model;
 pub mod rbd;
+pub mod service;
