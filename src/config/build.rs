@@ -369,7 +369,10 @@ pub(super) fn log(reader: &Reader<'_>) -> LogConfig {
     };
     for option in ["use_syslog", "use_journal"] {
         if reader.boolean(scope, option) {
-            ignored(option, "is not supported; standard error reaches the journal when systemd runs the service");
+            ignored(
+                option,
+                "is not supported; standard error reaches the journal when systemd runs the service",
+            );
         }
     }
     if reader.optional(scope, "log_config_append").is_some() {

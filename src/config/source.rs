@@ -76,7 +76,7 @@ impl Source {
     /// The value that counts for a single-valued option known under `names` (its own first, then
     /// deprecated ones): the environment, else the last file that has any of the names.
     pub(super) fn single(&self, names: &[(&str, &str)]) -> Option<Raw> {
-        if let Some(raw) = self.from_env(names) {
+        if let Some(raw) = self.environment(names) {
             return Some(raw);
         }
         self.files.iter().rev().find_map(|file| names.iter().find_map(|name| raws(file, name).last()))
@@ -84,7 +84,7 @@ impl Source {
 
     /// All values of a multi-valued option, in file order.
     pub(super) fn multi(&self, names: &[(&str, &str)]) -> Vec<Raw> {
-        match self.from_env(names) {
+        match self.environment(names) {
             Some(raw) => vec![raw],
             None => {
                 let each = |file| names.iter().flat_map(move |name| raws(file, name));
@@ -94,7 +94,7 @@ impl Source {
     }
 
     /// oslo.config asks the environment for the option's own name only, not the deprecated ones.
-    fn from_env(&self, names: &[(&str, &str)]) -> Option<Raw> {
+    fn environment(&self, names: &[(&str, &str)]) -> Option<Raw> {
         let (group, option) = names.first()?;
         let name = env_name(group, option);
         let value = self.env.get(&name)?.clone();
