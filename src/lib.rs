@@ -11,4 +11,5 @@ pub mod model;
 pub mod rbd;
 pub mod replication;
 pub mod rpc;
+pub mod service;
 pub mod volume;

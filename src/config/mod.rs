@@ -1,18 +1,116 @@
 //! An operator's `cinder.conf`, unchanged, turned into checked values.
 //!
-//! Three steps, one file each: [`ini`] reads oslo INI files into raw entries that remember file and
-//! line; `options` knows the name, type and default of everything Scoria reads; `build` checks and
-//! makes the [`Config`] below. Everything after that works with typed values only. Errors name file,
-//! line, section and key, and say what would be right.
+//! In this order: [`ini`] reads oslo INI files into raw entries that remember file and line;
+//! [`source`] layers files and environment; `interpolate` expands `$option`; [`options`] knows the
+//! name, type and default of everything Scoria reads, and `reader` combines them into typed look-ups;
+//! `build` and `backend` check and make the [`Config`] below; `unknown` finds misspelt options.
+//! Everything after that works with typed values only. Findings name file, line, section and key,
+//! and say what would be right; all of them are collected before the first is told.
 
+mod backend;
+mod build;
 pub mod ini;
+mod interpolate;
+pub mod options;
+pub mod problem;
+mod reader;
+pub mod source;
+#[cfg(test)]
+mod tests;
+mod unknown;
+mod url;
+mod value;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use problem::{Origin, Problem, Severity, Warning};
+pub use source::Source;
+
+use crate::error::{Code, Error};
+
 use secrecy::SecretString;
 
 use crate::rbd::types::MirrorMode;
+
+/// What a look at a configuration found.
+#[derive(Debug)]
+pub struct Report {
+    /// The configuration; `None` when there are errors.
+    pub config: Option<Config>,
+    /// All findings, in the order in which they were met.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Findings of at least this severity.
+    pub fn at_least(&self, severity: Severity) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(move |p| p.severity >= severity)
+    }
+
+    /// What `--check-config` decides: no errors, and nothing that is most likely a mistake.
+    pub fn is_clean(&self) -> bool {
+        self.at_least(Severity::Suspect).next().is_none()
+    }
+}
+
+impl Config {
+    /// Reads files (later ones override earlier ones), then the `*.conf` of each directory, then
+    /// `OS_<GROUP>__<OPTION>` variables, and checks everything. The error has [`Code::Config`] and
+    /// one line per problem. Warnings are for the caller to log ([`Problem::log`]), which can only
+    /// happen after logging was set up from this very configuration.
+    pub fn load(
+        files: &[PathBuf],
+        dirs: &[PathBuf],
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Config, Vec<Warning>), Error> {
+        let report = Config::check(files, dirs, env);
+        let errors: Vec<String> = report.at_least(Severity::Error).map(ToString::to_string).collect();
+        match report.config {
+            Some(config) if errors.is_empty() => Ok((config, report.problems)),
+            _ => Err(Error::new(Code::Config, errors.join("\n"))),
+        }
+    }
+
+    /// The same for `--check-config`: nothing is dropped, all findings are told.
+    pub fn check(files: &[PathBuf], dirs: &[PathBuf], env: impl Iterator<Item = (String, String)>) -> Report {
+        match Source::read(files, dirs, env) {
+            Ok(source) => Config::from_source(&source),
+            Err(problems) => Report { config: None, problems },
+        }
+    }
+
+    /// Checks layers that were read already.
+    pub fn from_source(source: &Source) -> Report {
+        let reader = reader::Reader::new(source);
+        let config = build::config(&reader);
+        let problems = reader.finish();
+        let failed = problems.iter().any(|p| p.severity == Severity::Error);
+        Report { config: (!failed).then_some(config), problems }
+    }
+}
+
+impl LogConfig {
+    /// Reads oslo.log's options only: what SIGHUP applies, even when the rest of the files is
+    /// being edited and would not load.
+    pub fn load(
+        files: &[PathBuf],
+        dirs: &[PathBuf],
+        env: impl Iterator<Item = (String, String)>,
+    ) -> Result<(LogConfig, Vec<Warning>), Error> {
+        let fail = |problems: &[Problem]| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            Error::new(Code::Config, lines.join("\n"))
+        };
+        let source = Source::read(files, dirs, env).map_err(|problems| fail(&problems))?;
+        let reader = reader::Reader::new(&source);
+        let config = build::log(&reader);
+        let problems = reader.finish();
+        let errors: Vec<Problem> =
+            problems.iter().filter(|p| p.severity == Severity::Error).cloned().collect();
+        if errors.is_empty() { Ok((config, problems)) } else { Err(fail(&errors)) }
+    }
+}
 
 /// Everything Scoria reads from configuration, checked.
 #[derive(Debug, Clone)]
@@ -43,9 +141,9 @@ pub struct Config {
     pub volume_name_template: String,
     /// `[DEFAULT] snapshot_name_template` (`snapshot-%s`).
     pub snapshot_name_template: String,
-    /// `[DEFAULT] reserved` seconds that a drain may take (`graceful_shutdown_timeout`, 60 s; 0: no limit).
+    /// `[DEFAULT] graceful_shutdown_timeout` (60 s; 0: no limit).
     pub graceful_shutdown_timeout: Duration,
-    /// `[DEFAULT] reinit_driver_count`: attempts are unlimited in Scoria; kept for the log.
+    /// `[DEFAULT] executor_thread_pool_size` (64): requests worked on at once by each RPC server.
     pub executor_thread_pool_size: usize,
     /// `[database]`.
     pub database: DatabaseConfig,
@@ -159,7 +257,7 @@ pub struct RabbitConfig {
     pub retry_backoff: Duration,
     /// `rabbit_interval_max` (30 s).
     pub interval_max: Duration,
-    /// `heartbeat_timeout_threshold` (60 s).
+    /// `heartbeat_timeout_threshold` (60 s; 0: no heartbeat).
     pub heartbeat: Duration,
     /// `rpc_response_timeout` (60 s), `[DEFAULT]`.
     pub response_timeout: Duration,
@@ -215,6 +313,8 @@ pub struct LogConfig {
     pub json: bool,
     /// `default_log_levels`, `target=LEVEL`.
     pub levels: Vec<(String, String)>,
+    /// `log_date_format` (strftime); `None`: oslo's default form.
+    pub date_format: Option<String>,
 }
 
 /// One storage backend: a section named in `enabled_backends`.

@@ -1,0 +1,254 @@
+//! Every option that Scoria reads: name, type, default, deprecated names, bounds.
+//!
+//! One table answers every question about an option: what to parse (`build`), what is a misspelling
+//! (`unknown`), what the sample file must mention, what `--check-config` knows. Names, defaults and
+//! bounds are those of cinder 29.0.0, oslo.messaging 18.3.1, oslo.db 18.1.1 and oslo.log 8.3.2 (a
+//! test compares them with a dump of those); what exists only here begins with `scoria_`, with the
+//! exception of `rbd_replication_mode`.
+
+/// Where an option lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Group {
+    /// `[DEFAULT]`.
+    Default,
+    /// `[database]`.
+    Database,
+    /// `[oslo_messaging_rabbit]`.
+    Rabbit,
+    /// `[oslo_messaging_notifications]`.
+    Notifications,
+    /// `[scoria]`.
+    Scoria,
+    /// A section named in `enabled_backends`, then `[backend_defaults]`.
+    Backend,
+}
+
+impl Group {
+    /// All groups, in the order of the sample file.
+    pub const ALL: [Group; 6] =
+        [Group::Default, Group::Database, Group::Rabbit, Group::Notifications, Group::Scoria, Group::Backend];
+
+    /// Section name; for [`Group::Backend`] the shared one.
+    pub fn section(self) -> &'static str {
+        match self {
+            Group::Default => "DEFAULT",
+            Group::Database => "database",
+            Group::Rabbit => "oslo_messaging_rabbit",
+            Group::Notifications => "oslo_messaging_notifications",
+            Group::Scoria => "scoria",
+            Group::Backend => "backend_defaults",
+        }
+    }
+}
+
+/// Type of an option (`oslo_config.types`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// `1/0`, `yes/no`, `true/false`, `on/off`.
+    Bool,
+    /// A whole number; empty means unset.
+    Int {
+        /// Smallest allowed value.
+        min: i64,
+        /// Largest allowed value.
+        max: i64,
+    },
+    /// Comma-separated texts.
+    List,
+    /// May be given repeatedly.
+    Multi,
+    /// Repeatable `key:value,key:value`.
+    MultiDict,
+}
+
+/// One option.
+#[derive(Debug, Clone, Copy)]
+pub struct OptionSpec {
+    /// Where it lives.
+    pub group: Group,
+    /// Its name in files.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Default as it would be written in a file; `None`: unset.
+    pub default: Option<&'static str>,
+    /// Older names, as (section, name).
+    pub deprecated: &'static [(&'static str, &'static str)],
+    /// Its value is never shown.
+    pub secret: bool,
+    /// Not looked up in `[backend_defaults]`.
+    pub section_only: bool,
+    /// One sentence for the operator.
+    pub help: &'static str,
+}
+
+impl OptionSpec {
+    const fn deprecated(mut self, names: &'static [(&'static str, &'static str)]) -> Self {
+        self.deprecated = names;
+        self
+    }
+
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
+    const fn section_only(mut self) -> Self {
+        self.section_only = true;
+        self
+    }
+}
+
+const fn opt(
+    group: Group,
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec { group, name, kind, default, deprecated: &[], secret: false, section_only: false, help }
+}
+
+/// The option's specification.
+pub fn find(group: Group, name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS.iter().find(|o| o.group == group && o.name == name)
+}
+
+const INT: Kind = Kind::Int { min: i64::MIN, max: i64::MAX };
+
+const fn from(min: i64) -> Kind {
+    Kind::Int { min, max: i64::MAX }
+}
+
+const fn between(min: i64, max: i64) -> Kind {
+    Kind::Int { min, max }
+}
+
+use Group::{Backend as Be, Database as Db, Default as De, Notifications as No, Rabbit as Ra, Scoria as Sc};
+use Kind::{Bool, Choice, List, Multi, MultiDict, Text};
+
+/// oslo.log's own default of `default_log_levels`.
+pub const DEFAULT_LOG_LEVELS: &str = "amqp=WARN,boto=WARN,sqlalchemy=WARN,suds=INFO,oslo.messaging=INFO,\
+oslo_messaging=INFO,iso8601=WARN,requests.packages.urllib3.connectionpool=WARN,\
+urllib3.connectionpool=WARN,websocket=WARN,requests.packages.urllib3.util.retry=WARN,\
+urllib3.util.retry=WARN,keystonemiddleware=WARN,routes.middleware=WARN,stevedore=WARN,taskflow=WARN,\
+keystoneauth=WARN,oslo.cache=INFO,oslo_policy=INFO,dogpile.core.dogpile=INFO";
+
+/// The registry.
+#[rustfmt::skip]
+pub static OPTIONS: &[OptionSpec] = &[
+    // The service.
+    opt(De, "host", Text, None, "Name of this host; part of every service and volume host. Unset: the machine's host name."),
+    opt(De, "cluster", Text, None, "Cinder cluster that this service joins (active/active)."),
+    opt(De, "storage_availability_zone", Text, Some("nova"), "Availability zone of this service."),
+    opt(De, "enabled_backends", List, None, "Sections to serve, one storage backend each."),
+    opt(De, "control_exchange", Text, Some("openstack"), "Exchange of RPC and notifications; the same in all Cinder services."),
+    opt(De, "transport_url", Text, Some("rabbit://"), "Message broker: rabbit://USER:PASSWORD@HOST:PORT[,USER:PASSWORD@HOST:PORT]/VHOST[?OPTION=VALUE].").secret(),
+    opt(De, "rpc_response_timeout", INT, Some("60"), "Seconds to wait for the answer to an RPC call."),
+    opt(De, "executor_thread_pool_size", INT, Some("64"), "Requests worked on at once by each RPC server.").deprecated(&[("DEFAULT", "rpc_thread_pool_size")]),
+    opt(De, "report_interval", INT, Some("10"), "Seconds between heartbeats in the services table."),
+    opt(De, "service_down_time", INT, Some("60"), "Seconds after the last heartbeat when others take this service for dead; more than report_interval."),
+    opt(De, "periodic_interval", INT, Some("60"), "Seconds between capability reports to the scheduler."),
+    opt(De, "backend_stats_polling_interval", from(3), Some("60"), "Seconds between capacity queries to Ceph."),
+    opt(De, "enable_new_services", Bool, Some("true"), "Whether a service that starts for the first time is enabled."),
+    opt(De, "no_snapshot_gb_quota", Bool, Some("false"), "Whether snapshots are left out of the gigabytes quota."),
+    opt(De, "message_ttl", INT, Some("2592000"), "Seconds that user messages are kept."),
+    opt(De, "volume_name_template", Text, Some("volume-%s"), "Image name of a volume; %s is its id."),
+    opt(De, "snapshot_name_template", Text, Some("snapshot-%s"), "Name of a snapshot; %s is its id."),
+    opt(De, "graceful_shutdown_timeout", INT, Some("60"), "Seconds that running operations get on SIGTERM; 0: no limit."),
+    // oslo.log.
+    opt(De, "debug", Bool, Some("false"), "Log at DEBUG instead of INFO."),
+    opt(De, "log_file", Text, None, "Log file; relative to log_dir when that is set.").deprecated(&[("DEFAULT", "logfile")]),
+    opt(De, "log_dir", Text, None, "Directory of the log file; alone: <log_dir>/<program>.log.").deprecated(&[("DEFAULT", "logdir")]),
+    opt(De, "log_date_format", Text, Some("%Y-%m-%d %H:%M:%S"), "strftime format of the time in a log line."),
+    opt(De, "use_stderr", Bool, Some("false"), "Log to standard error (always so without a log file)."),
+    opt(De, "use_json", Bool, Some("false"), "Log one JSON object per line."),
+    opt(De, "default_log_levels", List, Some(DEFAULT_LOG_LEVELS), "logger=LEVEL pairs; Python logger names of Cinder and Rust targets both work."),
+    opt(De, "use_syslog", Bool, Some("false"), "Not supported: standard error reaches the journal under systemd."),
+    opt(De, "use_journal", Bool, Some("false"), "Not supported: standard error reaches the journal under systemd."),
+    opt(De, "log_config_append", Text, None, "Not supported: a Python logging configuration means nothing here.").deprecated(&[("DEFAULT", "log_config")]),
+    opt(De, "log_rotation_type", Text, Some("none"), "Only none: use logrotate. A moved log file is noticed, SIGHUP is not needed."),
+    // The database.
+    opt(Db, "connection", Text, None, "SQLAlchemy URL: mysql+pymysql://USER:PASSWORD@HOST[:PORT]/cinder[?charset=utf8mb4&ssl_ca=FILE].").secret().deprecated(&[("DEFAULT", "sql_connection"), ("database", "sql_connection"), ("sql", "connection")]),
+    opt(Db, "connection_parameters", Text, Some(""), "More URL parameters, appended to connection."),
+    opt(Db, "max_pool_size", INT, Some("5"), "Connections kept open."),
+    opt(Db, "max_overflow", INT, Some("50"), "Connections on top of max_pool_size under load."),
+    opt(Db, "max_retries", INT, Some("10"), "Attempts to reach the database at start that are only warned about; Scoria always goes on waiting."),
+    opt(Db, "retry_interval", INT, Some("10"), "Seconds between those attempts."),
+    // RPC.
+    opt(Ra, "amqp_durable_queues", Bool, Some("false"), "Durable topic exchanges and queues."),
+    opt(Ra, "amqp_auto_delete", Bool, Some("false"), "Auto-delete topic exchanges and queues."),
+    opt(Ra, "ssl", Bool, Some("false"), "TLS to the broker."),
+    opt(Ra, "ssl_ca_file", Text, Some(""), "CA file; the broker is verified only when it is set."),
+    opt(Ra, "ssl_cert_file", Text, Some(""), "Client certificate."),
+    opt(Ra, "ssl_key_file", Text, Some(""), "Key of the client certificate."),
+    opt(Ra, "heartbeat_timeout_threshold", INT, Some("60"), "Seconds of silence after which the broker connection is dead; 0: no heartbeat."),
+    opt(Ra, "kombu_missing_consumer_retry_timeout", INT, Some("60"), "Seconds that a reply is retried while its queue is away.").deprecated(&[("oslo_messaging_rabbit", "kombu_reconnect_timeout")]),
+    opt(Ra, "rabbit_login_method", Choice(&["PLAIN", "AMQPLAIN", "EXTERNAL", "RABBIT-CR-DEMO"]), Some("AMQPLAIN"), "SASL mechanism: AMQPLAIN, PLAIN or EXTERNAL."),
+    opt(Ra, "rabbit_retry_interval", from(1), Some("1"), "Seconds before the first reconnect."),
+    opt(Ra, "rabbit_retry_backoff", from(0), Some("2"), "Seconds added for every further reconnect."),
+    opt(Ra, "rabbit_interval_max", from(1), Some("30"), "Longest wait between reconnects in seconds."),
+    opt(Ra, "rabbit_ha_queues", Bool, Some("false"), "x-ha-policy: all; excludes rabbit_quorum_queue."),
+    opt(Ra, "rabbit_quorum_queue", Bool, Some("false"), "Topic queues are quorum queues."),
+    opt(Ra, "rabbit_transient_quorum_queue", Bool, Some("false"), "Reply and fanout queues are quorum queues."),
+    opt(Ra, "rabbit_quorum_delivery_limit", INT, Some("0"), "x-delivery-limit of quorum queues; 0: unset."),
+    opt(Ra, "rabbit_quorum_max_memory_length", INT, Some("0"), "x-max-in-memory-length of quorum queues; 0: unset."),
+    opt(Ra, "rabbit_quorum_max_memory_bytes", INT, Some("0"), "x-max-in-memory-bytes of quorum queues; 0: unset."),
+    opt(Ra, "rabbit_transient_queues_ttl", from(0), Some("1800"), "Seconds until unused reply and fanout queues expire; 0: never."),
+    opt(Ra, "rabbit_stream_fanout", Bool, Some("false"), "Fanout queues are one stream; needs rabbit_qos_prefetch_count and rabbit_transient_quorum_queue."),
+    opt(Ra, "rabbit_qos_prefetch_count", INT, Some("0"), "Unacknowledged messages per consumer; 0 means 100 here."),
+    opt(Ra, "enable_cancel_on_failover", Bool, Some("false"), "x-cancel-on-ha-failover for consumers."),
+    opt(Ra, "use_queue_manager", Bool, Some("false"), "Predictable names for reply and fanout queues."),
+    opt(Ra, "hostname", Text, None, "Host part of those names. Unset: the machine's host name."),
+    opt(Ra, "processname", Text, None, "Process part of those names. Unset: the program's name."),
+    // Notifications.
+    opt(No, "driver", Multi, None, "messaging, messagingv2 or noop; may be repeated. Unset: nothing is emitted."),
+    opt(No, "transport_url", Text, None, "Broker of notifications. Unset: that of RPC.").secret(),
+    opt(No, "topics", List, Some("notifications"), "Topics that notifications are sent to."),
+    // Scoria's own.
+    opt(Sc, "scoria_worker_path", Text, None, "The worker program. Unset: scoria-rbd-worker beside the service."),
+    opt(Sc, "scoria_workers_per_site", between(2, 64), Some("2"), "Worker processes for each Ceph cluster in use."),
+    opt(Sc, "scoria_operation_retention", from(0), Some("86400"), "Seconds that finished operations stay in the journal."),
+    opt(Sc, "scoria_lease_seconds", between(5, 300), Some("10"), "Lease of a running operation; renewed every fifth of it."),
+    // A backend: general.
+    opt(Be, "volume_driver", Text, None, "cinder.volume.drivers.rbd.RBDDriver or unset: Scoria serves only Ceph RBD."),
+    opt(Be, "backend_host", Text, None, "Host part of this backend's service host, instead of [DEFAULT] host.").section_only(),
+    opt(Be, "volume_backend_name", Text, None, "Name that volume types refer to; RBD when unset."),
+    opt(Be, "backend_availability_zone", Text, None, "Availability zone of this backend."),
+    opt(Be, "reserved_percentage", between(0, 100), Some("0"), "Percent of the capacity that the scheduler keeps free."),
+    opt(Be, "max_over_subscription_ratio", Text, Some("20.0"), "Provisioned over physical capacity: a number of at least 1, or auto."),
+    opt(Be, "report_discard_supported", Bool, Some("false"), "Tell consumers that discard works."),
+    opt(Be, "filter_function", Text, None, "Equation by which the scheduler filters this backend."),
+    opt(Be, "goodness_function", Text, None, "Equation by which the scheduler rates this backend."),
+    opt(Be, "extra_capabilities", Text, Some("{}"), "JSON object added to the capability report."),
+    // A backend: RBD.
+    opt(Be, "rbd_cluster_name", Text, Some("ceph"), "Name of the Ceph cluster."),
+    opt(Be, "rbd_pool", Text, Some("rbd"), "Pool of the volumes; the same name on every replication device."),
+    opt(Be, "rbd_user", Text, None, "Ceph client; unset: no cephx."),
+    opt(Be, "rbd_ceph_conf", Text, Some(""), "ceph.conf; empty: librados' search path."),
+    opt(Be, "rbd_secret_uuid", Text, None, "libvirt secret of the key; unset: the cluster's fsid."),
+    opt(Be, "rbd_flatten_volume_from_snapshot", Bool, Some("false"), "Flatten volumes created from a snapshot."),
+    opt(Be, "rbd_max_clone_depth", INT, Some("5"), "Clones of clones before a flatten; 0: full copies."),
+    opt(Be, "rbd_store_chunk_size", INT, Some("4"), "Object size in MiB."),
+    opt(Be, "rados_connect_timeout", INT, Some("-1"), "Seconds for each librados and monitor call; negative: librados' default."),
+    opt(Be, "rados_connection_retries", INT, Some("3"), "Attempts to connect."),
+    opt(Be, "rados_connection_interval", INT, Some("5"), "Seconds between attempts, doubling."),
+    opt(Be, "replication_connect_timeout", INT, Some("5"), "Seconds for calls to either side during failover; negative: librados' default."),
+    opt(Be, "report_dynamic_total_capacity", Bool, Some("true"), "Total capacity = free + used of the pool."),
+    opt(Be, "rbd_exclusive_cinder_pool", Bool, Some("true"), "Only Cinder uses the pool; false: provisioned capacity is summed over all images."),
+    opt(Be, "enable_deferred_deletion", Bool, Some("false"), "Deleted images go to the trash for deferred_deletion_delay."),
+    opt(Be, "deferred_deletion_delay", INT, Some("0"), "Seconds in the trash."),
+    opt(Be, "deferred_deletion_purge_interval", INT, Some("60"), "Seconds between purges of the trash."),
+    opt(Be, "rbd_concurrent_flatten_operations", from(0), Some("3"), "Flattens at once; 0: no limit."),
+    opt(Be, "replication_device", MultiDict, None, "backend_id:ID,conf:FILE,user:CLIENT,secret_uuid:UUID of a peer cluster; may be repeated.").secret(),
+    opt(Be, "rbd_replication_mode", Choice(&["journal", "snapshot"]), Some("journal"), "How volumes are mirrored; the extra spec replication:mode overrides it."),
+    opt(Be, "scoria_failover_concurrency", between(1, 1024), Some("32"), "Volumes worked on at once in a failover."),
+    opt(Be, "scoria_verdict_timeout", between(1, 300), Some("5"), "Seconds for one health probe of a Ceph cluster."),
+    opt(Be, "scoria_demote_timeout", between(1, 3600), Some("30"), "Seconds until a demotion counts as failed."),
+    opt(Be, "scoria_promote_timeout", between(1, 3600), Some("60"), "Seconds until a planned promotion that was not accepted is given up and the old side promoted again."),
+    opt(Be, "scoria_writable_timeout", between(1, 3600), Some("60"), "Seconds that a forced promotion may take to accept writers."),
+];

@@ -1,0 +1,241 @@
+"""Tests of the lab's own logic; `cycles` needs the packages and takes minutes.
+
+The problem: a lab that signals a foreign process or removes a foreign file does harm, and one
+that fails now and then makes every other test worthless.
+
+    cd tools && python3 -m unittest labkit.tests            (seconds)
+    SCORIA_LAB_CYCLES=10 python3 -m unittest labkit.tests   (also: up, status, down, ten times)
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from unittest import mock
+
+from . import env, plan, procs, scoria
+from .component import Component
+from .state import REPO, Lab, LabError, port_free
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+class WithLab(unittest.TestCase):
+    def setUp(self):
+        os.environ.pop(procs.MARKER, None)
+        self.tmp = tempfile.TemporaryDirectory(prefix="scoria-labtest-")
+        self.root = pathlib.Path(self.tmp.name) / "lab"
+        self.lab = Lab(self.root)
+        with self.lab.locked():
+            self.lab.create()
+
+    def tearDown(self):
+        if self.lab.exists:
+            procs.kill(self.lab, list(procs.scan(self.lab)))
+            self.lab.remove_sockdir()
+        self.tmp.cleanup()
+
+
+class Processes(WithLab):
+    def test_a_recycled_pid_is_not_ours(self):
+        other = subprocess.Popen(SLEEP)
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
+        self.lab.path("run").mkdir()
+        start = procs.stat(other.pid)[3]
+        self.lab.path("run", "mariadb.json").write_text(json.dumps(
+            {"pid": other.pid, "start": start - 1, "boot": procs._boot_id(), "argv": []}))
+        self.assertIsNone(procs.leader(self.lab, "mariadb"))
+        self.assertEqual(procs.scan(self.lab), {})
+        procs.kill(self.lab, ["mariadb"])
+        self.assertIsNone(other.poll())
+
+    def test_another_lab_does_not_see_ours(self):
+        procs.start(self.lab, "x", SLEEP)
+        with tempfile.TemporaryDirectory() as tmp:
+            other = Lab(tmp)
+            other.create()
+            self.addCleanup(other.remove_sockdir)
+            self.assertEqual(procs.scan(other), {})
+        self.assertEqual(list(procs.scan(self.lab)), ["x"])
+
+    def test_children_that_left_the_session_are_found_and_killed(self):
+        code = ("import subprocess, sys, time\n"
+                f"subprocess.Popen({SLEEP!r}, start_new_session=True)\ntime.sleep(600)")
+        leader = procs.start(self.lab, "x", [sys.executable, "-c", code])
+        self._until(lambda: len(procs.scan(self.lab).get("x", [])) == 2)
+        leader.kill()
+        leader.wait()
+        self.assertIsNone(procs.leader(self.lab, "x"))
+        self.assertEqual(len(procs.scan(self.lab)["x"]), 1)
+        self.assertEqual(procs.kill(self.lab, ["x"]), [])
+        self.assertEqual(procs.scan(self.lab), {})
+
+    def test_stop_reaches_a_paused_process(self):
+        child = procs.start(self.lab, "x", SLEEP)
+        procs.signal_all(self.lab, ["x"], signal.SIGSTOP)
+        self._until(lambda: procs.paused([child.pid]))
+        begin = time.monotonic()
+        self.assertEqual(procs.terminate(self.lab, {"x": 5.0}), [])
+        self.assertLess(time.monotonic() - begin, 3)
+        self.assertEqual(child.wait(), -signal.SIGTERM)
+
+    def test_stop_kills_after_the_grace(self):
+        code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint(1, flush=True)\n" \
+               "time.sleep(600)"
+        child = procs.start(self.lab, "x", [sys.executable, "-c", code])
+        self._until(lambda: self.lab.path("log", "x.log").read_text().endswith("1\n"))
+        procs.terminate(self.lab, {"x": 0.3})
+        self.assertEqual(child.wait(), -signal.SIGKILL)
+
+    def _until(self, check):
+        end = time.monotonic() + 10
+        while not check():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.02)
+
+
+class State(WithLab):
+    def test_state_survives_and_is_private(self):
+        again = Lab(self.root)
+        self.assertEqual(again.state, self.lab.state)
+        self.assertEqual(self.lab.path("lab.json").stat().st_mode & 0o777, 0o600)
+        self.assertEqual(os.stat(self.lab.state["sockdir"]).st_mode & 0o777, 0o700)
+
+    def test_ports_are_free_and_none_twice(self):
+        ports = list(self.lab.state["ports"].values())
+        self.assertEqual(len(set(ports)), len(ports))
+        self.assertTrue(all(map(port_free, ports)))
+
+    def test_socket_paths_are_short_whatever_tmpdir_is(self):
+        with mock.patch("tempfile.gettempdir", return_value="/" + "x" * 90):
+            self.lab.state["sockdir"] = ""
+            self.lab.ensure_sockdir()
+        self.addCleanup(self.lab.remove_sockdir)
+        self.assertLess(len(self.lab.sock("client.rbd-mirror-peer.4194304.site-a.%d.asok" % 2**47)),
+                        108)
+
+    def test_purge_leaves_what_is_not_the_labs(self):
+        (self.root / "mine.txt").write_text("keep")
+        self.lab.path("ceph").mkdir()
+        self.lab.purge()
+        self.assertEqual([p.name for p in self.root.iterdir()], ["mine.txt"])
+
+    def test_the_lock_serialises(self):
+        order = []
+
+        def second():
+            with Lab(self.root).locked():
+                order.append("second")
+
+        with self.lab.locked(), mock.patch("sys.stderr"):
+            thread = threading.Thread(target=second)
+            thread.start()
+            time.sleep(0.2)
+            order.append("first")
+        thread.join(10)
+        self.assertEqual(order, ["first", "second"])
+
+    def test_names_that_others_build_on(self):
+        self.assertLessEqual(
+            {"SCORIA_LAB", "SCORIA_DATABASE_URL", "SCORIA_TRANSPORT_URL", "SCORIA_CONF",
+             "SITE_A_CONF", "SITE_B_CONF", "CINDER_ENDPOINT", "OS_AUTH_TYPE", "OS_ENDPOINT",
+             "OS_PROJECT_ID", "OS_USER_ID", "OS_VOLUME_API_VERSION"},
+            set(env.variables(self.lab)))
+
+
+class Plan(WithLab):
+    def test_a_site_stands_for_its_daemons(self):
+        every = plan.components(self.lab)
+        self.assertEqual(plan.expand(every, ["site-b"]),
+                         ["site-b-mon", "site-b-mgr", "site-b-osd.0", "rbd-mirror-b"])
+        with self.assertRaisesRegex(LabError, "unknown component 'nova'"):
+            plan.expand(every, ["nova"])
+
+    def test_needs_come_first(self):
+        names = plan.with_needs(plan.components(self.lab), ["cinder-api"])
+        self.assertEqual(names, ["mariadb", "epmd", "rabbitmq", "cinder-api"])
+
+    def test_what_depends_on_a_failure_is_not_run(self):
+        ran = []
+
+        def fail():
+            raise LabError("no disk")
+
+        tasks = [plan._Task("c", ["b"], lambda: ran.append("c")),
+                 plan._Task("b", ["a"], lambda: ran.append("b")),
+                 plan._Task("a", [], fail), plan._Task("d", [], lambda: ran.append("d"))]
+        with self.assertRaisesRegex(LabError, "^no disk$"):
+            plan.run(tasks)
+        self.assertEqual(ran, ["d"])
+
+    def test_a_taken_port_is_named(self):
+        class Server(Component):
+            name = "server"
+
+            def listens(self):
+                return (("127.0.0.1", port),)
+
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            s.listen()
+            port = s.getsockname()[1]
+            with self.assertRaisesRegex(LabError, f"127.0.0.1:{port}.*another process"):
+                Server(self.lab).start()
+
+    def test_the_newest_binary_is_taken_unless_one_is_chosen(self):
+        target = pathlib.Path(self.tmp.name, "target")
+        for age, kind in ((20, "debug"), (10, "release")):
+            path = target / kind / "scoria-volume"
+            path.parent.mkdir(parents=True)
+            path.write_text("")
+            path.chmod(0o755)
+            os.utime(path, (time.time() - age,) * 2)
+        with mock.patch.dict(os.environ, {"CARGO_TARGET_DIR": str(target)}):
+            os.environ.pop("SCORIA_BIN_DIR", None)
+            self.assertEqual(scoria.binary(), target / "release" / "scoria-volume")
+            os.environ["SCORIA_BIN_DIR"] = str(target / "debug")
+            self.assertEqual(scoria.binary(), target / "debug" / "scoria-volume")
+            os.environ["SCORIA_BIN_DIR"] = str(target)
+            self.assertIsNone(scoria.binary())
+
+
+@unittest.skipUnless(os.environ.get("SCORIA_LAB_CYCLES"), "SCORIA_LAB_CYCLES is not set")
+class Cycles(unittest.TestCase):
+    def test_up_and_down_again(self):
+        with tempfile.TemporaryDirectory(prefix="scoria-labtest-") as tmp:
+            environ = {**os.environ, "SCORIA_LAB": tmp + "/lab"}
+            slowest = {}
+
+            def lab(*words, within):
+                begin = time.monotonic()
+                done = subprocess.run([REPO / "tools/lab", *words], env=environ, text=True,
+                                      capture_output=True, check=False)
+                took = time.monotonic() - begin
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                self.assertLess(took, within, words)
+                slowest[words] = max(took, slowest.get(words, 0))
+
+            try:
+                for _ in range(int(os.environ["SCORIA_LAB_CYCLES"])):
+                    lab("up", within=60)
+                    lab("up", within=5)
+                    lab("status", within=15)
+                    lab("down", within=5)
+                    lab("up", "--without", "scoria-volume", within=60)
+                    lab("down", "--purge", within=5)
+            finally:
+                subprocess.run([REPO / "tools/lab", "down", "--purge"], env=environ, check=False,
+                               stdout=subprocess.DEVNULL)
+            print({" ".join(k): round(v, 1) for k, v in slowest.items()}, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
