@@ -22,7 +22,7 @@ import uuid
 
 from . import procs
 from .component import Component
-from .state import LabError, REPO, port_free, write_if_changed
+from .state import LabError, REPO, write_if_changed
 
 POOLS = ("volumes", "volumes2", "backups", "images")
 MIRRORED = ("volumes", "volumes2", "images")
@@ -302,13 +302,11 @@ class _Daemon(Component):
 class Mon(_Daemon):
     kind = "mon"
 
-    def prepare(self):
+    def listens(self):
         ip = self.lab.state["ips"][self.site]
-        for port in (3300, 6789):
-            # Never start beside somebody else's monitor: clients would talk to that one.
-            if not port_free(port, ip):
-                raise LabError(f"{self.name}: {ip}:{port} is in use by another process; a site "
-                               "keeps its address for life: stop that process, or down --purge")
+        return ((ip, 3300), (ip, 6789))
+
+    def prepare(self):
         create_site(self.lab, self.site)
 
     def ready(self):

@@ -118,6 +118,9 @@ class Api(_Service):
     name = "cinder-api"
     grace = 2.0
 
+    def listens(self):
+        return (("127.0.0.1", self.lab.state["ports"]["api"]),)
+
     def command(self):
         """Forked after loading: the workers share the memory of one import."""
         port = self.lab.state["ports"]["api"]

@@ -8,7 +8,7 @@ alike. A component answers these questions and nothing else; procs does the star
 import time
 
 from . import procs
-from .state import LabError
+from .state import LabError, port_free
 
 
 class Component:
@@ -27,6 +27,11 @@ class Component:
     def available(self):
         """None, or why it cannot be started (a warning for `up`, an error when named)."""
         return None
+
+    def listens(self):
+        """(address, port) pairs that have to be free before a start: with somebody else on one,
+        clients would talk to the wrong server, and `ready` could take that one for ours."""
+        return ()
 
     def prepare(self):
         """Make data directories and configuration; called before every start, idempotent."""
@@ -72,6 +77,10 @@ class Component:
         left = self.pids()
         if left:       # children of a leader that died
             procs.kill(self.lab, [self.name])
+        for ip, port in self.listens():
+            if not port_free(port, ip):
+                raise LabError(f"{self.name}: {ip}:{port}, which this lab uses, is taken by another "
+                               "process: end that, or tools/lab down --purge for new ports")
         self.prepare()
         argv, env = self.command()
         child = procs.start(self.lab, self.name, [*argv, *args], env)

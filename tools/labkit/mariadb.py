@@ -158,6 +158,9 @@ class MariaDb(Component):
     def available(self):
         return None if os.path.exists(SERVER) else "mariadbd is not installed (tools/install)"
 
+    def listens(self):
+        return (("127.0.0.1", self.port),)
+
     def prepare(self):
         data = self.lab.path("mariadb", "data")
         if not self.lab.done("mariadb-data"):

@@ -77,9 +77,10 @@ class Epmd(Component):
     def port(self):
         return self.lab.state["ports"]["epmd"]
 
+    def listens(self):
+        return (("127.0.0.1", self.port),)
+
     def prepare(self):
-        if not port_free(self.port):
-            raise LabError(f"epmd: port {self.port} is in use by another process")
         self.lab.path("rabbitmq").mkdir(exist_ok=True)
 
     def command(self):
@@ -105,6 +106,10 @@ class RabbitMq(Component):
         if not os.path.exists(f"{SCRIPTS}/rabbitmq-server"):
             return "rabbitmq-server is not installed (tools/install packages)"
         return None
+
+    def listens(self):
+        return (("127.0.0.1", self.port),
+                ("127.0.0.1", self.lab.state["ports"]["rabbit-dist"]))
 
     def prepare(self):
         base = self.lab.path("rabbitmq")
