@@ -64,7 +64,7 @@ def up(lab, args):
         if reason:
             print(f"lab: warning: {name} left out: {reason}", file=sys.stderr)
             names.remove(name)
-    _new_rabbit_mode(lab, every, names)
+    _new_rabbit_mode(lab, every, names, without)
     for site in ("a", "b"):     # clients' files are there even when a site is left out
         ceph.create_identity(lab, site)
     cinder.write_conf(lab)
@@ -75,19 +75,18 @@ def up(lab, args):
     say(f"lab up in {time.monotonic() - begin:.1f} s: {lab.root}")
 
 
-def _new_rabbit_mode(lab, every, names):
-    """Queues of another kind are in the way: everybody off the broker, new vhost, all back on."""
+def _new_rabbit_mode(lab, every, names, without):
+    """Queues of another kind are in the way: everybody off the broker, new vhost, back on who was
+    on it and is wanted."""
     made = lab.state.get("rabbit_mode_made")
     if made is None or made == lab.state["rabbit_mode"]:
         return
     users = ["scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler"]
     running = [n for n in users if procs.leader(lab, n)]
     plan.stop(lab, every, users)
-    for name in running:
-        if name not in names:
-            names.append(name)
+    names += [n for n in running if n not in names and n not in without]
     if "rabbitmq" not in names:
-        names[:0] = ["epmd", "rabbitmq"]
+        names[:0] = [n for n in ("epmd", "rabbitmq") if n not in names]
 
 
 def down(lab, args):
