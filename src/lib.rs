@@ -5,6 +5,8 @@
 
 pub mod config;
 pub mod context;
+pub mod db;
 pub mod error;
+pub mod journal;
 pub mod model;
 pub mod rbd;
