@@ -51,7 +51,8 @@ impl Proxy {
                         () = stop.cancelled() => return,
                         accepted = listener.accept() => accepted.expect("accept"),
                     };
-                    let upstream = TcpStream::connect(server.clone()).await.expect("the server behind the proxy");
+                    let upstream =
+                        TcpStream::connect(server.clone()).await.expect("the server behind the proxy");
                     let pipe = pipe(client, upstream, commit.clone(), delayed.clone());
                     let stop = stop.clone();
                     tokio::spawn(async move {

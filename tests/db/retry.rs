@@ -26,7 +26,10 @@ async fn a_deadlock_is_run_again() {
     seed::base(&test).await;
     let a = seed::volume(&test, 1, "available", "").await;
     let b = seed::volume(&test, 2, "available", "").await;
-    let (a, b) = (format!("UPDATE volumes SET size=9 WHERE id='{a}'"), format!("UPDATE volumes SET size=size+1 WHERE id='{b}'"));
+    let (a, b) = (
+        format!("UPDATE volumes SET size=9 WHERE id='{a}'"),
+        format!("UPDATE volumes SET size=size+1 WHERE id='{b}'"),
+    );
     let rival = tokio::sync::Mutex::new(Some(test.raw().await));
     let finished = tokio::sync::Mutex::new(None);
     let attempts = AtomicU32::new(0);
@@ -37,14 +40,18 @@ async fn a_deadlock_is_run_again() {
             if first {
                 // The rival has written more, so the server picks us as the victim.
                 let mut rival = rival.lock().await.take().expect("one rival");
-                rival.query_drop("BEGIN; UPDATE services SET report_count=1; UPDATE volume_types SET is_public=0").await.unwrap();
+                rival
+                    .query_drop(
+                        "BEGIN; UPDATE services SET report_count=1; UPDATE volume_types SET is_public=0",
+                    )
+                    .await
+                    .unwrap();
                 rival.query_drop("UPDATE volume_type_extra_specs SET value='y'").await.unwrap();
                 rival.query_drop(&a).await.unwrap();
                 conn.batch_execute(&b).await?;
                 let b = b.clone();
-                *finished.lock().await = Some(tokio::spawn(async move {
-                    rival.query_drop(format!("{b}; COMMIT")).await
-                }));
+                *finished.lock().await =
+                    Some(tokio::spawn(async move { rival.query_drop(format!("{b}; COMMIT")).await }));
                 // Until the rival waits for us.
                 sleep(Duration::from_millis(300)).await;
             } else {
@@ -131,7 +138,8 @@ async fn idle_connections_that_died_are_not_noticed_by_anybody() {
     let test = TestDb::new().await;
     seed::base(&test).await;
     // Several connections at once, then all of them killed while they are idle.
-    let busy = || async { test.db.read("t", async |conn| Ok(conn.batch_execute("DO SLEEP(0.2)").await?)).await };
+    let busy =
+        || async { test.db.read("t", async |conn| Ok(conn.batch_execute("DO SLEEP(0.2)").await?)).await };
     let all = futures::future::join_all((0..4).map(|_| busy())).await;
     assert!(all.iter().all(Result::is_ok));
     let mut killer = test.raw().await;
@@ -186,7 +194,9 @@ async fn a_commit_that_arrives_after_it_was_given_up_does_nothing() {
     let db = Db::connect(&proxy.config(&test.config));
     db.check().await.unwrap();
     proxy.next_commit(Commit::Delay);
-    let insert = format!("INSERT INTO volume_metadata (volume_id, `key`, value, deleted) VALUES ('{volume}','k','v',0)");
+    let insert = format!(
+        "INSERT INTO volume_metadata (volume_id, `key`, value, deleted) VALUES ('{volume}','k','v',0)"
+    );
     db.write("t", async |conn| Ok(conn.batch_execute(&insert).await?)).await.unwrap();
     let answer = proxy.deliver().await;
     assert!(String::from_utf8_lossy(&answer).contains("Duplicate entry"), "{answer:?}");
