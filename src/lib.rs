@@ -6,7 +6,9 @@
 pub mod backend;
 pub mod config;
 pub mod context;
+pub mod db;
 pub mod error;
+pub mod journal;
 pub mod model;
 pub mod rbd;
 pub mod replication;

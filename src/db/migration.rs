@@ -1,0 +1,121 @@
+//! Scoria's own tables, created in Cinder's database.
+//!
+//! diesel's migration harness keeps its books in a table whose name cannot be chosen, and Cinder's
+//! database already has alembic's. So this is a small runner of its own: numbered files, embedded,
+//! recorded in `scoria_schema_migrations`. Several services may start at once (an advisory lock), also
+//! on different Galera nodes, where that lock does not reach (every statement is repeatable).
+
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Nullable};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+
+use super::{Conn, Db};
+use crate::error::{Code, Error, Result};
+
+/// A file of `migrations/`. Applied files are never changed; a new one gets the next number.
+struct Migration {
+    version: i32,
+    name: &'static str,
+    sql: &'static str,
+}
+
+const MIGRATIONS: &[Migration] =
+    &[Migration { version: 1, name: "journal", sql: include_str!("../../migrations/0001_journal.sql") }];
+
+const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (
+  version INT NOT NULL PRIMARY KEY,
+  name VARCHAR(64) NOT NULL,
+  applied_at DATETIME NOT NULL
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
+
+/// Seconds to wait for another service that is migrating.
+const LOCK_SECONDS: i32 = 60;
+
+mod books {
+    diesel::table! {
+        scoria_schema_migrations (version) {
+            version -> Integer,
+            name -> Text,
+            applied_at -> Datetime,
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = Nullable<Integer>)]
+    locked: Option<i32>,
+}
+
+/// Brings Scoria's tables up to date; does nothing when they are. Returns how many files were applied.
+///
+/// # Errors
+/// `Config` when the database was migrated by a newer Scoria; `Database` when the lock or a statement
+/// fails.
+pub async fn run(db: &Db) -> Result<usize> {
+    db.read("migrations", async |conn| {
+        // The schema's name makes the lock private to this database of the server.
+        let lock = "CONCAT('scoria-migrations:', DATABASE())";
+        let got: Locked = diesel::sql_query(format!("SELECT GET_LOCK({lock}, ?) AS locked"))
+            .bind::<Integer, _>(LOCK_SECONDS)
+            .get_result(conn)
+            .await?;
+        if got.locked != Some(1) {
+            return Err(Error::new(
+                Code::Database,
+                format!("Another service has been migrating the database for {LOCK_SECONDS} s; try again"),
+            ));
+        }
+        let result = apply(conn).await;
+        // If this fails the connection is lost, and with it the lock.
+        conn.batch_execute(&format!("DO RELEASE_LOCK({lock})")).await?;
+        result
+    })
+    .await
+}
+
+async fn apply(conn: &mut Conn) -> Result<usize> {
+    use books::scoria_schema_migrations::dsl;
+    conn.batch_execute(BOOKS).await?;
+    let applied: Vec<i32> = dsl::scoria_schema_migrations.select(dsl::version).load(conn).await?;
+    let newest = MIGRATIONS.last().map_or(0, |m| m.version);
+    if let Some(unknown) = applied.iter().find(|v| **v > newest) {
+        return Err(Error::new(
+            Code::Config,
+            format!(
+                "The database has Scoria's schema version {unknown}, this program knows up to {newest}; \
+                 install the newer program"
+            ),
+        ));
+    }
+    let mut count = 0;
+    for migration in MIGRATIONS.iter().filter(|m| !applied.contains(&m.version)) {
+        tracing::info!(version = migration.version, name = migration.name, "creating Scoria's tables");
+        conn.batch_execute(migration.sql).await?;
+        diesel::insert_or_ignore_into(dsl::scoria_schema_migrations)
+            .values((
+                dsl::version.eq(migration.version),
+                dsl::name.eq(migration.name),
+                dsl::applied_at.eq(super::now()),
+            ))
+            .execute(conn)
+            .await?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_grow_by_one_and_every_statement_is_repeatable() {
+        for (index, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(usize::try_from(migration.version).ok(), Some(index + 1));
+            for line in migration.sql.lines().filter(|l| l.starts_with("CREATE TABLE")) {
+                assert!(line.starts_with("CREATE TABLE IF NOT EXISTS scoria_"), "{line}");
+            }
+        }
+    }
+}

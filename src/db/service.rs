@@ -1,0 +1,343 @@
+//! The `services` table: this service as the API, the scheduler and `cinder-manage` see it.
+
+use chrono::NaiveDateTime;
+use diesel::mysql::Mysql;
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use super::schema::{consistencygroups, groups, image_volume_cache_entries, services, volumes};
+use super::{Conn, InScope, cluster, now, volume};
+use crate::error::{Code, Error, Result};
+use crate::model::{Scope, Service};
+
+/// The only binary that Scoria registers so far.
+pub const BINARY: &str = "cinder-volume";
+/// RPC version of `cinder-volume` in Cinder 29 (reference objects.md 6.3).
+pub const RPC_VERSION: &str = "3.20";
+/// Versioned-object history of Cinder 29.
+pub const OBJECT_VERSION: &str = "1.39";
+
+#[derive(Debug, Queryable, Selectable)]
+#[diesel(table_name = services, check_for_backend(Mysql))]
+struct ServiceRow {
+    id: i32,
+    host: Option<String>,
+    binary: Option<String>,
+    topic: Option<String>,
+    uuid: Option<String>,
+    cluster_name: Option<String>,
+    availability_zone: Option<String>,
+    report_count: i32,
+    disabled: Option<bool>,
+    disabled_reason: Option<String>,
+    replication_status: Option<String>,
+    frozen: Option<bool>,
+    active_backend_id: Option<String>,
+    rpc_current_version: Option<String>,
+    object_current_version: Option<String>,
+    created_at: Option<NaiveDateTime>,
+    updated_at: Option<NaiveDateTime>,
+    modified_at: Option<NaiveDateTime>,
+}
+
+impl From<ServiceRow> for Service {
+    fn from(row: ServiceRow) -> Service {
+        Service {
+            id: row.id,
+            host: row.host.unwrap_or_default(),
+            binary: row.binary.unwrap_or_default(),
+            topic: row.topic.unwrap_or_default(),
+            uuid: row.uuid.unwrap_or_default(),
+            cluster_name: row.cluster_name,
+            availability_zone: row.availability_zone,
+            report_count: row.report_count,
+            disabled: row.disabled.unwrap_or(false),
+            disabled_reason: row.disabled_reason,
+            replication_status: row.replication_status,
+            frozen: row.frozen.unwrap_or(false),
+            active_backend_id: row.active_backend_id,
+            rpc_current_version: row.rpc_current_version,
+            object_current_version: row.object_current_version,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+            modified_at: row.modified_at,
+        }
+    }
+}
+
+/// New values of a service's columns. `None` leaves a column alone, `Some(None)` makes it NULL.
+#[derive(Debug, Clone, Default, PartialEq, AsChangeset)]
+#[diesel(table_name = services)]
+#[allow(missing_docs)]
+pub struct ServiceChanges {
+    pub disabled: Option<bool>,
+    pub disabled_reason: Option<Option<String>>,
+    pub replication_status: Option<String>,
+    pub active_backend_id: Option<Option<String>>,
+    pub frozen: Option<bool>,
+    pub cluster_name: Option<Option<String>>,
+    pub availability_zone: Option<String>,
+    pub rpc_current_version: Option<String>,
+    pub object_current_version: Option<String>,
+}
+
+/// Who registers.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// `host@backend`.
+    pub host: String,
+    /// `cluster@backend`.
+    pub cluster: Option<String>,
+    /// Availability zone of the backend.
+    pub availability_zone: String,
+    /// `[DEFAULT] enable_new_services`.
+    pub enable_new_services: bool,
+}
+
+/// What registering found or made.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    /// The row as it is now.
+    pub service: Service,
+    /// The row is new (first start, or removed by `cinder-manage service remove`).
+    pub created: bool,
+    /// The service has just joined its Cinder cluster: its volumes must follow
+    /// ([`include_in_cluster`]).
+    pub added_to_cluster: bool,
+}
+
+/// Finds or creates the service's row as stock's start-up does (`cinder/service.py`): versions written,
+/// cluster created or joined, and after a creation the volumes of the host pointed at the new uuid.
+/// A configured cluster other than the row's is left to `cinder-manage`.
+///
+/// # Errors
+/// `Database`.
+pub async fn register(conn: &mut Conn, registration: &Registration) -> Result<Registered> {
+    let host = &registration.host;
+    if let Some(found) = find(conn, host).await? {
+        let mut changes = ServiceChanges {
+            rpc_current_version: Some(RPC_VERSION.to_owned()),
+            object_current_version: Some(OBJECT_VERSION.to_owned()),
+            ..ServiceChanges::default()
+        };
+        let has_cluster = found.cluster_name.as_deref().is_some_and(|c| !c.is_empty());
+        let mut added_to_cluster = false;
+        if let Some(name) = &registration.cluster
+            && !has_cluster
+        {
+            join_cluster(conn, name, &found, &mut changes).await?;
+            changes.cluster_name = Some(Some(name.clone()));
+            added_to_cluster = true;
+        }
+        update(conn, found.id, &changes).await?;
+        return Ok(Registered { service: get(conn, found.id).await?, created: false, added_to_cluster });
+    }
+    let at = now();
+    let uuid = Uuid::new_v4().to_string();
+    diesel::insert_into(services::table)
+        .values((
+            services::uuid.eq(&uuid),
+            services::cluster_name.eq(&registration.cluster),
+            services::host.eq(host),
+            services::binary.eq(BINARY),
+            services::topic.eq(BINARY),
+            services::report_count.eq(0),
+            services::disabled.eq(!registration.enable_new_services),
+            services::availability_zone.eq(&registration.availability_zone),
+            services::rpc_current_version.eq(RPC_VERSION),
+            services::object_current_version.eq(OBJECT_VERSION),
+            services::replication_status.eq("not-capable"),
+            services::frozen.eq(false),
+            services::deleted.eq(false),
+            services::created_at.eq(at),
+            services::updated_at.eq(at),
+        ))
+        .execute(conn)
+        .await?;
+    let service = find(conn, host).await?.ok_or_else(|| not_found(host))?;
+    if let Some(name) = &registration.cluster {
+        let mut changes = ServiceChanges::default();
+        join_cluster(conn, name, &service, &mut changes).await?;
+        if changes != ServiceChanges::default() {
+            update(conn, service.id, &changes).await?;
+        }
+    }
+    volume::set_service_uuid(conn, &Scope::Host(host.clone()), &service.uuid).await?;
+    Ok(Registered {
+        service: get(conn, service.id).await?,
+        created: true,
+        added_to_cluster: registration.cluster.is_some(),
+    })
+}
+
+/// A service that joins takes the cluster's replication fields (unless its own failover failed); the
+/// first to come creates the cluster with its own.
+async fn join_cluster(
+    conn: &mut Conn,
+    name: &str,
+    service: &Service,
+    changes: &mut ServiceChanges,
+) -> Result<()> {
+    let (found, created) = cluster::ensure(conn, name, service).await?;
+    let broken = matches!(service.replication_status.as_deref(), Some("error" | "failover-error"));
+    if created || broken {
+        return Ok(());
+    }
+    if found.replication_status != service.replication_status {
+        changes.replication_status = found.replication_status;
+    }
+    if found.active_backend_id != service.active_backend_id {
+        changes.active_backend_id = Some(found.active_backend_id);
+    }
+    if found.frozen != service.frozen {
+        changes.frozen = Some(found.frozen);
+    }
+    Ok(())
+}
+
+/// The service of `host@backend`, unless removed.
+///
+/// # Errors
+/// `Database`.
+pub async fn find(conn: &mut Conn, host: &str) -> Result<Option<Service>> {
+    let rows: Vec<ServiceRow> = services::table
+        .filter(services::host.eq(host))
+        .filter(services::binary.eq(BINARY))
+        .filter(services::deleted.eq(false))
+        .select(ServiceRow::as_select())
+        .order(services::id)
+        .load(conn)
+        .await?;
+    // The column compares without case; host names are told apart by it.
+    Ok(rows.into_iter().map(Service::from).find(|s| s.host == host))
+}
+
+/// The service with this id, unless removed.
+///
+/// # Errors
+/// `ServiceNotFound`.
+pub async fn get(conn: &mut Conn, id: i32) -> Result<Service> {
+    let row: Option<ServiceRow> = services::table
+        .filter(services::id.eq(id))
+        .filter(services::deleted.eq(false))
+        .select(ServiceRow::as_select())
+        .first(conn)
+        .await
+        .optional()?;
+    row.map(Service::from).ok_or_else(|| not_found(&id.to_string()))
+}
+
+/// The services of a Cinder cluster.
+///
+/// # Errors
+/// `Database`.
+pub async fn list_for_cluster(conn: &mut Conn, cluster: &str) -> Result<Vec<Service>> {
+    let rows: Vec<ServiceRow> = services::table
+        .filter(services::cluster_name.eq(cluster))
+        .filter(services::binary.eq(BINARY))
+        .filter(services::deleted.eq(false))
+        .select(ServiceRow::as_select())
+        .order(services::id)
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(Service::from).collect())
+}
+
+/// Writes columns as `cinder.db.api.service_update` does: with `disabled` among them `modified_at`
+/// becomes now and `updated_at` stays (it is the heartbeat), otherwise `updated_at` becomes now.
+///
+/// # Errors
+/// `ServiceNotFound`.
+pub async fn update(conn: &mut Conn, id: i32, changes: &ServiceChanges) -> Result<()> {
+    if update_if(conn, id, &[], changes).await? { Ok(()) } else { Err(not_found(&id.to_string())) }
+}
+
+/// Like [`update`], on the condition that `replication_status` is one of `from` (empty: any). Returns
+/// false when it is not, or when the row is gone.
+///
+/// # Errors
+/// `Database`.
+pub async fn update_if(conn: &mut Conn, id: i32, from: &[&str], changes: &ServiceChanges) -> Result<bool> {
+    let at = now();
+    let (modified, updated) = if changes.disabled.is_some() { (Some(at), None) } else { (None, Some(at)) };
+    let mut update = diesel::update(services::table)
+        .filter(services::id.eq(id))
+        .filter(services::deleted.eq(false))
+        .into_boxed();
+    if !from.is_empty() {
+        update = update.filter(services::replication_status.eq_any(from.to_vec()));
+    }
+    let matched = update
+        .set((
+            changes,
+            modified.map(|t| services::modified_at.eq(t)),
+            updated.map(|t| services::updated_at.eq(t)),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(matched > 0)
+}
+
+/// One heartbeat. Returns false when the row is gone and must be registered again.
+///
+/// # Errors
+/// `Database`.
+pub async fn heartbeat(conn: &mut Conn, id: i32) -> Result<bool> {
+    let matched = diesel::update(services::table)
+        .filter(services::id.eq(id))
+        .filter(services::deleted.eq(false))
+        .set((services::report_count.eq(services::report_count + 1), services::updated_at.eq(now())))
+        .execute(conn)
+        .await?;
+    Ok(matched > 0)
+}
+
+/// Moves the volumes, groups and cache entries of a host into its Cinder cluster, keeping the pool
+/// part (`init_host` with `added_to_cluster`). Returns the number of volumes.
+///
+/// # Errors
+/// `Database`.
+pub async fn include_in_cluster(conn: &mut Conn, host: &str, cluster: &str) -> Result<usize> {
+    use diesel::dsl::sql;
+    use diesel::sql_types::{Nullable, Text};
+    let scope = Scope::Host(host.to_owned());
+    let at = now();
+    macro_rules! replaced {
+        () => {
+            sql::<Nullable<Text>>("REPLACE(host, ")
+                .bind::<Text, _>(host)
+                .sql(", ")
+                .bind::<Text, _>(cluster)
+                .sql(")")
+        };
+    }
+    let count = diesel::update(volumes::table)
+        .filter(volumes::deleted.eq(false))
+        .filter(InScope::new("volumes", &scope))
+        .set((volumes::cluster_name.eq(replaced!()), volumes::updated_at.eq(at)))
+        .execute(conn)
+        .await?;
+    diesel::update(consistencygroups::table)
+        .filter(consistencygroups::deleted.eq(false))
+        .filter(InScope::new("consistencygroups", &scope))
+        .set((consistencygroups::cluster_name.eq(replaced!()), consistencygroups::updated_at.eq(at)))
+        .execute(conn)
+        .await?;
+    diesel::update(groups::table)
+        .filter(groups::deleted.eq(false))
+        .filter(InScope::new("groups", &scope))
+        .set((groups::cluster_name.eq(replaced!()), groups::updated_at.eq(at)))
+        .execute(conn)
+        .await?;
+    diesel::update(image_volume_cache_entries::table)
+        .filter(InScope::new("image_volume_cache_entries", &scope))
+        .set(image_volume_cache_entries::cluster_name.eq(replaced!()))
+        .execute(conn)
+        .await?;
+    Ok(count)
+}
+
+fn not_found(which: &str) -> Error {
+    Error::new(Code::ServiceNotFound, format!("Service {which} could not be found."))
+}

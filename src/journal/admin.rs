@@ -1,0 +1,200 @@
+//! The journal as an operator sees it, and how it is kept small.
+
+use chrono::NaiveDateTime;
+use diesel::dsl::sql;
+use diesel::mysql::Mysql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+
+use super::{Journal, micros};
+use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
+use crate::error::Result;
+use crate::model::Scope;
+
+/// Rows deleted by one statement: short locks, short transactions on Galera.
+const BATCH: i64 = 500;
+
+/// Which operations to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListingFilter {
+    /// Only those that have not ended.
+    pub open_only: bool,
+    /// Only those of this backend.
+    pub backend_host: Option<String>,
+    /// Only this method.
+    pub method: Option<String>,
+    /// Only those about this resource.
+    pub resource_id: Option<String>,
+    /// At most so many, newest first (0: 100).
+    pub limit: u32,
+}
+
+/// One operation for people.
+#[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = ops, check_for_backend(Mysql))]
+#[allow(missing_docs)]
+pub struct Listing {
+    pub id: i64,
+    pub unique_id: String,
+    pub method: String,
+    pub backend_host: String,
+    pub cluster: Option<String>,
+    pub resource_type: Option<String>,
+    pub resource_id: Option<String>,
+    pub state: String,
+    pub outcome: Option<String>,
+    pub outcome_detail: Option<String>,
+    pub owner: String,
+    pub owner_host: String,
+    pub epoch: i64,
+    pub lease_until: NaiveDateTime,
+    pub accepted_at: NaiveDateTime,
+    pub updated_at: NaiveDateTime,
+    pub closed_at: Option<NaiveDateTime>,
+}
+
+impl Journal {
+    /// Operations, newest first.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn list(&self, filter: &ListingFilter) -> Result<Vec<Listing>> {
+        self.shared
+            .db
+            .read("list operations", async |conn| {
+                let limit = if filter.limit == 0 { 100 } else { filter.limit };
+                let mut query = ops::table
+                    .select(Listing::as_select())
+                    .order(ops::id.desc())
+                    .limit(limit.into())
+                    .into_boxed();
+                if filter.open_only {
+                    query = query.filter(ops::state.eq("open"));
+                }
+                if let Some(host) = &filter.backend_host {
+                    query = query.filter(ops::backend_host.eq(host));
+                }
+                if let Some(method) = &filter.method {
+                    query = query.filter(ops::method.eq(method));
+                }
+                if let Some(id) = &filter.resource_id {
+                    query = query.filter(ops::resource_id.eq(id));
+                }
+                Ok(query.load(conn).await?)
+            })
+            .await
+    }
+
+    /// Name of the last step of each listed resource of an operation, its own under an empty id.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn steps_of(&self, operation_id: i64) -> Result<Vec<(String, String, NaiveDateTime)>> {
+        self.shared
+            .db
+            .read("steps of an operation", async |conn| {
+                Ok(steps::table
+                    .filter(steps::operation_id.eq(operation_id))
+                    .select((steps::resource_id, steps::step, steps::updated_at))
+                    .order(steps::resource_id)
+                    .load(conn)
+                    .await?)
+            })
+            .await
+    }
+
+    /// Open operations about a resource, oldest first: is somebody still working on this volume?
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn open_for(&self, resource_id: &str) -> Result<Vec<Listing>> {
+        self.shared
+            .db
+            .read("open operations", async |conn| {
+                Ok(ops::table
+                    .filter(ops::resource_id.eq(resource_id))
+                    .filter(ops::state.eq("open"))
+                    .select(Listing::as_select())
+                    .order(ops::id)
+                    .load(conn)
+                    .await?)
+            })
+            .await
+    }
+
+    /// Open operations of a backend or cluster with one of these methods, oldest first: is a failover
+    /// under way?
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn open_methods(&self, scope: &Scope, methods: &[&str]) -> Result<Vec<Listing>> {
+        self.shared
+            .db
+            .read("open operations", async |conn| {
+                let mut query = ops::table
+                    .filter(ops::state.eq("open"))
+                    .filter(ops::method.eq_any(methods.to_vec()))
+                    .select(Listing::as_select())
+                    .order(ops::id)
+                    .into_boxed();
+                query = match scope {
+                    Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
+                    Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),
+                };
+                Ok(query.load(conn).await?)
+            })
+            .await
+    }
+
+    /// Removes operations that ended longer ago than the retention, with their steps, and old commit
+    /// markers, in small batches. Returns how many operations.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn purge(&self) -> Result<usize> {
+        let retention = micros(self.shared.options.retention);
+        let mut purged = 0;
+        loop {
+            let batch = self
+                .shared
+                .db
+                .write("purge", async |conn| {
+                    let ids: Vec<i64> = ops::table
+                        .filter(ops::state.eq("closed"))
+                        .filter(
+                            sql::<Bool>("closed_at < UTC_TIMESTAMP(6) - INTERVAL ")
+                                .bind::<BigInt, _>(retention)
+                                .sql(" MICROSECOND"),
+                        )
+                        .order(ops::closed_at)
+                        .limit(BATCH)
+                        .select(ops::id)
+                        .load(conn)
+                        .await?;
+                    diesel::delete(steps::table)
+                        .filter(steps::operation_id.eq_any(&ids))
+                        .execute(conn)
+                        .await?;
+                    diesel::delete(ops::table).filter(ops::id.eq_any(&ids)).execute(conn).await?;
+                    Ok(ids.len())
+                })
+                .await?;
+            purged += batch;
+            if i64::try_from(batch).unwrap_or(0) < BATCH {
+                break;
+            }
+        }
+        self.shared
+            .db
+            .read("purge commit markers", async |conn| {
+                conn.batch_execute(
+                    "DELETE FROM scoria_commits WHERE created_at < UTC_TIMESTAMP() - INTERVAL 1 HOUR LIMIT 10000",
+                )
+                .await?;
+                Ok(())
+            })
+            .await?;
+        Ok(purged)
+    }
+}

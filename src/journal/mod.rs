@@ -1,0 +1,606 @@
+//! Nothing accepted is lost: every request that changes something is written down before it is
+//! acknowledged, and stays written down until it has ended.
+//!
+//! An *operation* is one row of `scoria_operations` plus its steps. It has an owner, a lease on database
+//! time and an epoch that grows with every change of owner. Whoever writes a step or an end must name
+//! the epoch, so a service that was thought dead and comes back cannot spoil its successor's work: its
+//! writes match nothing and it gets `Cancelled`.
+//!
+//! What is persisted, and why:
+//! - the request without its token: to run it again after a crash;
+//! - steps: to know how far it came, for the operation and for each of its volumes;
+//! - the outcome with the reply: to answer a call whose service died between its end and its answer;
+//! - addresses of our librados clients (`clients`): to fence them before their work is taken over.
+
+mod admin;
+mod clients;
+mod lease;
+mod operation;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::NaiveDateTime;
+use diesel::dsl::sql;
+use diesel::mysql::Mysql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Datetime, Nullable};
+use diesel_async::RunQueryDsl;
+use serde_json::Value;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+pub use admin::{Listing, ListingFilter};
+pub use clients::RbdClient;
+pub use operation::{Operation, Step};
+
+use crate::config::ScoriaConfig;
+use crate::db::error::is_duplicate;
+use crate::db::schema::scoria_operations as ops;
+use crate::db::worker::{self, Claim, Worker};
+use crate::db::{Conn, Db, Work};
+use crate::error::{Code, Error, Result};
+use crate::model::Scope;
+use operation::Inner as OperationInner;
+
+/// An instance of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Fresh at every start, and again when a lease was lost.
+    pub instance: String,
+    /// The machine (`[DEFAULT] host`): its next instance may take over at once.
+    pub host: String,
+}
+
+impl Owner {
+    /// A new instance on `host`.
+    pub fn new(host: impl Into<String>) -> Self {
+        Owner { instance: Uuid::new_v4().to_string(), host: host.into() }
+    }
+}
+
+/// Times that the journal lives by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalOptions {
+    /// How long an operation stays ours without renewal (10 s); renewed every fifth of it.
+    pub lease: Duration,
+    /// How long closed operations are kept (86400 s).
+    pub retention: Duration,
+}
+
+impl From<&ScoriaConfig> for JournalOptions {
+    fn from(config: &ScoriaConfig) -> Self {
+        JournalOptions { lease: config.lease, retention: config.operation_retention }
+    }
+}
+
+/// Where the reply of a call goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// `_reply_q`.
+    pub queue: String,
+    /// `_msg_id`.
+    pub msg_id: String,
+}
+
+/// A request to accept.
+#[derive(Debug, Clone, Default)]
+pub struct NewOperation {
+    /// `_unique_id` of the message.
+    pub unique_id: String,
+    /// RPC method, e.g. `create_volume`.
+    pub method: String,
+    /// `host@backend` that received it.
+    pub backend_host: String,
+    /// `cluster@backend`, when clustered.
+    pub cluster: Option<String>,
+    /// The inner message as JSON text, without the token.
+    pub request: String,
+    /// Type and id of the resource it is about.
+    pub resource: Option<(String, String)>,
+    /// Cinder's `workers` row to claim in the same transaction.
+    pub claim: Option<Claim>,
+    /// Where the reply goes, for a call.
+    pub reply: Option<ReplyTo>,
+    /// How long the caller waits; becomes a deadline by the database's clock.
+    pub timeout: Option<Duration>,
+}
+
+/// What accepting came to.
+#[derive(Debug)]
+pub enum Accept {
+    /// Ours to run.
+    New(Operation),
+    /// This message was accepted before, by whomever: acknowledge it and forget it.
+    Duplicate,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// As asked.
+    Succeeded,
+    /// It failed, and its resources say so.
+    Failed,
+    /// It was undone (e.g. its caller's deadline had passed after a crash).
+    RolledBack,
+    /// It was given up without a trace, e.g. because its resource is gone.
+    Abandoned,
+}
+
+impl Ending {
+    /// The text in the row.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ending::Succeeded => "succeeded",
+            Ending::Failed => "failed",
+            Ending::RolledBack => "rolled-back",
+            Ending::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// The end of an operation, with what must still be sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// For the operator (admin view), e.g. the error.
+    pub detail: Option<String>,
+    /// For a call: the reply document (result or failure), kept until it was sent.
+    pub reply: Option<Value>,
+}
+
+impl Outcome {
+    /// As asked.
+    pub fn succeeded() -> Self {
+        Outcome { ending: Ending::Succeeded, detail: None, reply: None }
+    }
+
+    /// It failed for this reason.
+    pub fn failed(error: &Error) -> Self {
+        Outcome { ending: Ending::Failed, detail: Some(error.operator()), reply: None }
+    }
+
+    /// Adds the document to send to the caller.
+    #[must_use]
+    pub fn with_reply(mut self, reply: Value) -> Self {
+        self.reply = Some(reply);
+        self
+    }
+}
+
+/// A closed call whose reply may never have been sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PendingReply {
+    /// Operation.
+    pub operation_id: i64,
+    /// Where it goes.
+    pub to: ReplyTo,
+    /// The reply document.
+    pub reply: Value,
+}
+
+/// The journal. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    db: Db,
+    host: String,
+    options: JournalOptions,
+    state: Mutex<State>,
+    losses: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Our name in `owner`; replaced when a lease was lost.
+    instance: String,
+    /// What we hold: renewal knows from here what it must find.
+    open: HashMap<i64, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    operation: Operation,
+    /// Start of the last statement that set `lease_until`.
+    renewed: Instant,
+}
+
+impl Journal {
+    /// A journal in the given database, written as `owner`.
+    pub fn new(db: Db, owner: Owner, options: JournalOptions) -> Self {
+        let (losses, _) = watch::channel(0);
+        Journal {
+            shared: Arc::new(Shared {
+                db,
+                host: owner.host,
+                options,
+                state: Mutex::new(State { instance: owner.instance, open: HashMap::new() }),
+                losses,
+            }),
+        }
+    }
+
+    /// The database it lives in.
+    pub fn db(&self) -> &Db {
+        &self.shared.db
+    }
+
+    /// Who we are at this moment; the instance changes when a lease was lost.
+    pub fn owner(&self) -> Owner {
+        Owner { instance: self.state().instance.clone(), host: self.shared.host.clone() }
+    }
+
+    /// Changes whenever the lease of our operations was lost: everything of ours was cancelled
+    /// (`Operation::lost`), workers must be killed, and then [`Journal::adopt`] may take the work up
+    /// again, if nobody else has.
+    pub fn losses(&self) -> watch::Receiver<u64> {
+        self.shared.losses.subscribe()
+    }
+
+    /// How many operations this process has open.
+    pub fn open_count(&self) -> usize {
+        self.state().open.len()
+    }
+
+    /// Writes a request down, with the claim on Cinder's `workers` row, in one transaction. When this
+    /// returns, the message may be acknowledged.
+    ///
+    /// # Errors
+    /// `CleanableInUse` when the `workers` row was claimed by somebody else in the same moment;
+    /// `Database`.
+    pub async fn accept(&self, new: NewOperation) -> Result<Accept> {
+        let owner = self.owner();
+        let began = Instant::now();
+        let accepted = self
+            .shared
+            .db
+            .write("accept", async |conn| {
+                let Some(id) = self.insert(conn, &new, &owner).await? else {
+                    return Ok(None);
+                };
+                let worker = match &new.claim {
+                    Some(claim) => Some(worker::claim(conn, claim).await?),
+                    None => None,
+                };
+                Ok(Some((id, worker)))
+            })
+            .await?;
+        let Some((id, worker)) = accepted else {
+            return Ok(Accept::Duplicate);
+        };
+        let operation = Operation::new(OperationInner {
+            id,
+            epoch: 1,
+            unique_id: new.unique_id,
+            method: new.method,
+            backend_host: new.backend_host,
+            cluster: new.cluster,
+            request: new.request,
+            resource: new.resource,
+            reply: new.reply,
+            overdue: false,
+            former: None,
+            worker,
+            db: self.shared.db.clone(),
+            lost: tokio_util::sync::CancellationToken::new(),
+        });
+        self.hold(&owner, operation.clone(), began);
+        Ok(Accept::New(operation))
+    }
+
+    /// Inserts the row; `None` when the message is known.
+    async fn insert(&self, conn: &mut Conn, new: &NewOperation, owner: &Owner) -> Result<Option<i64>> {
+        let (resource_type, resource_id) = match &new.resource {
+            Some((kind, id)) => (Some(kind), Some(id)),
+            None => (None, None),
+        };
+        let deadline = new.timeout.map(|t| {
+            sql::<Nullable<Datetime>>("UTC_TIMESTAMP(6) + INTERVAL ")
+                .bind::<BigInt, _>(micros(t))
+                .sql(" MICROSECOND")
+        });
+        let inserted = diesel::insert_into(ops::table)
+            .values((
+                (
+                    ops::unique_id.eq(&new.unique_id),
+                    ops::method.eq(&new.method),
+                    ops::backend_host.eq(&new.backend_host),
+                    ops::cluster.eq(&new.cluster),
+                    ops::resource_type.eq(resource_type),
+                    ops::resource_id.eq(resource_id),
+                    ops::request.eq(&new.request),
+                    ops::reply_queue.eq(new.reply.as_ref().map(|r| &r.queue)),
+                    ops::reply_msg_id.eq(new.reply.as_ref().map(|r| &r.msg_id)),
+                    deadline.map(|d| ops::deadline.eq(d)),
+                ),
+                ops::state.eq("open"),
+                ops::owner.eq(&owner.instance),
+                ops::owner_host.eq(&owner.host),
+                ops::epoch.eq(1),
+                ops::lease_until.eq(lease_until(self.shared.options.lease)),
+                ops::accepted_at.eq(db_now()),
+                ops::updated_at.eq(db_now()),
+            ))
+            .execute(conn)
+            .await;
+        match inserted {
+            Ok(_) => {}
+            Err(e) if is_duplicate(&e) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        let id: i64 =
+            ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?;
+        Ok(Some(id))
+    }
+
+    /// Takes over open operations of a backend or cluster: those whose lease has run out, and those of
+    /// former instances on this machine, which are dead whatever their lease says. Kill or fence their
+    /// workers before running them ([`Operation::former`], [`Journal::clients_of`]).
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn adopt(&self, scope: &Scope) -> Result<Vec<Operation>> {
+        let owner = self.owner();
+        let began = Instant::now();
+        let rows: Vec<(Row, bool)> = self
+            .shared
+            .db
+            .write("adopt", async |conn| {
+                let query = ops::table
+                    .filter(ops::state.eq("open"))
+                    .filter(
+                        ops::lease_until
+                            .lt(db_now())
+                            .or(ops::owner_host.eq(&owner.host).and(ops::owner.ne(&owner.instance))),
+                    )
+                    .select((Row::as_select(), sql::<Bool>("COALESCE(deadline < UTC_TIMESTAMP(6), FALSE)")))
+                    .order(ops::id);
+                let rows: Vec<(Row, bool)> = match scope {
+                    Scope::Host(host) => {
+                        query.filter(ops::backend_host.eq(host)).for_update().load(conn).await?
+                    }
+                    Scope::Cluster(cluster) => {
+                        query.filter(ops::cluster.eq(cluster)).for_update().load(conn).await?
+                    }
+                };
+                // An operation that we hold ourselves and could not renew in time is not a find.
+                let held: Vec<i64> = self.state().open.keys().copied().collect();
+                let rows: Vec<(Row, bool)> =
+                    rows.into_iter().filter(|(row, _)| !held.contains(&row.id)).collect();
+                let ids: Vec<i64> = rows.iter().map(|(row, _)| row.id).collect();
+                for chunk in ids.chunks(1000) {
+                    diesel::update(ops::table)
+                        .filter(ops::id.eq_any(chunk))
+                        .set((
+                            ops::owner.eq(&owner.instance),
+                            ops::owner_host.eq(&owner.host),
+                            ops::epoch.eq(ops::epoch + 1),
+                            ops::lease_until.eq(lease_until(self.shared.options.lease)),
+                            ops::updated_at.eq(db_now()),
+                        ))
+                        .execute(conn)
+                        .await?;
+                }
+                Ok(rows)
+            })
+            .await?;
+        let mut operations = Vec::with_capacity(rows.len());
+        for (row, overdue) in rows {
+            tracing::info!(
+                operation.id = row.id,
+                method = %row.method,
+                former.host = %row.owner_host,
+                "taking over an operation"
+            );
+            let operation = Operation::new(row.into_inner(overdue, self.shared.db.clone()));
+            self.hold(&owner, operation.clone(), began);
+            operations.push(operation);
+        }
+        Ok(operations)
+    }
+
+    /// Ends the operation together with the last changes it makes, in one transaction: either both are
+    /// there or neither.
+    ///
+    /// # Errors
+    /// What the closure returns; `Cancelled` when the lease was lost.
+    pub async fn complete<R, F>(&self, operation: &Operation, outcome: &Outcome, work: F) -> Result<R>
+    where
+        for<'r> F:
+            AsyncFn(&'r mut Conn) -> Result<R> + Work<&'r mut Conn, Result<R>, Fut: Send> + Send + Sync,
+        R: Send,
+    {
+        let result = self
+            .shared
+            .db
+            .write("complete", async |conn| {
+                operation.close(conn, outcome).await?;
+                work(conn).await
+            })
+            .await?;
+        self.forget(operation.id());
+        Ok(result)
+    }
+
+    /// Ends the operation by itself.
+    ///
+    /// # Errors
+    /// `Cancelled` when the lease was lost; `Database`.
+    pub async fn finish(&self, operation: &Operation, outcome: &Outcome) -> Result<()> {
+        self.shared.db.write("finish", async |conn| operation.close(conn, outcome).await).await?;
+        self.forget(operation.id());
+        Ok(())
+    }
+
+    /// The reply of a closed call was sent; its document is no longer kept.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn mark_replied(&self, operation_id: i64) -> Result<()> {
+        self.shared
+            .db
+            .read("replied", async |conn| {
+                diesel::update(ops::table)
+                    .filter(ops::id.eq(operation_id))
+                    .set((ops::replied_at.eq(db_now().nullable()), ops::reply.eq(None::<String>)))
+                    .execute(conn)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Replies of closed calls that a former instance on this machine, or one that has been silent for
+    /// a lease, did not mark as sent, and whose callers may still be waiting. Sending one twice does no
+    /// harm: the caller drops what it does not expect.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn pending_replies(&self, scope: &Scope) -> Result<Vec<PendingReply>> {
+        let owner = self.owner();
+        let lease = micros(self.shared.options.lease);
+        type Found = (i64, Option<String>, Option<String>, Option<String>);
+        let rows: Vec<Found> = self
+            .shared
+            .db
+            .read("pending replies", async |conn| {
+                let mut query = ops::table
+                    .filter(ops::state.eq("closed"))
+                    .filter(ops::reply_queue.is_not_null())
+                    .filter(ops::reply.is_not_null())
+                    .filter(ops::replied_at.is_null())
+                    .filter(ops::owner.ne(&owner.instance))
+                    .filter(sql::<Bool>("COALESCE(deadline > UTC_TIMESTAMP(6), TRUE)"))
+                    .filter(
+                        ops::owner_host.eq(&owner.host).or(sql::<Bool>(
+                            "closed_at < UTC_TIMESTAMP(6) - INTERVAL ",
+                        )
+                        .bind::<BigInt, _>(lease)
+                        .sql(" MICROSECOND")),
+                    )
+                    .select((ops::id, ops::reply_queue, ops::reply_msg_id, ops::reply))
+                    .into_boxed();
+                query = match scope {
+                    Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
+                    Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),
+                };
+                Ok(query.load(conn).await?)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(operation_id, queue, msg_id, reply)| {
+                Some(PendingReply {
+                    operation_id,
+                    to: ReplyTo { queue: queue?, msg_id: msg_id.unwrap_or_default() },
+                    reply: serde_json::from_str(&reply?).ok()?,
+                })
+            })
+            .collect())
+    }
+
+    /// Registers an operation as ours. If the instance changed since `owner` was read, it is lost
+    /// already.
+    fn hold(&self, owner: &Owner, operation: Operation, renewed: Instant) {
+        let mut state = self.state();
+        if state.instance == owner.instance {
+            state.open.insert(operation.id(), Held { operation, renewed });
+        } else {
+            operation.lost().cancel();
+        }
+    }
+
+    /// The operation has ended: it needs no lease any more.
+    fn forget(&self, id: i64) {
+        self.state().open.remove(&id);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding it, and its content would still be right.
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A row as [`Journal::adopt`] reads it.
+#[derive(Debug, Queryable, Selectable)]
+#[diesel(table_name = ops, check_for_backend(Mysql))]
+struct Row {
+    id: i64,
+    unique_id: String,
+    method: String,
+    backend_host: String,
+    cluster: Option<String>,
+    resource_type: Option<String>,
+    resource_id: Option<String>,
+    request: String,
+    reply_queue: Option<String>,
+    reply_msg_id: Option<String>,
+    owner: String,
+    owner_host: String,
+    epoch: i64,
+}
+
+impl Row {
+    fn into_inner(self, overdue: bool, db: Db) -> OperationInner {
+        OperationInner {
+            id: self.id,
+            epoch: self.epoch + 1,
+            unique_id: self.unique_id,
+            method: self.method,
+            backend_host: self.backend_host,
+            cluster: self.cluster,
+            request: self.request,
+            resource: self.resource_type.zip(self.resource_id),
+            reply: self
+                .reply_queue
+                .map(|queue| ReplyTo { queue, msg_id: self.reply_msg_id.unwrap_or_default() }),
+            overdue,
+            former: Some(Owner { instance: self.owner, host: self.owner_host }),
+            worker: None::<Worker>,
+            db,
+            lost: tokio_util::sync::CancellationToken::new(),
+        }
+    }
+}
+
+/// The database's clock, UTC, microseconds.
+fn db_now() -> diesel::expression::SqlLiteral<Datetime> {
+    sql::<Datetime>("UTC_TIMESTAMP(6)")
+}
+
+fn lease_until(
+    lease: Duration,
+) -> diesel::expression::SqlLiteral<
+    Datetime,
+    diesel::expression::UncheckedBind<
+        diesel::expression::SqlLiteral<Datetime>,
+        diesel::dsl::AsExprOf<i64, BigInt>,
+    >,
+> {
+    sql::<Datetime>("UTC_TIMESTAMP(6) + INTERVAL ").bind::<BigInt, _>(micros(lease)).sql(" MICROSECOND")
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The lease was lost: somebody else has, or may have, taken the operation over.
+fn fenced(id: i64) -> Error {
+    Error::new(Code::Cancelled, format!("Operation {id} was taken over by another instance of the service"))
+}
+
+/// Times of an operation, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Times {
+    pub accepted_at: NaiveDateTime,
+    pub updated_at: NaiveDateTime,
+    pub closed_at: Option<NaiveDateTime>,
+}

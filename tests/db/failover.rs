@@ -1,0 +1,143 @@
+//! Set operations of a failover, and that repeating one after a crash does no harm.
+
+use scoria::db::failover;
+use scoria::db::volume::VolumeChanges;
+use scoria::model::{ReplicationStatus, Scope, VolumeEvent};
+
+use crate::seed::{self, BACKEND};
+use crate::support::TestDb;
+
+fn scope() -> Scope {
+    Scope::Host(BACKEND.to_owned())
+}
+
+async fn statuses(test: &TestDb) -> Vec<Vec<String>> {
+    test.rows("SELECT status, replication_status, previous_status FROM volumes ORDER BY id").await
+}
+
+#[tokio::test]
+async fn volumes_without_replication_stay_behind_in_error_with_their_snapshots() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let plain = seed::volume(&test, 1, "in-use", ", replication_status='disabled'").await;
+    seed::volume(&test, 2, "available", ", replication_status='not-capable'").await;
+    let mirrored = seed::volume(&test, 3, "available", ", replication_status='enabled'").await;
+    let unknown = seed::volume(&test, 4, "available", "").await;
+    seed::volume(&test, 5, "available", ", replication_status='disabled', host='other@ceph#pool'").await;
+    seed::snapshot(&test, 1, &plain, "available").await;
+    seed::snapshot(&test, 2, &mirrored, "available").await;
+    let moved = test.db.read("t", async |conn| failover::replicated(conn, &scope()).await).await.unwrap();
+    let ids: Vec<&str> = moved.iter().map(|v| v.id.as_str()).collect();
+    assert_eq!(ids, [&mirrored, &unknown], "NULL counts as replicated");
+
+    for changed in [(2, 1), (0, 0)] {
+        let done =
+            test.db.write("t", async |conn| failover::mark_not_capable(conn, &scope()).await).await.unwrap();
+        assert_eq!((done.volumes, done.snapshots), changed);
+        assert_eq!(
+            statuses(&test).await,
+            [
+                ["error", "not-capable", "in-use"],
+                ["error", "not-capable", "available"],
+                ["available", "enabled", "NULL"],
+                ["available", "NULL", "NULL"],
+                ["available", "disabled", "NULL"]
+            ]
+        );
+    }
+    let snapshots = test.rows("SELECT status FROM snapshots ORDER BY id").await;
+    assert_eq!(snapshots, [["error"], ["available"]]);
+}
+
+#[tokio::test]
+async fn failed_volumes_remember_their_status_and_come_back_to_it() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let used = seed::volume(&test, 1, "in-use", ", replication_status='enabled'").await;
+    let free = seed::volume(&test, 2, "available", ", replication_status='enabled'").await;
+    let fine = seed::volume(&test, 3, "available", ", replication_status='enabled'").await;
+    seed::snapshot(&test, 1, &used, "available").await;
+    let failed = vec![used.clone(), free.clone()];
+    for changed in [2, 0] {
+        let done = test.db.write("t", async |conn| failover::mark_failed(conn, &failed).await).await.unwrap();
+        assert_eq!(done.volumes, changed);
+    }
+    let fine = vec![fine];
+    let over = ReplicationStatus::FailedOver;
+    let done = test
+        .db
+        .write("t", async |conn| failover::set_replication_status(conn, &fine, over).await)
+        .await
+        .unwrap();
+    assert_eq!(done, 1);
+    assert_eq!(
+        statuses(&test).await,
+        [
+            ["error", "failover-error", "in-use"],
+            ["error", "failover-error", "available"],
+            ["available", "failed-over", "NULL"]
+        ]
+    );
+    assert_eq!(test.row("SELECT status FROM snapshots").await, ["error"]);
+
+    let all = vec![used.clone(), free, fine[0].clone()];
+    let back = test
+        .db
+        .write("t", async |conn| {
+            failover::recover_snapshots(conn, &all).await?;
+            failover::recover(conn, &all, ReplicationStatus::Enabled).await
+        })
+        .await
+        .unwrap();
+    assert_eq!(back, 2, "the third was never lost");
+    assert_eq!(
+        statuses(&test).await,
+        [
+            ["in-use", "enabled", "NULL"],
+            ["available", "enabled", "NULL"],
+            ["available", "failed-over", "NULL"]
+        ]
+    );
+    assert_eq!(test.row("SELECT status FROM snapshots").await, ["available"]);
+
+    let changes = VolumeChanges { size: Some(7), ..VolumeChanges::default() };
+    let extended = test
+        .db
+        .write("t", async |conn| failover::transition_many(conn, &all, VolumeEvent::Extended, &changes).await)
+        .await
+        .unwrap();
+    assert_eq!(extended, 0, "none is extending");
+}
+
+#[tokio::test]
+async fn only_groups_whose_type_is_replicated_are_found() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    test.sql(
+        "INSERT INTO group_types (id, name, deleted) VALUES ('t1', 'repl', 0), ('t2', 'plain', 0);
+         INSERT INTO group_type_specs (`key`, value, group_type_id, deleted) VALUES
+           ('consistent_group_replication_enabled', '<is> True', 't1', 0),
+           ('group_replication_enabled', '<is> True', 't1', 0),
+           ('group_replication_enabled', '<is> True', 't2', 1);
+         INSERT INTO `groups` (id, host, group_type_id, status, replication_status, deleted) VALUES
+           ('g1', 'node1@ceph#pool', 't1', 'available', 'enabled', 0),
+           ('g2', 'node1@ceph#pool', 't2', 'available', 'enabled', 0),
+           ('g3', 'node2@ceph#pool', 't1', 'available', 'enabled', 0)",
+    )
+    .await;
+    let found =
+        test.db.read("t", async |conn| failover::replicated_groups(conn, &scope()).await).await.unwrap();
+    assert_eq!(found.len(), 1);
+    let ids = vec![found[0].id.clone()];
+    test.db
+        .write("t", async |conn| {
+            failover::set_group_status(conn, &ids, ReplicationStatus::FailoverError).await
+        })
+        .await
+        .unwrap();
+    let rows = test.rows("SELECT id, status, replication_status FROM `groups` ORDER BY id").await;
+    assert_eq!(
+        rows,
+        [["g1", "error", "failover-error"], ["g2", "available", "enabled"], ["g3", "available", "enabled"]]
+    );
+}

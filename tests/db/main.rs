@@ -1,0 +1,15 @@
+//! Cinder's database and the journal against a real MariaDB.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+
+#[path = "../common/db.rs"]
+mod support;
+
+mod failover;
+mod journal;
+mod lease;
+mod proxy;
+mod quota;
+mod retry;
+mod rows;
+mod seed;
+mod services;
