@@ -11,8 +11,11 @@ use crate::error::{Code, Error};
 /// The distinctions that operations act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RbdErrorKind {
-    /// ENOENT: no such image, snapshot, pool or object.
+    /// ENOENT: no such image, snapshot or object.
     NotFound,
+    /// ENOENT for the pool itself. Apart from `NotFound`, because "the image is gone" counts as success
+    /// of a repeated delete and "the pool is gone" (a typing error, the wrong cluster) must not.
+    NoPool,
     /// EEXIST.
     Exists,
     /// EBUSY: watchers, children, or a state that may pass.
@@ -74,6 +77,7 @@ impl From<RbdError> for Error {
         let code = match e.kind {
             RbdErrorKind::TimedOut | RbdErrorKind::WorkerLost => Code::DeadlineExceeded,
             RbdErrorKind::NotFound
+            | RbdErrorKind::NoPool
             | RbdErrorKind::Exists
             | RbdErrorKind::Busy
             | RbdErrorKind::HasSnapshots

@@ -6,7 +6,8 @@
 //! ([`sim`]). Both stand behind one trait, [`Ceph`], and one behaviour suite runs against both.
 
 pub mod error;
-pub mod ffi;
+mod ffi;
+pub mod frame;
 pub mod pool;
 pub mod protocol;
 pub mod sim;
@@ -28,7 +29,9 @@ pub trait Ceph: Send + Sync + 'static {
     /// Runs one request on the site that `connection` leads to.
     ///
     /// Returns by `deadline` at the latest, with [`RbdErrorKind::TimedOut`] when Ceph did not answer;
-    /// whether the request had an effect is then unknown, so every caller repeats or checks it.
+    /// whether the request had an effect is then unknown, so every caller repeats or checks it. For
+    /// [`protocol::Class::Long`] the deadline bounds the time without progress instead: it starts anew
+    /// each time the request moves on.
     async fn execute(
         &self,
         connection: &Connection,

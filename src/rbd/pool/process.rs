@@ -1,0 +1,397 @@
+//! One worker process: its pipe, its calls, and its end.
+
+use std::collections::HashMap;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::site::Site;
+use super::{RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
+use crate::rbd::error::{RbdError, RbdErrorKind};
+use crate::rbd::frame::{self, Call, Event};
+use crate::rbd::protocol::{Connection, Reply, Request};
+
+/// What the pool wants of a worker. Later ones outrank earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Order {
+    Run,
+    /// Close its pipe; kill it when it does not end then.
+    Retire,
+    Kill,
+}
+
+/// What came of a call.
+pub(super) enum Outcome {
+    /// The worker takes no calls any more.
+    NotSent,
+    Done(Result<Reply, RbdError>),
+}
+
+pub(super) struct Process {
+    pub(super) pid: u32,
+    site_name: String,
+    long: bool,
+    shared: Arc<Shared>,
+    site: Weak<Site>,
+    state: Mutex<State>,
+    order: watch::Sender<Order>,
+    load: AtomicUsize,
+    next_id: AtomicU64,
+}
+
+struct State {
+    calls: HashMap<u64, Pending>,
+    /// Frames on their way to the worker; `None` closes its stdin.
+    to_worker: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    condemned: Option<Instant>,
+    /// Whether it ever answered.
+    sound: bool,
+    clients: Vec<(Connection, String)>,
+}
+
+struct Pending {
+    answer: oneshot::Sender<Result<Reply, RbdError>>,
+    progress: Arc<Notify>,
+    op: &'static str,
+    site: String,
+}
+
+/// Why no more events come from a worker.
+enum StreamEnd {
+    Closed,
+    Garbage(std::io::Error),
+}
+
+impl Process {
+    /// Starts a worker and the tasks that serve it.
+    ///
+    /// # Errors
+    /// The sentence for the operator.
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        site: &Arc<Site>,
+        site_name: &str,
+        long: bool,
+    ) -> Result<Arc<Process>, String> {
+        let began = Instant::now();
+        let path = &shared.settings.worker;
+        let cannot = |e: &dyn std::fmt::Display| {
+            format!(
+                "the Ceph worker {} cannot be started ({e}); see option scoria_worker_path",
+                path.display()
+            )
+        };
+        let mut child = Command::new(path)
+            .args(&shared.settings.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| cannot(&e))?;
+        let (Some(stdin), Some(stdout), Some(pid)) = (child.stdin.take(), child.stdout.take(), child.id())
+        else {
+            return Err(cannot(&"it has no pipes"));
+        };
+        let (to_worker, frames) = mpsc::unbounded_channel();
+        let process = Arc::new(Process {
+            pid,
+            site_name: site_name.to_owned(),
+            long,
+            shared: Arc::clone(shared),
+            site: Arc::downgrade(site),
+            state: Mutex::new(State {
+                calls: HashMap::new(),
+                to_worker: Some(to_worker),
+                condemned: None,
+                sound: false,
+                clients: Vec::new(),
+            }),
+            order: watch::Sender::new(Order::Run),
+            load: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+        });
+        shared.count(|c| &c.started);
+        shared.alive.send_modify(|alive| drop(alive.insert(pid, Arc::clone(&process))));
+        tokio::spawn(write_frames(stdin, frames));
+        tokio::spawn(Arc::clone(&process).supervise(child, stdout));
+        info!(worker.pid = pid, site = site_name, long, start_ms = ms(began.elapsed()), "worker started");
+        Ok(process)
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn usable(&self) -> bool {
+        let state = lock(&self.state);
+        state.condemned.is_none() && state.to_worker.is_some()
+    }
+
+    /// Calls under way.
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn info(&self) -> WorkerInfo {
+        let state = lock(&self.state);
+        WorkerInfo {
+            pid: self.pid,
+            site: self.site_name.clone(),
+            long: self.long,
+            condemned: state.condemned.is_some(),
+            calls: state.calls.len(),
+        }
+    }
+
+    /// Tells the worker's supervisor what is wanted.
+    pub(super) fn order(&self, order: Order) {
+        if order > Order::Run {
+            lock(&self.state).to_worker = None;
+        }
+        self.order.send_if_modified(|current| {
+            let outranks = order > *current;
+            if outranks {
+                *current = order;
+            }
+            outranks
+        });
+    }
+
+    /// Sends a request and waits for its answer until `by`; each progress moves that to `bound` from then.
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        connection: &Connection,
+        request: &Request,
+        mut by: Instant,
+        bound: Option<Duration>,
+    ) -> Outcome {
+        let began = Instant::now();
+        let op = request.name();
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let frame = frame::encode(&Call {
+            id,
+            connection: connection.clone(),
+            request: request.clone(),
+            deadline_ms: ms(by.saturating_duration_since(began)),
+        });
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(e) => {
+                return Outcome::Done(Err(error(RbdErrorKind::Invalid, op, &connection.site, e.to_string())));
+            }
+        };
+        let (answer, mut answered) = oneshot::channel();
+        let progress = Arc::new(Notify::new());
+        {
+            let mut state = lock(&self.state);
+            if state.condemned.is_some() {
+                return Outcome::NotSent;
+            }
+            let Some(to_worker) = &state.to_worker else { return Outcome::NotSent };
+            if to_worker.send(frame).is_err() {
+                return Outcome::NotSent;
+            }
+            let site = connection.site.clone();
+            state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), op, site });
+            self.load.store(state.calls.len(), Ordering::Relaxed);
+        }
+        let lost = || error(RbdErrorKind::WorkerLost, op, &connection.site, "the worker was lost");
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut answered => return Outcome::Done(result.unwrap_or_else(|_| Err(lost()))),
+                () = progress.notified() => {
+                    if let Some(bound) = bound {
+                        by = Instant::now() + bound;
+                    }
+                }
+                () = sleep_until(by) => break,
+            }
+        }
+        // An answer that is being delivered right now still counts.
+        if !self.condemn(id, op, began) {
+            return Outcome::Done(answered.await.unwrap_or_else(|_| Err(lost())));
+        }
+        let after = format!("no answer from the worker after {:.1} s", began.elapsed().as_secs_f64());
+        Outcome::Done(Err(RbdError {
+            errno: libc::ETIMEDOUT,
+            ..error(RbdErrorKind::TimedOut, op, &connection.site, after)
+        }))
+    }
+
+    /// Gives up on call `id` and on the worker; false when the call was no longer open.
+    fn condemn(&self, id: u64, op: &str, began: Instant) -> bool {
+        let mut state = lock(&self.state);
+        if state.calls.remove(&id).is_none() {
+            return false;
+        }
+        self.load.store(state.calls.len(), Ordering::Relaxed);
+        self.shared.count(|c| &c.overdue);
+        if state.condemned.is_none() {
+            state.condemned = Some(Instant::now());
+            self.shared.count(|c| &c.condemned);
+            warn!(
+                worker.pid = self.pid,
+                site = self.site_name,
+                op,
+                waited_ms = ms(began.elapsed()),
+                other_calls = state.calls.len(),
+                "worker condemned: a call is overdue"
+            );
+        }
+        self.end_when_due(state);
+        true
+    }
+
+    /// A condemned worker is killed when its last call is over.
+    fn end_when_due(&self, state: std::sync::MutexGuard<'_, State>) {
+        let due = state.condemned.is_some() && state.calls.is_empty();
+        drop(state);
+        if due {
+            self.order(Order::Kill);
+        }
+    }
+
+    /// Delivers what the worker tells.
+    fn receive(&self, event: Event) {
+        match event {
+            Event::Answer { id, result } => {
+                let mut state = lock(&self.state);
+                let call = state.calls.remove(&id);
+                self.load.store(state.calls.len(), Ordering::Relaxed);
+                let first = !std::mem::replace(&mut state.sound, true);
+                self.end_when_due(state);
+                if first && let Some(site) = self.site.upgrade() {
+                    site.worker_is_sound();
+                }
+                // Not there: it was overdue. Nobody listening: the runtime is ending.
+                if let Some(call) = call {
+                    let _ = call.answer.send(result);
+                }
+            }
+            Event::Progress { id, done: _, total: _ } => {
+                if let Some(call) = lock(&self.state).calls.get(&id) {
+                    call.progress.notify_one();
+                }
+            }
+            Event::Connected { connection, address } => {
+                if let Some(observer) = &self.shared.observer {
+                    observer.started(&connection, self.pid, &address);
+                }
+                lock(&self.state).clients.push((connection, address));
+            }
+        }
+    }
+
+    /// Watches the process until it is reaped, then settles its affairs.
+    async fn supervise(self: Arc<Self>, mut child: Child, stdout: ChildStdout) {
+        let mut reader = tokio::spawn(Arc::clone(&self).read_events(stdout));
+        let mut orders = self.order.subscribe();
+        let mut ended = None;
+        let mut killed = false;
+        // The sender lives in `self`, so that waiting for an order cannot fail.
+        let told_to_end = async {
+            let retire = matches!(orders.wait_for(|o| *o > Order::Run).await.as_deref(), Ok(Order::Retire));
+            if retire {
+                let _ = timeout(RETIRE_GRACE, orders.wait_for(|o| *o == Order::Kill)).await;
+            }
+        };
+        tokio::select! {
+            end = &mut reader => ended = Some(end),
+            () = told_to_end => {}
+        }
+        // No new calls from here on, whatever the reason.
+        lock(&self.state).to_worker = None;
+        // A pipe that was closed means a process that is ending; anything else is ended here.
+        if matches!(ended, Some(Ok(StreamEnd::Closed))) {
+            let _ = timeout(RETIRE_GRACE, child.wait()).await;
+        }
+        if let Ok(None) = child.try_wait() {
+            killed = child.start_kill().is_ok();
+        }
+        let status = child.wait().await;
+        // Answers that it had already written count.
+        let end = match ended {
+            Some(end) => end,
+            None => reader.await,
+        };
+        let garbage = match end {
+            Ok(StreamEnd::Garbage(e)) => Some(e.to_string()),
+            _ => None,
+        };
+        let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
+        self.settle(killed, &status, garbage.as_deref());
+    }
+
+    async fn read_events(self: Arc<Self>, mut stdout: ChildStdout) -> StreamEnd {
+        loop {
+            let event = match frame::read_async(&mut stdout).await {
+                Ok(Some(body)) => frame::decode::<Event>(&body),
+                Ok(None) => return StreamEnd::Closed,
+                Err(e) => return StreamEnd::Garbage(e),
+            };
+            match event {
+                Ok(event) => self.receive(event),
+                Err(e) => return StreamEnd::Garbage(e),
+            }
+        }
+    }
+
+    /// The process is reaped: fails what it owes, tells who must know.
+    fn settle(&self, killed: bool, status: &str, garbage: Option<&str>) {
+        let (calls, clients, condemned, sound) = {
+            let mut state = lock(&self.state);
+            self.load.store(0, Ordering::Relaxed);
+            let calls: Vec<Pending> = state.calls.drain().map(|(_, call)| call).collect();
+            (calls, std::mem::take(&mut state.clients), state.condemned, state.sound)
+        };
+        let wanted = *self.order.borrow();
+        let (pid, site) = (self.pid, self.site_name.as_str());
+        let lost_calls = calls.len();
+        if killed {
+            self.shared.count(|c| &c.killed);
+            let condemned_ms = condemned.map(|since| ms(since.elapsed()));
+            warn!(worker.pid = pid, site, condemned_ms, lost_calls, garbage, "worker killed");
+        } else if wanted == Order::Retire {
+            info!(worker.pid = pid, site, status, "worker ended");
+        } else {
+            self.shared.count(|c| &c.died);
+            warn!(worker.pid = pid, site, status, lost_calls, garbage, "worker died");
+        }
+        if !sound
+            && wanted == Order::Run
+            && let Some(site) = self.site.upgrade()
+        {
+            site.worker_was_stillborn();
+        }
+        for call in calls {
+            self.shared.count(|c| &c.lost);
+            let message = match garbage {
+                Some(what) => format!("worker {pid} wrote nonsense and was killed: {what}"),
+                None => format!("worker {pid} ended under the call ({status})"),
+            };
+            let _ = call.answer.send(Err(error(RbdErrorKind::WorkerLost, call.op, &call.site, message)));
+        }
+        if let Some(observer) = &self.shared.observer {
+            for (connection, address) in &clients {
+                observer.gone(connection, pid, address);
+            }
+        }
+        self.shared.alive.send_modify(|alive| drop(alive.remove(&pid)));
+    }
+}
+
+/// Writes frames until the channel closes, then closes the pipe. Apart from everything else, because a
+/// stopped worker blocks it.
+async fn write_frames(mut stdin: ChildStdin, mut frames: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        // The reader sees the end of a worker; there is nothing more to do here.
+        if stdin.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! What each request does: one line where librbd has one function for it.
+//!
+//! Images are opened for the length of one command: read-only wherever librbd allows, which leaves no
+//! watch and works on a secondary; for writing otherwise.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use super::monitor;
+use crate::rbd::error::RbdErrorKind;
+use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
+use crate::rbd::protocol::{Reply, Request};
+use crate::rbd::types::{ImageInfo, MirrorState, Mirroring, features};
+
+/// Images that one `MirrorInfoMany` has open at once.
+const OPEN_AT_ONCE: usize = 16;
+
+/// Probe objects whose removal failed; the next probe that succeeds removes them.
+#[derive(Default)]
+pub(super) struct Leftovers(Mutex<Vec<(String, String, String)>>);
+
+/// Runs one request. `progress` is told how far a long one is.
+// Each reply carries what its command brings, also when that is nothing: one pattern for all.
+#[allow(clippy::unit_arg)]
+pub(super) fn execute(
+    cluster: &Arc<Cluster>,
+    request: &Request,
+    leftovers: &Leftovers,
+    progress: Progress<'_>,
+) -> Result<Reply, Failure> {
+    let pool = |name: &str| IoCtx::open(cluster, name);
+    Ok(match request {
+        Request::ProbeMon(_) => Reply::ProbeMon(monitor::quorum_fsid(cluster)?),
+        Request::ProbeOsd(c) => Reply::ProbeOsd(probe_osd(cluster, &c.pool, leftovers)?),
+        Request::Fsid(_) => Reply::Fsid(cluster.fsid()?),
+        Request::MonDump(_) => Reply::MonDump(monitor::addresses(cluster)?),
+        Request::PoolStats(c) => {
+            pool(&c.pool)?;
+            Reply::PoolStats(monitor::capacity(cluster, &c.pool)?)
+        }
+        Request::ClientAddress(_) => Reply::ClientAddress(cluster.address().to_owned()),
+        Request::BlocklistAdd(c) => Reply::BlocklistAdd(cluster.blocklist_add(&c.address, c.seconds)?),
+        Request::BlocklistRemove(c) => {
+            Reply::BlocklistRemove(monitor::blocklist_remove(cluster, &c.address)?)
+        }
+        Request::BlocklistList(_) => Reply::BlocklistList(monitor::blocklist(cluster)?),
+        Request::ConfGet(c) => Reply::ConfGet(cluster.conf_get(&c.option)?),
+
+        Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),
+        Request::ImageCreate(c) => {
+            Reply::ImageCreate(pool(&c.pool)?.create(&c.image, c.size, c.features, c.order)?)
+        }
+        Request::ImageStat(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageStat(stat(&Image::open_read_only(&io, &c.image, None)?)?)
+        }
+        Request::ImageResize(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageResize(Image::open(&io, &c.image)?.grow(c.size, progress)?)
+        }
+        Request::ImageRename(c) => Reply::ImageRename(pool(&c.pool)?.rename(&c.from, &c.to)?),
+        Request::ImageRemove(c) => Reply::ImageRemove(pool(&c.pool)?.remove(&c.image, progress)?),
+        Request::ImageFlatten(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageFlatten(Image::open(&io, &c.image)?.flatten(progress)?)
+        }
+        Request::ImageCopy(c) => {
+            let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
+            let source = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+            Reply::ImageCopy(source.copy((&dest, &c.dest), c.features, c.order, progress)?)
+        }
+        Request::ImageClone(c) => {
+            let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
+            let parent = (&io, c.image.as_str(), c.snap.as_str());
+            Reply::ImageClone(ffi::clone_image(parent, (&dest, &c.dest), c.features, c.order)?)
+        }
+        Request::ImageChildren(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageChildren(Image::open_read_only(&io, &c.image, c.snap.as_deref())?.children()?)
+        }
+        Request::ImageFeatures(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageFeatures(Image::open(&io, &c.image)?.update_features(c.features, c.enable)?)
+        }
+        Request::ImageWatchers(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageWatchers(Image::open_read_only(&io, &c.image, None)?.watchers()?)
+        }
+        Request::LockOwners(c) => {
+            let io = pool(&c.pool)?;
+            Reply::LockOwners(Image::open_read_only(&io, &c.image, None)?.lock_owners()?)
+        }
+        Request::LockBreak(c) => {
+            let io = pool(&c.pool)?;
+            Reply::LockBreak(Image::open(&io, &c.image)?.break_lock(&c.owner)?)
+        }
+        Request::CheckWritable(c) => {
+            let io = pool(&c.pool)?;
+            Reply::CheckWritable(check_writable(&Image::open(&io, &c.image)?, &c.image)?)
+        }
+        Request::ImageWrite(c) => {
+            let io = pool(&c.pool)?;
+            Reply::ImageWrite(Image::open(&io, &c.image)?.write(c.offset, &c.data)?)
+        }
+        Request::ImageRead(c) => {
+            let io = pool(&c.pool)?;
+            let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+            Reply::ImageRead(image.read(c.offset, read_length(c.length, &c.image)?)?)
+        }
+        Request::MetadataSet(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MetadataSet(Image::open(&io, &c.image)?.set_metadata(&c.key, &c.value)?)
+        }
+        Request::MetadataList(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MetadataList(Image::open_read_only(&io, &c.image, None)?.metadata()?)
+        }
+        Request::MetadataRemove(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MetadataRemove(Image::open(&io, &c.image)?.remove_metadata(&c.key)?)
+        }
+
+        Request::SnapList(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapList(Image::open_read_only(&io, &c.image, None)?.snapshots()?)
+        }
+        Request::SnapCreate(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapCreate(Image::open(&io, &c.image)?.create_snapshot(&c.snap)?)
+        }
+        Request::SnapProtect(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapProtect(Image::open(&io, &c.image)?.protect_snapshot(&c.snap)?)
+        }
+        Request::SnapUnprotect(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapUnprotect(Image::open(&io, &c.image)?.unprotect_snapshot(&c.snap)?)
+        }
+        Request::SnapRemove(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapRemove(Image::open(&io, &c.image)?.remove_snapshot(&c.snap)?)
+        }
+        Request::SnapRename(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SnapRename(Image::open(&io, &c.image)?.rename_snapshot(&c.from, &c.to)?)
+        }
+
+        Request::TrashMove(c) => Reply::TrashMove(pool(&c.pool)?.trash_move(&c.image, c.delay)?),
+        Request::TrashList(c) => Reply::TrashList(pool(&c.pool)?.trash()?),
+        Request::TrashRemove(c) => Reply::TrashRemove(pool(&c.pool)?.trash_remove(&c.id, progress)?),
+
+        Request::MirrorPoolMode(c) => Reply::MirrorPoolMode(pool(&c.pool)?.mirror_mode()?),
+        Request::MirrorEnable(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorEnable(Image::open(&io, &c.image)?.mirror_enable(c.mode)?)
+        }
+        Request::MirrorDisable(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorDisable(Image::open(&io, &c.image)?.mirror_disable(c.force)?)
+        }
+        Request::MirrorInfo(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorInfo(Image::open_read_only(&io, &c.image, None)?.mirror_info()?)
+        }
+        Request::MirrorInfoMany(c) => Reply::MirrorInfoMany(mirror_info_many(&pool(&c.pool)?, &c.images)?),
+        Request::MirrorStatus(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorStatus(Image::open_read_only(&io, &c.image, None)?.mirror_status()?)
+        }
+        Request::MirrorPromote(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorPromote(Image::open(&io, &c.image)?.mirror_promote(c.force)?)
+        }
+        Request::MirrorDemote(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorDemote(Image::open(&io, &c.image)?.mirror_demote()?)
+        }
+        Request::MirrorResync(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorResync(Image::open(&io, &c.image)?.mirror_resync()?)
+        }
+        Request::MirrorSnapshot(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorSnapshot(Image::open(&io, &c.image)?.mirror_snapshot()?)
+        }
+    })
+}
+
+/// Writes, reads back and removes one small object.
+fn probe_osd(cluster: &Arc<Cluster>, pool: &str, leftovers: &Leftovers) -> Result<(), Failure> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let io = IoCtx::open(cluster, pool)?;
+    let nonce = format!("{}.{}", uuid::Uuid::new_v4().simple(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("scoria_probe.{nonce}");
+    let fsid = cluster.fsid()?;
+    let checked = io.write_object(&name, nonce.as_bytes()).and_then(|()| {
+        let read = io.read_object(&name, nonce.len() + 1)?;
+        if read == nonce.as_bytes() {
+            return Ok(());
+        }
+        let what = format!("{pool}/{name}: read back something else than was written");
+        Err(Failure::new("rados_read", what, -i64::from(libc::EIO)))
+    });
+    let removed = io.remove_object(&name);
+    let mut left = leftovers.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let unremoved = matches!(&removed, Err(f) if f.kind() != RbdErrorKind::NotFound);
+    if unremoved && left.len() < 1000 {
+        left.push((fsid.clone(), pool.to_owned(), name));
+    }
+    checked?;
+    removed?;
+    let is_here = |entry: &(String, String, String)| entry.0 == fsid && entry.1 == pool;
+    let old: Vec<_> = left.extract_if(.., |entry| is_here(entry)).collect();
+    drop(left);
+    for (_, _, name) in old {
+        // At most one small object stays when this fails.
+        let _ = io.remove_object(&name);
+    }
+    Ok(())
+}
+
+fn stat(image: &Image<'_>) -> Result<ImageInfo, Failure> {
+    let (size, order) = image.stat()?;
+    Ok(ImageInfo {
+        id: image.id()?,
+        size,
+        order,
+        features: image.features()?,
+        op_features: image.op_features()?,
+        stripe_unit: image.stripe_unit()?,
+        parent: image.parent()?,
+    })
+}
+
+/// Whether this side takes a writer now. The primary flag is looked at first: a lock that is asked for
+/// on a secondary makes librbd bother rbd-mirror, which may hold up the next failover.
+fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
+    let mirroring = image.mirror_info()?;
+    if mirroring.state != MirrorState::Disabled && !mirroring.primary {
+        let what = format!("{name} is not primary on this site");
+        return Err(Failure::new("rbd_lock_acquire", what, -i64::from(libc::EROFS)));
+    }
+    if image.features()? & features::EXCLUSIVE_LOCK != 0 {
+        image.lock()?;
+        image.unlock()?;
+    }
+    Ok(())
+}
+
+/// A read goes into one frame, as text: not more than 8 MiB at once.
+fn read_length(length: u64, image: &str) -> Result<usize, Failure> {
+    const MAX: u64 = 8 << 20;
+    match usize::try_from(length) {
+        Ok(fits) if length <= MAX => Ok(fits),
+        _ => {
+            let what = format!("{image}: {length} bytes in one read, more than {MAX}");
+            Err(Failure::new("rbd_read", what, -i64::from(libc::EINVAL)))
+        }
+    }
+}
+
+/// librbd has a listing with the same facts, but it visits every mirrored image of the pool one after
+/// the other; opening the images asked for, several at a time, is faster for any number of them.
+fn mirror_info_many(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Mirroring>>, Failure> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(vec![None; images.len()]);
+    let work = || -> Result<(), Failure> {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = images.get(n) else { return Ok(()) };
+            let found = match Image::open_read_only(io, name, None).and_then(|image| image.mirror_info()) {
+                Ok(mirroring) => Some(mirroring),
+                Err(failure) if failure.kind() == RbdErrorKind::NotFound => None,
+                Err(failure) => {
+                    next.store(images.len(), Ordering::Relaxed);
+                    return Err(failure);
+                }
+            };
+            if let Some(slot) = results.lock().unwrap_or_else(PoisonError::into_inner).get_mut(n) {
+                *slot = found;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let helpers: Vec<_> = (1..OPEN_AT_ONCE.min(images.len()))
+            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
+        let mut outcome = work();
+        for helper in helpers {
+            let helped = helper.join().unwrap_or_else(|_| {
+                let what = "a thread of MirrorInfoMany panicked".to_owned();
+                Err(Failure::new("rbd_open_read_only", what, -i64::from(libc::EIO)))
+            });
+            outcome = outcome.and(helped);
+        }
+        outcome
+    })?;
+    Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
