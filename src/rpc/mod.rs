@@ -12,6 +12,9 @@ pub mod fault;
 pub mod method;
 pub mod objects;
 pub mod server;
+#[cfg(test)]
+mod testing;
+pub mod topology;
 
 pub use call::Call;
 pub use dispatch::{Method, Resource};
