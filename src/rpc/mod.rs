@@ -6,14 +6,27 @@
 //! [`scheduler`] implement the traits of `backend::peers`.
 
 pub mod call;
+pub mod connection;
+mod consumer;
 pub mod dispatch;
 pub mod envelope;
 pub mod fault;
 pub mod method;
+pub mod notifier;
 pub mod objects;
+pub mod publisher;
+pub mod scheduler;
 pub mod server;
+#[cfg(test)]
+mod testing;
+mod tls;
+pub mod topology;
+pub mod usage;
 
 pub use call::Call;
 pub use dispatch::{Method, Resource};
 pub use envelope::{Reply, ReplyTo};
-pub use server::{Accept, Handler};
+pub use notifier::Notifier;
+pub use publisher::Publisher;
+pub use scheduler::Peers;
+pub use server::{Accept, Handler, Rpc, Server};

@@ -1,10 +1,38 @@
-//! The contract between a queue and the work behind it. (Filled in below.)
+//! From a message in a queue to work done and an answer sent.
+//!
+//! oslo.messaging acknowledges a message before it is processed and forgets it if the process dies. Here
+//! a request that changes anything is journalled first, then acknowledged, then run. If the journal is
+//! out of reach the message stays with the broker, unacknowledged, and is offered to the journal again
+//! and again, while the connection stays alive. What only reads is acknowledged at once, as upstream does.
+
+use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt;
+use lapin::options::BasicAckOptions;
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
-use crate::error::Result;
-use crate::rpc::call::Call;
+use crate::config::RabbitConfig;
+use crate::error::{Error, Kind, Result};
+use crate::rpc::call::{Call, Refusal};
+use crate::rpc::connection::Link;
+use crate::rpc::consumer::{Consumer, Received};
+use crate::rpc::envelope::{Reply, ReplyTo};
+use crate::rpc::publisher::Publisher;
+use crate::rpc::topology::{self, FanoutNames};
+
+/// First and longest pause before a request is offered to the journal again.
+const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How many unjournalled requests are remembered against duplicates. Upstream: 16 per listener.
+const REMEMBERED: usize = 1024;
 
 /// What became of a request that was offered to the journal.
 #[derive(Debug)]
@@ -29,7 +57,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Any other error is the answer to the request.
     async fn accept(&self, call: &Call) -> Result<Accept<Self::Operation>>;
 
-    /// Does the work. The result is the answer of a call; for casts it is only logged.
+    /// Does the work. The result is the answer of a call; for casts it is only logged. `operation` is
+    /// there exactly for journalled requests.
     ///
     /// # Errors
     /// [`crate::error::Code::Cancelled`] sends no answer: the request stays in the journal, and whoever
@@ -38,4 +67,354 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The answer of a journalled call was delivered, or given up on: its journal entry may forget it.
     async fn replied(&self, call: &Call);
+}
+
+/// The process's access to the broker: one connection to receive, one to send.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    consuming: Arc<Link>,
+    publisher: Publisher,
+    control_exchange: String,
+    names: Arc<Mutex<FanoutNames>>,
+}
+
+impl Rpc {
+    /// Prepares both; they connect when first needed. Reads TLS files.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Config`] when the options cannot be used.
+    pub fn new(config: &RabbitConfig, control_exchange: &str) -> Result<Rpc> {
+        let config = Arc::new(config.clone());
+        let publisher = Publisher::new(Link::new(config.clone(), "publish")?, control_exchange);
+        Ok(Rpc {
+            names: Arc::new(Mutex::new(FanoutNames::new(&config))),
+            consuming: Arc::new(Link::new(config, "consume")?),
+            publisher,
+            control_exchange: control_exchange.to_owned(),
+        })
+    }
+
+    /// For everything that is sent.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// True when the broker could be reached a moment ago, both ways.
+    pub fn is_connected(&self) -> bool {
+        self.consuming.is_connected() && self.publisher.is_connected()
+    }
+
+    /// Closes both connections. Stop the servers first.
+    pub async fn close(&self) {
+        self.consuming.close().await;
+        self.publisher.close().await;
+    }
+
+    /// Starts to serve a backend: `host@backend`, and its Cinder cluster if it has one. More backends may
+    /// be started at any time.
+    pub fn serve<H: Handler>(&self, host: &str, cluster: Option<&str>, handler: Arc<H>) -> Server {
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let worker = Arc::new(Worker {
+            handler,
+            publisher: self.publisher.clone(),
+            seen: Mutex::default(),
+            host: host.to_owned(),
+        });
+        let mut ready = Vec::new();
+        let consumers = TaskTracker::new();
+        for target in topology::targets(host, cluster) {
+            let queues = {
+                let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+                topology::queues(self.consuming.config(), &self.control_exchange, &target, &mut names)
+            };
+            let (sender, receiver) = watch::channel(false);
+            ready.push(receiver);
+            let consumer =
+                Consumer { link: self.consuming.clone(), queues, stop: stop.clone(), ready: sender };
+            let (worker, tasks) = (worker.clone(), tasks.clone());
+            consumers.spawn(async move {
+                consumer
+                    .run(|received| {
+                        let worker = worker.clone();
+                        tasks.spawn(async move { worker.process(received).await });
+                    })
+                    .await;
+            });
+        }
+        consumers.close();
+        Server { host: host.to_owned(), stop, consumers, tasks, ready }
+    }
+}
+
+/// The RPC servers of one backend. Dropping it does not stop them.
+#[derive(Debug)]
+pub struct Server {
+    host: String,
+    stop: CancellationToken,
+    consumers: TaskTracker,
+    tasks: TaskTracker,
+    ready: Vec<watch::Receiver<bool>>,
+}
+
+impl Server {
+    /// Waits until all queues are consumed. They may be lost again later.
+    pub async fn ready(&self) {
+        for receiver in &self.ready {
+            // An error means that the consumer has been stopped.
+            let _ = receiver.clone().wait_for(|ready| *ready).await;
+        }
+    }
+
+    /// True while all queues are consumed.
+    pub fn is_ready(&self) -> bool {
+        self.ready.iter().all(|receiver| *receiver.borrow())
+    }
+
+    /// Requests being accepted or run.
+    pub fn in_flight(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Takes no more requests. Returns when the broker knows, and what was being accepted is accepted or
+    /// given back.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.consumers.wait().await;
+    }
+
+    /// Stops, and waits for the requests in flight: true when all are done within `limit` (zero: none).
+    pub async fn drain(&self, limit: Duration) -> bool {
+        self.stop().await;
+        self.tasks.close();
+        let done = if limit.is_zero() {
+            self.tasks.wait().await;
+            true
+        } else {
+            tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
+        };
+        if !done {
+            tracing::warn!(host = %self.host, requests = self.tasks.len(), "requests are still running");
+        }
+        done
+    }
+}
+
+/// What offering a request to the journal came to.
+enum Offer<T> {
+    Accepted(T),
+    Duplicate,
+    Refused(Error),
+    /// The channel is gone: the broker delivers the message again.
+    Abandoned,
+}
+
+struct Worker<H: Handler> {
+    handler: Arc<H>,
+    publisher: Publisher,
+    seen: Mutex<Seen>,
+    host: String,
+}
+
+impl<H: Handler> Worker<H> {
+    async fn process(&self, received: Received) {
+        let expiration = received.delivery.properties.expiration().as_ref().map(|e| e.as_str().to_owned());
+        match Call::from_delivery(&received.delivery.data, expiration.as_deref()) {
+            Err(refusal) => self.refuse(*refusal, received).await,
+            Ok(call) => {
+                let span = tracing::info_span!(
+                    "rpc",
+                    rpc.method = call.name,
+                    request_id = %call.context.request_id,
+                    host = %self.host,
+                    resource.id = call.method.resource().map_or("", |r| r.id()),
+                );
+                self.serve(call, received).instrument(span).await;
+            }
+        }
+    }
+
+    /// What cannot be understood now never will be: it is acknowledged, and a caller is told.
+    async fn refuse(&self, refusal: Refusal, received: Received) {
+        tracing::error!(
+            rpc.method = %refusal.method, request_id = %refusal.request_id, host = %self.host,
+            error = %refusal.error, size_bytes = received.delivery.data.len(),
+            "request refused"
+        );
+        acknowledge(received).await;
+        if let Some(to) = &refusal.reply {
+            self.publisher.reply(to, &Reply::new(&Err(refusal.error))).await;
+        }
+    }
+
+    async fn serve(&self, mut call: Call, received: Received) {
+        let operation = if call.journaled {
+            match self.offer(&call, &received.channel_lost).await {
+                Offer::Accepted(operation) => Some(operation),
+                Offer::Duplicate => {
+                    tracing::info!("request is journalled already: duplicate dropped");
+                    acknowledge(received).await;
+                    return;
+                }
+                Offer::Refused(error) => {
+                    tracing::error!(error = %error, "request could not be journalled");
+                    acknowledge(received).await;
+                    if let Some(to) = &call.reply {
+                        self.publisher.reply(to, &Reply::new(&Err(error))).await;
+                    }
+                    return;
+                }
+                Offer::Abandoned => return,
+            }
+        } else {
+            if !self.remember(&call.unique_id) {
+                tracing::info!("request was served already: duplicate dropped");
+                acknowledge(received).await;
+                return;
+            }
+            None
+        };
+        // A journalled request is ours even if the acknowledgement gets lost: the second copy will be a
+        // duplicate. Another one comes back, and is served then.
+        if !acknowledge(received).await && operation.is_none() {
+            self.forget(&call.unique_id);
+            return;
+        }
+        call.text = String::new(); // The journal has it; requests may wait here by the thousand.
+        let is_journalled = operation.is_some();
+        let outcome = self.run(&call, operation).await;
+        match &outcome {
+            Err(error) if error.kind() == Kind::Cancelled => {
+                tracing::info!("request interrupted: whoever finishes it will answer");
+                return;
+            }
+            Err(error) => tracing::error!(error = %error, "request failed"),
+            Ok(_) => tracing::debug!("request done"),
+        }
+        if let Some(to) = &call.reply {
+            self.publisher.reply(to, &Reply::new(&outcome)).await;
+            if is_journalled {
+                self.handler.replied(&call).await;
+            }
+        }
+    }
+
+    async fn offer(&self, call: &Call, channel_lost: &CancellationToken) -> Offer<H::Operation> {
+        let mut pause = ACCEPT_PAUSE.0;
+        loop {
+            // Not dropped half-way: a commit whose answer nobody saw would look like a duplicate later,
+            // and the operation would be nobody's until its lease ends.
+            match self.handler.accept(call).await {
+                Ok(Accept::New(operation)) => return Offer::Accepted(operation),
+                Ok(Accept::Duplicate) => return Offer::Duplicate,
+                Err(error) if error.is_transient() => tracing::warn!(
+                    error = %error, pause_ms = pause.as_millis(),
+                    "cannot journal the request now: it stays in its queue"
+                ),
+                Err(error) => return Offer::Refused(error),
+            }
+            tokio::select! {
+                () = channel_lost.cancelled() => return Offer::Abandoned,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(ACCEPT_PAUSE.1);
+        }
+    }
+
+    /// Runs the work, with keep-alives for a caller who asked for them. A defect in it answers the call.
+    async fn run(&self, call: &Call, operation: Option<H::Operation>) -> Result<Value> {
+        let work = AssertUnwindSafe(self.handler.run(call, operation)).catch_unwind();
+        let Some((period, to)) = call.keep_alive.zip(call.reply.as_ref()) else {
+            return flatten(work.await);
+        };
+        tokio::pin!(work);
+        let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return flatten(outcome),
+                _ = ticks.tick() => self.keep_alive(to).await,
+            }
+        }
+    }
+
+    async fn keep_alive(&self, to: &ReplyTo) {
+        self.publisher.keep_alive(to).await;
+    }
+
+    fn remember(&self, unique_id: &str) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(unique_id)
+    }
+
+    fn forget(&self, unique_id: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(unique_id);
+    }
+}
+
+fn flatten(outcome: std::thread::Result<Result<Value>>) -> Result<Value> {
+    outcome.unwrap_or_else(|_| Err(Error::internal("The request hit a defect; the log has the details")))
+}
+
+/// Acknowledges; false when the channel is gone, and the message will come again.
+async fn acknowledge(received: Received) -> bool {
+    let Received { delivery, pending, .. } = received;
+    let acknowledged = delivery.ack(BasicAckOptions::default()).await;
+    drop(pending);
+    if let Err(error) = &acknowledged {
+        tracing::warn!(error = %error, "cannot acknowledge: the broker will deliver the message again");
+    }
+    acknowledged.is_ok()
+}
+
+/// The ids of requests served lately, oldest first.
+#[derive(Debug, Default)]
+struct Seen {
+    ids: HashSet<String>,
+    order: VecDeque<String>,
+}
+
+impl Seen {
+    /// False when it is there already.
+    fn insert(&mut self, id: &str) -> bool {
+        if !self.ids.insert(id.to_owned()) {
+            return false;
+        }
+        self.order.push_back(id.to_owned());
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
+
+    fn remove(&mut self, id: &str) {
+        self.ids.remove(id);
+        self.order.retain(|other| other != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_are_known_within_bounds() {
+        let mut seen = Seen::default();
+        assert!(seen.insert("a") && !seen.insert("a"));
+        seen.remove("a");
+        assert!(seen.insert("a"));
+        for n in 0..REMEMBERED {
+            assert!(seen.insert(&n.to_string()));
+        }
+        assert!(seen.insert("a"), "the oldest is forgotten");
+        assert_eq!((seen.ids.len(), seen.order.len()), (REMEMBERED, REMEMBERED));
+    }
+
+    #[test]
+    fn a_panic_is_an_answer() {
+        let outcome = std::panic::catch_unwind(|| -> Result<Value> { Ok(Value::Null) });
+        assert!(flatten(outcome).is_ok());
+        assert!(flatten(Err(Box::new("boom"))).is_err());
+    }
 }
