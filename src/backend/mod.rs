@@ -1,5 +1,476 @@
-//! Storage backends at run time.
+//! One storage backend at run time: what every operation on its volumes needs.
+//!
+//! A backend is one section of configuration and one service host. It knows its Ceph sites, which of
+//! them is active, whether it can serve, what it has allocated, and whom to tell. Operations get it by
+//! reference and keep no state of their own, so a failover changes the active site for all of them in one
+//! place.
 
 pub mod capacity;
+mod facts;
 pub mod locks;
 pub mod peers;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tracing::{info, warn};
+
+use crate::config::{BackendConfig, Config};
+use crate::context::RequestContext;
+use crate::db::quota::QuotaRules;
+use crate::db::{self, Db};
+use crate::error::{Code, Error, Result};
+use crate::journal::{Journal, Outcome};
+use crate::model::{Attachment, Scope, Service, Snapshot, Volume, pool_of};
+use crate::rbd::protocol::Connection;
+use crate::rbd::{Ceph, Site};
+use crate::volume::image::{Place, Shape};
+pub use facts::SiteFacts;
+use locks::{Gate, NamedLocks};
+use peers::{Notify, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage};
+
+/// Name of the configured primary site (`cinder.volume.manager.FAILBACK_SENTINEL`).
+pub const DEFAULT_SITE: &str = "default";
+
+/// Whom a backend tells and asks; implemented by `rpc`.
+#[derive(Clone)]
+pub struct Peers {
+    /// Notifications.
+    pub notify: Arc<dyn Notify>,
+    /// cinder-scheduler.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// The other volume services.
+    pub volumes: Arc<dyn VolumePeers>,
+}
+
+/// Options that are the same for all backends of a process.
+#[derive(Debug, Clone)]
+pub struct Globals {
+    /// `volume_name_template`.
+    pub volume_name_template: String,
+    /// `snapshot_name_template`.
+    pub snapshot_name_template: String,
+    /// `message_ttl`.
+    pub message_ttl: Duration,
+    /// Quota options.
+    pub quota: QuotaRules,
+}
+
+impl From<&Config> for Globals {
+    fn from(config: &Config) -> Globals {
+        Globals {
+            volume_name_template: config.volume_name_template.clone(),
+            snapshot_name_template: config.snapshot_name_template.clone(),
+            message_ttl: config.message_ttl,
+            quota: QuotaRules::from(config),
+        }
+    }
+}
+
+/// Whether a backend can work on volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Not yet tried.
+    Starting,
+    /// The active site answers and has the pool.
+    Up,
+    /// It does not; failover and administration are served all the same.
+    Down {
+        /// What is wrong, for the log, `--check-config` and `DriverNotInitialized`.
+        reason: String,
+    },
+}
+
+/// A backend.
+pub struct Backend {
+    /// Its configuration.
+    pub config: BackendConfig,
+    /// Options shared by all backends.
+    pub globals: Globals,
+    /// Cinder's database.
+    pub db: Db,
+    /// The journal.
+    pub journal: Journal,
+    /// Whom to tell.
+    pub peers: Peers,
+    /// Named locks of operations on one resource.
+    pub locks: NamedLocks,
+    /// Keeps operations out while a failover changes the active site.
+    pub gate: Gate,
+    sites: BTreeMap<String, Site>,
+    active: RwLock<String>,
+    condition: RwLock<Condition>,
+    service: RwLock<Option<Service>>,
+    facts: Mutex<HashMap<String, Arc<SiteFacts>>>,
+    allocated: Mutex<HashMap<String, i64>>,
+    report: RwLock<Map<String, Value>>,
+}
+
+impl Backend {
+    /// A backend over `ceph`; nothing is connected yet.
+    pub fn new(
+        config: BackendConfig,
+        globals: Globals,
+        journal: Journal,
+        peers: Peers,
+        ceph: &Arc<dyn Ceph>,
+    ) -> Backend {
+        let sites = connections(&config)
+            .into_iter()
+            .map(|connection| (connection.site.clone(), Site::new(ceph.clone(), connection)))
+            .collect();
+        let report = capacity::capabilities(&config, None, 0);
+        Backend {
+            config,
+            globals,
+            db: journal.db().clone(),
+            journal,
+            peers,
+            locks: NamedLocks::default(),
+            gate: Gate::default(),
+            sites,
+            active: RwLock::new(DEFAULT_SITE.to_owned()),
+            condition: RwLock::new(Condition::Starting),
+            service: RwLock::new(None),
+            facts: Mutex::new(HashMap::new()),
+            allocated: Mutex::new(HashMap::new()),
+            report: RwLock::new(report),
+        }
+    }
+
+    /// `host@backend`.
+    pub fn host(&self) -> &str {
+        &self.config.host
+    }
+
+    /// `host@backend#pool`: the host of new volumes.
+    pub fn pool_host(&self) -> String {
+        format!("{}#{}", self.config.host, self.config.backend_name)
+    }
+
+    /// Which volumes are this backend's.
+    pub fn scope(&self) -> Scope {
+        match &self.config.cluster {
+            Some(cluster) => Scope::Cluster(cluster.clone()),
+            None => Scope::Host(self.config.host.clone()),
+        }
+    }
+
+    // ---- sites --------------------------------------------------------------------------------
+
+    /// `backend_id`s of the replication devices, in order.
+    pub fn device_names(&self) -> Vec<String> {
+        self.config.replication_devices.iter().map(|d| d.backend_id.clone()).collect()
+    }
+
+    /// True when the backend has somewhere to fail over to.
+    pub fn is_replicated(&self) -> bool {
+        !self.config.replication_devices.is_empty()
+    }
+
+    /// Name of the site in use.
+    pub fn active_name(&self) -> String {
+        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The site in use.
+    pub fn active_site(&self) -> Result<Site> {
+        self.site(&self.active_name())
+    }
+
+    /// A site by name.
+    ///
+    /// # Errors
+    /// `InvalidReplicationTarget` for a name that is not configured, e.g. because the device was removed
+    /// while it was active.
+    pub fn site(&self, name: &str) -> Result<Site> {
+        self.sites.get(name).cloned().ok_or_else(|| {
+            Error::new(
+                Code::InvalidReplicationTarget,
+                format!("Backend {} has no replication_device with backend_id {name}", self.host()),
+            )
+        })
+    }
+
+    /// From now on volumes are served from `name`.
+    ///
+    /// # Errors
+    /// `InvalidReplicationTarget` as [`Backend::site`].
+    pub fn activate(&self, name: &str) -> Result<()> {
+        self.site(name)?;
+        let before = {
+            let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *active, name.to_owned())
+        };
+        if before != name {
+            info!(backend = self.host(), from = before, to = name, "active site changed");
+        }
+        Ok(())
+    }
+
+    /// Where a volume is served: the active site, unless a failover left this volume behind.
+    ///
+    /// # Errors
+    /// `Database`; `InvalidReplicationTarget` as [`Backend::site`].
+    pub async fn place(&self, volume: &Volume) -> Result<Place> {
+        let site = match self.stray_site(volume).await? {
+            Some(name) => self.site(&name)?,
+            None => self.active_site()?,
+        };
+        Ok(Place { site, pool: self.config.pool.clone() })
+    }
+
+    /// The site that serves a volume which is not where its backend is. Only volumes in
+    /// `failover-error` can be strays, so others cost no query.
+    async fn stray_site(&self, volume: &Volume) -> Result<Option<String>> {
+        if !self.is_replicated() || volume.replication_status.as_deref() != Some("failover-error") {
+            return Ok(None);
+        }
+        self.db.read("stray volume", async |conn| db::stray::site_of(conn, &volume.id).await).await
+    }
+
+    /// What is known of a site: asked once, then remembered.
+    ///
+    /// # Errors
+    /// What Ceph answers.
+    pub async fn facts(&self, site: &Site) -> Result<Arc<SiteFacts>> {
+        let known = self.facts.lock().unwrap_or_else(PoisonError::into_inner).get(site.name()).cloned();
+        if let Some(facts) = known {
+            return Ok(facts);
+        }
+        let facts = Arc::new(SiteFacts::ask(site).await?);
+        self.facts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(site.name().to_owned(), facts.clone());
+        Ok(facts)
+    }
+
+    /// Options of new images on a site.
+    ///
+    /// # Errors
+    /// What Ceph answers.
+    pub async fn shape(&self, site: &Site) -> Result<Shape> {
+        Ok(Shape::new(self.config.chunk_size_mib, self.facts(site).await?.default_features))
+    }
+
+    /// cephx user and libvirt secret of a site (reference replication.md 3.2).
+    pub fn credentials(&self, site: &str, fsid: &str) -> (Option<String>, String) {
+        let device = self.config.replication_devices.iter().find(|d| d.backend_id == site);
+        let (user, secret) = match device {
+            Some(device) => (Some(device.user.clone()), device.secret_uuid.clone()),
+            None => (self.config.user.clone(), self.config.secret_uuid.clone()),
+        };
+        (user, secret.unwrap_or_else(|| fsid.to_owned()))
+    }
+
+    // ---- names --------------------------------------------------------------------------------
+
+    /// Image of a volume.
+    pub fn image_name(&self, volume: &Volume) -> String {
+        self.globals.volume_name_template.replace("%s", volume.name_id())
+    }
+
+    /// RBD snapshot of a snapshot.
+    pub fn snap_name(&self, snapshot_id: &str) -> String {
+        self.globals.snapshot_name_template.replace("%s", snapshot_id)
+    }
+
+    // ---- condition ----------------------------------------------------------------------------
+
+    /// Whether it can work on volumes.
+    pub fn condition(&self) -> Condition {
+        self.condition.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the condition, and says so once.
+    pub fn set_condition(&self, condition: Condition) {
+        let before = {
+            let mut held = self.condition.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, condition.clone())
+        };
+        if before == condition {
+            return;
+        }
+        match &condition {
+            Condition::Starting => {}
+            Condition::Up => info!(backend = self.host(), site = self.active_name(), "backend is up"),
+            Condition::Down { reason } => {
+                warn!(backend = self.host(), site = self.active_name(), reason, "backend is down");
+            }
+        }
+    }
+
+    /// Fails unless the backend can work on volumes.
+    ///
+    /// # Errors
+    /// `DriverNotInitialized` with the reason.
+    pub fn require_up(&self) -> Result<()> {
+        match self.condition() {
+            Condition::Up => Ok(()),
+            Condition::Starting => Err(Error::new(Code::DriverNotInitialized, "Volume driver not ready.")
+                .detail("it is still starting")),
+            Condition::Down { reason } => {
+                Err(Error::new(Code::DriverNotInitialized, "Volume driver not ready.").detail(reason))
+            }
+        }
+    }
+
+    // ---- the service row ----------------------------------------------------------------------
+
+    /// The row in `services` as it was last read.
+    ///
+    /// # Errors
+    /// `DriverNotInitialized` before the service has registered.
+    pub fn service(&self) -> Result<Service> {
+        let service = self.service.read().unwrap_or_else(PoisonError::into_inner).clone();
+        service.ok_or_else(|| Error::new(Code::DriverNotInitialized, "The service has not registered yet"))
+    }
+
+    /// Remembers the row.
+    pub fn set_service(&self, service: Service) {
+        *self.service.write().unwrap_or_else(PoisonError::into_inner) = Some(service);
+    }
+
+    // ---- capacity -----------------------------------------------------------------------------
+
+    /// Starts the count of allocated GiB from the database's sums by host.
+    pub fn set_allocated(&self, by_host: HashMap<String, u64>) {
+        let counted =
+            by_host.into_iter().map(|(host, gb)| (host, i64::try_from(gb).unwrap_or(i64::MAX))).collect();
+        *self.allocated.lock().unwrap_or_else(PoisonError::into_inner) = counted;
+    }
+
+    /// Adds GiB (negative: gives back) to what a volume's pool has allocated.
+    pub fn allocate(&self, volume_host: Option<&str>, gb: i64) {
+        let host = match volume_host {
+            Some(host) if pool_of(host).is_some() => host.to_owned(),
+            _ => self.pool_host(),
+        };
+        let mut allocated = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = allocated.entry(host).or_default();
+        *sum = sum.saturating_add(gb).max(0);
+    }
+
+    /// GiB allocated in all pools of this backend.
+    pub fn allocated_gb(&self) -> u64 {
+        let allocated = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
+        allocated.values().map(|gb| u64::try_from(*gb).unwrap_or(0)).sum()
+    }
+
+    /// The capabilities as last reported.
+    pub fn report(&self) -> Map<String, Value> {
+        let mut report = self.report.read().unwrap_or_else(PoisonError::into_inner).clone();
+        report.insert("allocated_capacity_gb".to_owned(), self.allocated_gb().into());
+        report
+    }
+
+    /// Measures the active site and makes a new report. A site that does not answer makes a report too:
+    /// `backend_state: down`.
+    pub async fn refresh_report(&self) -> Map<String, Value> {
+        let measured = match self.measure().await {
+            Ok(measured) => Some(measured),
+            Err(error) => {
+                self.set_condition(Condition::Down { reason: error.operator() });
+                None
+            }
+        };
+        if measured.is_some() {
+            self.set_condition(Condition::Up);
+        }
+        let report = capacity::capabilities(&self.config, measured.as_ref(), self.allocated_gb());
+        *self.report.write().unwrap_or_else(PoisonError::into_inner) = report.clone();
+        report
+    }
+
+    // ---- telling ------------------------------------------------------------------------------
+
+    /// Sends `volume.<suffix>`, reading what the payload needs.
+    pub async fn notify_volume(&self, context: &RequestContext, suffix: &str, volume: &Volume) {
+        if !self.peers.notify.enabled() || !volume.use_quota {
+            return;
+        }
+        let read = self
+            .db
+            .read("usage of a volume", async |conn| {
+                Ok((
+                    db::volume::metadata(conn, &volume.id).await?,
+                    db::attachment::list_for_volume(conn, &volume.id).await?,
+                    db::volume::glance_metadata(conn, &volume.id).await?,
+                ))
+            })
+            .await;
+        let (metadata, attachments, glance_metadata) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                warn!(volume.id = volume.id, %error, "could not read what a notification tells");
+                return;
+            }
+        };
+        self.notify_volume_with(context, suffix, volume, &metadata, &attachments, &glance_metadata).await;
+    }
+
+    /// Sends `volume.<suffix>` with what the caller has read before.
+    pub async fn notify_volume_with(
+        &self,
+        context: &RequestContext,
+        suffix: &str,
+        volume: &Volume,
+        metadata: &BTreeMap<String, String>,
+        attachments: &[Attachment],
+        glance_metadata: &BTreeMap<String, String>,
+    ) {
+        if !self.peers.notify.enabled() || !volume.use_quota {
+            return;
+        }
+        // `create.*` names the volume's own host, `#pool` included (reference rpc.md 1.9).
+        let publisher = match suffix.split('.').next() {
+            Some("create" | "manage_existing") => volume.host.as_deref().unwrap_or(self.host()),
+            _ => self.host(),
+        };
+        let usage = VolumeUsage { volume, metadata, attachments, glance_metadata };
+        self.peers.notify.volume(context, suffix, publisher, usage).await;
+    }
+
+    /// Sends `snapshot.<suffix>`.
+    pub async fn notify_snapshot(
+        &self,
+        context: &RequestContext,
+        suffix: &str,
+        snapshot: &Snapshot,
+        volume: &Volume,
+    ) {
+        if !self.peers.notify.enabled() || !snapshot.use_quota {
+            return;
+        }
+        let usage = SnapshotUsage { snapshot, availability_zone: volume.availability_zone.as_deref() };
+        self.peers.notify.snapshot(context, suffix, self.host(), usage).await;
+    }
+
+    /// The outcome of an operation that ended as asked.
+    pub fn done(&self) -> Outcome {
+        Outcome::succeeded()
+    }
+}
+
+/// Connections of a backend's sites, the primary first.
+pub fn connections(config: &BackendConfig) -> Vec<Connection> {
+    let primary = Connection {
+        site: DEFAULT_SITE.to_owned(),
+        conf: config.ceph_conf.clone(),
+        cluster_name: config.cluster_name.clone(),
+        user: config.user.clone(),
+        connect_timeout: config.connect_timeout,
+    };
+    let devices = config.replication_devices.iter().map(|device| Connection {
+        site: device.backend_id.clone(),
+        conf: device.conf.clone(),
+        // As upstream: it names the keyring file on hosts (reference replication.md 3.2).
+        cluster_name: device.backend_id.clone(),
+        user: Some(device.user.clone()),
+        connect_timeout: config.replication_connect_timeout,
+    });
+    std::iter::once(primary).chain(devices).collect()
+}

@@ -19,8 +19,10 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "journal", sql: include_str!("../../migrations/0001_journal.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "journal", sql: include_str!("../../migrations/0001_journal.sql") },
+    Migration { version: 2, name: "replication", sql: include_str!("../../migrations/0002_replication.sql") },
+];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (
   version INT NOT NULL PRIMARY KEY,

@@ -25,6 +25,7 @@ pub mod schema;
 mod scope;
 pub mod service;
 pub mod snapshot;
+pub mod stray;
 pub mod volume;
 pub mod volume_type;
 pub mod worker;

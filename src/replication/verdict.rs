@@ -53,6 +53,7 @@ impl From<&Result<(), RbdError>> for Probe {
                     Probe::Silent
                 }
                 RbdErrorKind::NotFound
+                | RbdErrorKind::NoPool
                 | RbdErrorKind::Exists
                 | RbdErrorKind::Busy
                 | RbdErrorKind::HasSnapshots

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+mod daemons;
 mod errno;
 mod image;
 mod io;
@@ -66,6 +67,7 @@ use functions;
 /// Both libraries and all functions of them that are used.
 pub(crate) struct Api {
     rados: rados::Functions,
+    daemons: daemons::Functions,
     image: image::Functions,
     io: io::Functions,
     layer: layer::Functions,
@@ -99,6 +101,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
         let missing = |e: libloading::Error| format!("Ceph's client libraries are older than Ceph 16: {e}");
         Ok(Api {
             rados: rados::Functions::load(&rados).map_err(missing)?,
+            daemons: daemons::Functions::load(&rados).map_err(missing)?,
             image: image::Functions::load(&rbd).map_err(missing)?,
             io: io::Functions::load(&rbd).map_err(missing)?,
             layer: layer::Functions::load(&rbd).map_err(missing)?,

@@ -168,6 +168,7 @@ pub(super) fn execute(
             let io = pool(&c.pool)?;
             Reply::MirrorStatus(Image::open_read_only(&io, &c.image, None)?.mirror_status()?)
         }
+        Request::MirrorDaemons(c) => Reply::MirrorDaemons(pool(&c.pool)?.mirror_daemons()?),
         Request::MirrorPromote(c) => {
             let io = pool(&c.pool)?;
             Reply::MirrorPromote(Image::open(&io, &c.image)?.mirror_promote(c.force)?)

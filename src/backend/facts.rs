@@ -1,0 +1,58 @@
+//! What a backend asks a Ceph site once and then remembers, and what it measures for each report.
+
+use std::time::Duration;
+
+use super::Backend;
+use super::capacity::Measured;
+use crate::error::Result;
+use crate::model::GIB;
+use crate::rbd::Site;
+use crate::rbd::protocol::{ConfGet, Fsid, ImageList, ImageStat, PoolStats};
+use crate::volume::image::default_features;
+
+/// Until a measurement counts as failed: a report must never be late because a site hangs.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// What does not change while a site lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteFacts {
+    /// Its fsid.
+    pub fsid: String,
+    /// Feature bits of new images.
+    pub default_features: u64,
+}
+
+impl SiteFacts {
+    pub(super) async fn ask(site: &Site) -> Result<SiteFacts> {
+        let fsid = site.call_within(MEASURE, Fsid {}).await?;
+        let option = site.call_within(MEASURE, ConfGet { option: "rbd_default_features".to_owned() }).await?;
+        Ok(SiteFacts { fsid, default_features: default_features(option.as_deref()) })
+    }
+}
+
+impl Backend {
+    pub(super) async fn measure(&self) -> Result<Measured> {
+        let site = self.active_site()?;
+        let pool = self.config.pool.clone();
+        let capacity = site.call_within(MEASURE, PoolStats { pool }).await?;
+        let fsid = self.facts(&site).await?.fsid.clone();
+        let provisioned_gb =
+            if self.config.exclusive_pool { None } else { Some(self.provisioned(&site).await?) };
+        Ok(Measured { fsid, capacity, provisioned_gb })
+    }
+
+    /// Sum of all image sizes of a pool that others use too, ceil GiB (`rbd_exclusive_cinder_pool`).
+    async fn provisioned(&self, site: &Site) -> Result<u64> {
+        let pool = &self.config.pool;
+        let mut bytes = 0;
+        for image in site.call(ImageList { pool: pool.clone() }).await? {
+            match site.call(ImageStat { pool: pool.clone(), image }).await {
+                Ok(stat) => bytes += stat.size,
+                // Deleted since it was listed.
+                Err(e) if e.is_not_found() => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(bytes.div_ceil(GIB))
+    }
+}

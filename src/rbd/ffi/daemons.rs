@@ -1,0 +1,164 @@
+//! Which clients are the rbd-mirror daemons of a pool.
+//!
+//! librbd has no call for it, and the monitors' service map needs more rights than `profile rbd` gives.
+//! But each daemon registers itself in the pool that it serves (Ceph, `src/tools/rbd_mirror/Types.h` and
+//! `instance_watcher/Types.h`): the omap of `rbd_mirror_leader` has a key `instance_<id>` for each, and
+//! `rbd_mirror_instance.<id>` is locked by it for as long as it lives. The holder's address is the one that
+//! its image locks show.
+
+use std::ffi::{c_char, c_int, c_uchar, c_void};
+use std::ptr;
+
+use super::rados::IoCtx;
+use super::{Failure, check, functions, text};
+
+#[allow(non_camel_case_types)]
+type rados_read_op_t = *mut c_void;
+#[allow(non_camel_case_types)]
+type rados_omap_iter_t = *mut c_void;
+
+functions! { Functions {
+    fn rados_create_read_op() -> rados_read_op_t;
+    fn rados_release_read_op(read_op: rados_read_op_t);
+    fn rados_read_op_omap_get_keys2(read_op: rados_read_op_t, start_after: *const c_char, max_return: u64, iter: *mut rados_omap_iter_t, pmore: *mut c_uchar, prval: *mut c_int);
+    fn rados_read_op_operate(read_op: rados_read_op_t, io: rados_ioctx_t, oid: *const c_char, flags: c_int) -> c_int;
+    fn rados_omap_get_next2(iter: rados_omap_iter_t, key: *mut *mut c_char, val: *mut *mut c_char, key_len: *mut usize, val_len: *mut usize) -> c_int;
+    fn rados_omap_get_end(iter: rados_omap_iter_t);
+    fn rados_list_lockers(io: rados_ioctx_t, o: *const c_char, name: *const c_char, exclusive: *mut c_int, tag: *mut c_char, tag_len: *mut usize, clients: *mut c_char, clients_len: *mut usize, cookies: *mut c_char, cookies_len: *mut usize, addrs: *mut c_char, addrs_len: *mut usize) -> isize;
+} }
+use super::c::rados_ioctx_t;
+
+const LEADER: &str = "rbd_mirror_leader";
+const INSTANCE_KEY: &str = "instance_";
+const INSTANCE_OBJECT: &str = "rbd_mirror_instance.";
+/// librbd's name of its managed locks (`RBD_LOCK_NAME`).
+const LOCK: &str = "rbd_lock";
+/// More daemons than anybody runs for one pool.
+const MOST: u64 = 1024;
+
+impl IoCtx {
+    /// Addresses of the daemons that serve this pool; none when no daemon ever did.
+    pub(crate) fn mirror_daemons(&self) -> Result<Vec<String>, Failure> {
+        let mut addresses = Vec::new();
+        for key in self.omap_keys(LEADER)? {
+            if let Some(id) = key.strip_prefix(INSTANCE_KEY) {
+                addresses.extend(self.lockers(&format!("{INSTANCE_OBJECT}{id}"))?);
+            }
+        }
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    /// Keys of an object's omap; none when there is no such object.
+    ///
+    /// Implements:
+    /// ```c
+    /// rados_read_op_t rados_create_read_op(void);
+    /// void rados_release_read_op(rados_read_op_t read_op);
+    /// void rados_read_op_omap_get_keys2(rados_read_op_t read_op, const char *start_after, uint64_t max_return, rados_omap_iter_t *iter, unsigned char *pmore, int *prval);
+    /// int rados_read_op_operate(rados_read_op_t read_op, rados_ioctx_t io, const char *oid, int flags);
+    /// int rados_omap_get_next2(rados_omap_iter_t iter, char **key, char **val, size_t *key_len, size_t *val_len);
+    /// void rados_omap_get_end(rados_omap_iter_t iter);
+    /// ```
+    fn omap_keys(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let call = "rados_read_op_operate";
+        let f = &self.api().daemons;
+        let (oid, start) = (text(call, name)?, text(call, "")?);
+        let mut iter: rados_omap_iter_t = ptr::null_mut();
+        let (mut more, mut value): (c_uchar, c_int) = (0, 0);
+        // SAFETY: the out-pointers live until the operation has run, which is inside this block; the
+        // operation is released on every path.
+        let result = unsafe {
+            let op = (f.rados_create_read_op)();
+            (f.rados_read_op_omap_get_keys2)(op, start.as_ptr(), MOST, &mut iter, &mut more, &mut value);
+            let result = (f.rados_read_op_operate)(op, self.handle, oid.as_ptr(), 0);
+            (f.rados_release_read_op)(op);
+            result
+        };
+        if result == -libc::ENOENT {
+            return Ok(Vec::new());
+        }
+        check(call, || self.path(name), result)?;
+        check("rados_read_op_omap_get_keys2", || self.path(name), value)?;
+        let mut keys = Vec::new();
+        loop {
+            let (mut key, mut data): (*mut c_char, *mut c_char) = (ptr::null_mut(), ptr::null_mut());
+            let (mut key_len, mut data_len) = (0usize, 0usize);
+            // SAFETY: a filled iterator; the key belongs to it and is copied before it ends.
+            let result =
+                unsafe { (f.rados_omap_get_next2)(iter, &mut key, &mut data, &mut key_len, &mut data_len) };
+            if result != 0 || key.is_null() {
+                break;
+            }
+            // SAFETY: `key` points to `key_len` bytes owned by the iterator.
+            let bytes = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), key_len) };
+            keys.push(String::from_utf8_lossy(bytes).into_owned());
+        }
+        // SAFETY: made by the operation above, ended once.
+        unsafe { (f.rados_omap_get_end)(iter) };
+        Ok(keys)
+    }
+
+    /// Addresses of the holders of an object's [`LOCK`]; none when nobody holds it or it is gone.
+    ///
+    /// Implements:
+    /// ```c
+    /// ssize_t rados_list_lockers(rados_ioctx_t io, const char *o, const char *name, int *exclusive, char *tag, size_t *tag_len, char *clients, size_t *clients_len, char *cookies, size_t *cookies_len, char *addrs, size_t *addrs_len);
+    /// ```
+    fn lockers(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let call = "rados_list_lockers";
+        let (oid, lock) = (text(call, name)?, text(call, LOCK)?);
+        let mut capacity = 1024usize;
+        loop {
+            let mut exclusive: c_int = 0;
+            let mut buffers =
+                [vec![0u8; capacity], vec![0u8; capacity], vec![0u8; capacity], vec![0u8; capacity]];
+            let mut lengths = [capacity; 4];
+            let [tag, clients, cookies, addresses] = &mut buffers;
+            let [tag_len, clients_len, cookies_len, addresses_len] = &mut lengths;
+            // SAFETY: four buffers, each as long as its length says; librados ends each string with NUL.
+            let result = unsafe {
+                (self.api().daemons.rados_list_lockers)(
+                    self.handle,
+                    oid.as_ptr(),
+                    lock.as_ptr(),
+                    &mut exclusive,
+                    tag.as_mut_ptr().cast(),
+                    tag_len,
+                    clients.as_mut_ptr().cast(),
+                    clients_len,
+                    cookies.as_mut_ptr().cast(),
+                    cookies_len,
+                    addresses.as_mut_ptr().cast(),
+                    addresses_len,
+                )
+            };
+            match i32::try_from(-result) {
+                Ok(libc::ENOENT) => return Ok(Vec::new()),
+                Ok(libc::ERANGE) if capacity < 1 << 20 => capacity *= 4,
+                _ => {
+                    let result = i64::try_from(result).unwrap_or(i64::MIN);
+                    let count = check(call, || self.path(name), result)?;
+                    return Ok(strings(addresses, usize::try_from(count).unwrap_or(0)));
+                }
+            }
+        }
+    }
+}
+
+/// The first `count` NUL-ended strings of a buffer.
+fn strings(buffer: &[u8], count: usize) -> Vec<String> {
+    buffer.split(|b| *b == 0).take(count).map(|s| String::from_utf8_lossy(s).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::strings;
+
+    #[test]
+    fn strings_end_with_nul() {
+        assert_eq!(strings(b"127.0.0.1:0/1\0[::1]:0/2\0\0\0", 2), ["127.0.0.1:0/1", "[::1]:0/2"]);
+        assert_eq!(strings(b"\0\0", 0), Vec::<String>::new());
+    }
+}

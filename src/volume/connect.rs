@@ -1,0 +1,94 @@
+//! `initialize_connection` and `terminate_connection`: what a host needs to open the image.
+
+use serde_json::{Map, Value};
+
+use super::connection::{Connect, Monitor, expand_qos, info, monitor};
+use crate::backend::Backend;
+use crate::db;
+use crate::error::{Code, Error, Result};
+use crate::model::Volume;
+use crate::rbd::protocol::MonDump;
+
+/// Answers the connection info of a volume for any host.
+///
+/// # Errors
+/// `DriverNotInitialized`; `VolumeBackend` when the site does not answer.
+pub async fn initialize(backend: &Backend, volume_id: &str) -> Result<Value> {
+    let volume =
+        backend.db.read("volume to connect", async |conn| db::volume::get(conn, volume_id).await).await?;
+    connect(backend, &volume, None).await
+}
+
+/// The connection info; `mode` overrides what the rows say of read-only.
+pub(super) async fn connect(backend: &Backend, volume: &Volume, mode: Option<&str>) -> Result<Value> {
+    backend.require_up()?;
+    let (admin, volume_type, qos) = backend
+        .db
+        .read("connection of a volume", async |conn| {
+            let admin = db::volume::admin_metadata(conn, &volume.id).await?;
+            let volume_type = db::volume_type::get(conn, &volume.volume_type_id).await?;
+            let qos = match &volume_type.qos_specs_id {
+                Some(id) => db::volume_type::qos_specs(conn, id).await?,
+                None => None,
+            };
+            Ok((admin, volume_type, qos))
+        })
+        .await?;
+    let place = backend.place(volume).await?;
+    let fsid = backend.facts(&place.site).await.map_err(|e| refused(volume, e))?.fsid.clone();
+    let dump = place.site.call(MonDump {}).await.map_err(|e| refused(volume, e.into()))?;
+    let monitors: Vec<Monitor> = dump.iter().filter_map(|address| monitor(address)).collect();
+    if monitors.is_empty() {
+        let error = Error::new(Code::VolumeBackend, "Ceph lists no monitor with a legacy (v1) address")
+            .detail(dump.join(", "));
+        return Err(refused(volume, error));
+    }
+    let (user, secret_uuid) = backend.credentials(place.site.name(), &fsid);
+    let qos_specs = match qos.filter(|q| q.for_front_end()) {
+        Some(qos) => Some(expand_qos(qos.specs, volume.size)?),
+        None => None,
+    };
+    let access_mode = match (admin.get("attached_mode"), mode) {
+        (Some(attached), _) => attached.as_str(),
+        (None, Some(mode)) if mode == "ro" => "ro",
+        (None, _) if admin.get("readonly").is_some_and(|r| r == "True") => "ro",
+        (None, _) => "rw",
+    };
+    let connected = info(&Connect {
+        pool: &place.pool,
+        image: &backend.image_name(volume),
+        volume_id: &volume.id,
+        monitors: &monitors,
+        cluster_name: &place.site.connection().cluster_name,
+        user: user.as_deref(),
+        secret_uuid: &secret_uuid,
+        qos_specs,
+        access_mode,
+        encrypted: volume.encryption_key_id.is_some(),
+        cacheable: volume_type.extra_specs.get("cacheable").is_some_and(|v| v == "<is> True"),
+    });
+    Ok(connected)
+}
+
+fn refused(volume: &Volume, cause: Error) -> Error {
+    Error::new(
+        Code::VolumeBackend,
+        format!("Bad or unexpected response from the storage volume backend API: Driver initialize connection failed (error: {}).", cause.user()),
+    )
+    .detail(format!("volume {}", volume.id))
+    .caused_by(cause)
+}
+
+/// `terminate_connection` and `remove_export`: an RBD image has nothing to take back.
+///
+/// # Errors
+/// `DriverNotInitialized`; `VolumeNotFound`.
+pub async fn terminate(
+    backend: &Backend,
+    volume_id: &str,
+    _connector: Option<&Map<String, Value>>,
+) -> Result<()> {
+    backend.require_up()?;
+    backend.db.read("volume to disconnect", async |conn| db::volume::get(conn, volume_id).await).await?;
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! `create_snapshot` and `delete_snapshot`.
+
+use tracing::{error, info, warn};
+
+use super::crash;
+use super::delete::give_back_snapshot;
+use super::image::Attempt;
+use crate::backend::Backend;
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::message::{Action, Detail, Message};
+use crate::db::snapshot::SnapshotChanges;
+use crate::db::{Conn, Db};
+use crate::error::{Code, Error, Result};
+use crate::journal::{Operation, Outcome};
+use crate::model::{Snapshot, SnapshotEvent, Volume};
+
+async fn read(db: &Db, id: &str) -> Result<Option<(Snapshot, Volume)>> {
+    db.read("snapshot and its volume", async |conn| {
+        let Some(snapshot) = db::snapshot::find(conn, id).await? else { return Ok(None) };
+        let volume = db::volume::get(conn, &snapshot.volume_id).await?;
+        Ok(Some((snapshot, volume)))
+    })
+    .await
+}
+
+/// Takes the snapshot.
+///
+/// # Errors
+/// What made it fail; row, message and journal have been seen to.
+pub async fn create(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    id: &str,
+) -> Result<()> {
+    let _passage = backend.gate.pass().await;
+    let Some((snapshot, volume)) = read(&backend.db, id).await? else {
+        return backend.journal.finish(operation, &backend.done()).await;
+    };
+    let _lock = backend.locks.lock(&volume.id).await;
+    crash::point("create_snapshot:accepted");
+    backend.notify_snapshot(context, "create.start", &snapshot, &volume).await;
+    match take(backend, operation, &snapshot, &volume).await {
+        Ok(()) => created(backend, context, operation, &snapshot, &volume).await,
+        Err(failure) if failure.code() == Code::Cancelled => Err(failure),
+        Err(failure) => create_failed(backend, context, operation, &snapshot, failure).await,
+    }
+}
+
+async fn take(backend: &Backend, operation: &Operation, snapshot: &Snapshot, volume: &Volume) -> Result<()> {
+    backend.require_up()?;
+    let place = backend.place(volume).await?;
+    let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
+    place.snapshot(&backend.image_name(volume), &backend.snap_name(&snapshot.id), attempt).await?;
+    crash::point("create_snapshot:taken");
+    Ok(())
+}
+
+async fn created(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot: &Snapshot,
+    volume: &Volume,
+) -> Result<()> {
+    let service = backend.service()?;
+    let changes = SnapshotChanges {
+        progress: Some(Some("100%".to_owned())),
+        encryption_key_id: Some(volume.encryption_key_id.clone()),
+        ..SnapshotChanges::default()
+    };
+    let after = backend
+        .journal
+        .complete(operation, &backend.done(), async |conn| {
+            if volume.bootable {
+                db::snapshot::copy_glance_metadata(conn, &volume.id, &snapshot.id).await?;
+            }
+            db::snapshot::transition(conn, &snapshot.id, SnapshotEvent::Created, &changes).await?;
+            db::worker::release_resource(conn, "Snapshot", &snapshot.id, service.id).await?;
+            db::snapshot::get(conn, &snapshot.id).await
+        })
+        .await?;
+    info!(snapshot.id = snapshot.id, volume.id = volume.id, "snapshot created");
+    backend.notify_snapshot(context, "create.end", &after, volume).await;
+    Ok(())
+}
+
+async fn create_failed(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot: &Snapshot,
+    failure: Error,
+) -> Result<()> {
+    error!(snapshot.id = snapshot.id, volume.id = snapshot.volume_id, error = %failure, "snapshot could not be created");
+    let service = backend.service()?;
+    let detail = Detail::of(failure.code(), Detail::SnapshotCreateError);
+    let message = Message::snapshot(&snapshot.id, Action::SnapshotCreate, detail);
+    let ttl = backend.globals.message_ttl;
+    backend
+        .journal
+        .complete(operation, &Outcome::failed(&failure), async |conn| {
+            transition_if_still(conn, &snapshot.id, SnapshotEvent::CreateFailed).await?;
+            db::message::create(conn, context, &message, ttl).await?;
+            db::worker::release_resource(conn, "Snapshot", &snapshot.id, service.id).await?;
+            Ok(())
+        })
+        .await
+}
+
+/// Deletes (or only forgets, with `unmanage_only`) the snapshot.
+///
+/// # Errors
+/// What made it fail; row, message and journal have been seen to.
+pub async fn delete(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    id: &str,
+    unmanage_only: bool,
+) -> Result<()> {
+    let _passage = backend.gate.pass().await;
+    let _lock = backend.locks.lock(&format!("{id}-delete_snapshot")).await;
+    let Some((snapshot, volume)) = read(&backend.db, id).await? else {
+        return backend.journal.finish(operation, &backend.done()).await;
+    };
+    crash::point("delete_snapshot:accepted");
+    backend.notify_snapshot(context, "delete.start", &snapshot, &volume).await;
+    match remove(backend, &snapshot, &volume, unmanage_only).await {
+        Ok(()) => deleted(backend, context, operation, &snapshot, &volume).await,
+        Err(failure) if failure.code() == Code::Cancelled => Err(failure),
+        Err(failure) => delete_failed(backend, context, operation, &snapshot, failure).await,
+    }
+}
+
+async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanage_only: bool) -> Result<()> {
+    backend.require_up()?;
+    if unmanage_only {
+        return Ok(());
+    }
+    let place = backend.place(volume).await?;
+    let removed = place.remove_snapshot(&backend.image_name(volume), &backend.snap_name(&snapshot.id)).await;
+    removed.map_err(|e| {
+        if e.kind == crate::rbd::RbdErrorKind::Busy {
+            Error::new(
+                Code::SnapshotBusy,
+                format!("deleting snapshot {} that has dependent volumes", snapshot.id),
+            )
+            .caused_by(e)
+        } else {
+            Error::from(e)
+        }
+    })?;
+    crash::point("delete_snapshot:removed");
+    Ok(())
+}
+
+async fn deleted(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot: &Snapshot,
+    volume: &Volume,
+) -> Result<()> {
+    let rules = &backend.globals.quota;
+    backend
+        .journal
+        .complete(operation, &backend.done(), async |conn| {
+            give_back_snapshot(conn, snapshot, rules).await?;
+            db::snapshot::destroy(conn, &snapshot.id).await?;
+            Ok(())
+        })
+        .await?;
+    info!(snapshot.id = snapshot.id, volume.id = volume.id, "snapshot deleted");
+    backend.notify_snapshot(context, "delete.end", snapshot, volume).await;
+    Ok(())
+}
+
+async fn delete_failed(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot: &Snapshot,
+    failure: Error,
+) -> Result<()> {
+    let (event, detail) = match failure.code() {
+        Code::SnapshotBusy => {
+            warn!(snapshot.id = snapshot.id, error = %failure, "snapshot is in use, not deleted");
+            (SnapshotEvent::DeleteBusy, Detail::SnapshotIsBusy)
+        }
+        code => {
+            error!(snapshot.id = snapshot.id, error = %failure, "snapshot could not be deleted");
+            (SnapshotEvent::DeleteFailed, Detail::of(code, Detail::SnapshotDeleteError))
+        }
+    };
+    let message = Message::snapshot(&snapshot.id, Action::SnapshotDelete, detail);
+    let ttl = backend.globals.message_ttl;
+    backend
+        .journal
+        .complete(operation, &Outcome::failed(&failure), async |conn| {
+            transition_if_still(conn, &snapshot.id, event).await?;
+            db::message::create(conn, context, &message, ttl).await?;
+            Ok(())
+        })
+        .await
+}
+
+/// As [`super::transition_if_still`], for a snapshot.
+pub(super) async fn transition_if_still(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Result<()> {
+    match db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await {
+        Err(e) if matches!(e.code(), Code::Conflict | Code::SnapshotNotFound) => Ok(()),
+        other => other,
+    }
+}
