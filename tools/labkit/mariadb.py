@@ -14,7 +14,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import uuid
 
@@ -81,63 +80,60 @@ def _template_key(lab):
         return hashlib.sha256(made_of.encode() + version + f.read()).hexdigest()[:16]
 
 
-def template(lab):
-    """The datadir to copy; made on first use."""
-    cache = lab.cache
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"mariadb-{_template_key(lab)}"
-    if target.is_dir():
-        return target
-    with open(cache / "lock", "w", encoding="ascii") as lock:
+def copy_template(lab, datadir):
+    """Give a lab its datadir; under a lock, since several labs share the template."""
+    lab.cache.mkdir(parents=True, exist_ok=True)
+    target = lab.cache / f"mariadb-{_template_key(lab)}"
+    with open(lab.cache / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
-            for old in cache.glob("mariadb-*"):
-                shutil.rmtree(old, ignore_errors=True)
-            _make_template(lab, cache / "making", target)
-    return target
+            for old in lab.cache.glob("mariadb-*"):
+                if time.time() - old.stat().st_mtime > 7 * 86400:
+                    shutil.rmtree(old, ignore_errors=True)
+            _make_template(lab, lab.cache / "making", target)
+        subprocess.run(["cp", "-a", "--reflink=auto", "--sparse=always", target, datadir],
+                       check=True)
 
 
 def _make_template(lab, work, target):
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     data = work / "data"
-    # A short path of its own for the socket.
-    with tempfile.TemporaryDirectory(prefix="scoria-db-") as short:
-        sock = f"{short}/s"
-        owner = system_user()
-        subprocess.run(
-            [INSTALL, "--no-defaults", f"--datadir={data}", "--skip-test-db",
-             "--auth-root-authentication-method=socket", f"--auth-root-socket-user={owner}",
-             "--innodb-log-file-size=16M"] + (["--user=root"] if os.getuid() == 0 else []),
-            check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+    sock = lab.sock("template.sock")
+    owner = system_user()
+    subprocess.run(
+        [INSTALL, "--no-defaults", f"--datadir={data}", "--skip-test-db",
+         "--auth-root-authentication-method=socket", f"--auth-root-socket-user={owner}",
+         "--innodb-log-file-size=16M"] + (["--user=root"] if os.getuid() == 0 else []),
+        check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+        env=procs.clean_env(lab, procs.SETUP))
+    with open(work / "log", "wb") as log:
+        server = subprocess.Popen(
+            [SERVER, *server_options(data, sock, work), "--skip-networking"], stdout=log,
+            stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             env=procs.clean_env(lab, procs.SETUP))
-        with open(work / "log", "wb") as log:
-            server = subprocess.Popen(
-                [SERVER, *server_options(data, sock, short), "--skip-networking"], stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=procs.clean_env(lab, procs.SETUP))
-            try:
-                end = time.monotonic() + 60
-                while not _accepts(sock):
-                    if server.poll() is not None or time.monotonic() > end:
-                        raise LabError(f"the database template could not be made: {work}/log")
-                    time.sleep(0.05)
-                env = procs.clean_env(lab, procs.SETUP)
-                subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
-                                "CREATE DATABASE cinder CHARACTER SET utf8mb3"], check=True,
-                               env=env)
-                conf = work / "sync.conf"
-                conf.write_text(
-                    f"[DEFAULT]\nstate_path = {work}\n[database]\nconnection = "
-                    f"mysql+pymysql://{owner}@localhost/cinder?unix_socket={sock}\n")
-                done = subprocess.run(
-                    [lab.venv / "bin/cinder-manage", "--config-file", conf, "db", "sync"],
-                    env=env, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise LabError(f"cinder-manage db sync: {done.stderr[-2000:]}")
-            finally:
-                server.terminate()
-                server.wait(timeout=30)
+        try:
+            end = time.monotonic() + 60
+            while not _accepts(sock):
+                if server.poll() is not None or time.monotonic() > end:
+                    raise LabError(f"the database template could not be made: {work}/log")
+                time.sleep(0.05)
+            env = procs.clean_env(lab, procs.SETUP)
+            subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
+                            "CREATE DATABASE cinder CHARACTER SET utf8mb3"], check=True,
+                           env=env)
+            conf = work / "sync.conf"
+            conf.write_text(
+                f"[DEFAULT]\nstate_path = {work}\n[database]\nconnection = "
+                f"mysql+pymysql://{owner}@localhost/cinder?unix_socket={sock}\n")
+            done = subprocess.run(
+                [lab.venv / "bin/cinder-manage", "--config-file", conf, "db", "sync"],
+                env=env, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise LabError(f"cinder-manage db sync: {done.stderr[-2000:]}")
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
     data.rename(target)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -166,8 +162,7 @@ class MariaDb(Component):
         if not self.lab.done("mariadb-data"):
             shutil.rmtree(data, ignore_errors=True)
             data.parent.mkdir(exist_ok=True)
-            subprocess.run(["cp", "-a", "--reflink=auto", "--sparse=always", template(self.lab),
-                            data], check=True)
+            copy_template(self.lab, data)
             self.lab.mark("mariadb-data")
         self.lab.path("mariadb", "tmp").mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

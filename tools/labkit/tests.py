@@ -116,6 +116,7 @@ class State(WithLab):
 
     def test_socket_paths_are_short_whatever_tmpdir_is(self):
         with mock.patch("tempfile.gettempdir", return_value="/" + "x" * 90):
+            self.lab.remove_sockdir()
             self.lab.state["sockdir"] = ""
             self.lab.ensure_sockdir()
         self.addCleanup(self.lab.remove_sockdir)
