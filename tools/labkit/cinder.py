@@ -149,7 +149,7 @@ class Api(_Service):
 
 class Scheduler(_Service):
     name = "cinder-scheduler"
-    grace = 2.0
+    grace = 1.0            # it waits for nothing useful, and longer than anybody likes
 
     def command(self):
         return [self.lab.venv / "bin/cinder-scheduler", "--config-file",

@@ -151,7 +151,7 @@ STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler
               ("",))
 
 
-HURRY = (2.0, 1.5, 0.5)        # what `down`, which has to take less than 5 s, grants each of them
+HURRY = (1.5, 1.5, 0.5)        # what `down`, which has to take less than 5 s, grants each of them
 
 
 def stop(lab, every, names, hurry=False):
