@@ -130,6 +130,23 @@ pub async fn set_replication_status(conn: &mut Conn, ids: &[String], to: Replica
     Ok(changed)
 }
 
+/// Writes what an operator should know about these volumes' replication (`replication_extended_status`, at
+/// most 255 characters); `None` clears it.
+///
+/// # Errors
+/// `Database`.
+pub async fn set_extended_status(conn: &mut Conn, ids: &[String], text: Option<&str>) -> Result<()> {
+    for chunk in ids.chunks(CHUNK) {
+        diesel::update(volumes::table)
+            .filter(volumes::id.eq_any(chunk))
+            .filter(volumes::deleted.eq(false))
+            .set(volumes::replication_extended_status.eq(text))
+            .execute(conn)
+            .await?;
+    }
+    Ok(())
+}
+
 /// These volumes, which [`mark_failed`] or [`mark_not_capable`] had put into `error`, are back: they
 /// get the status they had (`available` when none was remembered) and `to`. Volumes in another status
 /// are left alone. Returns the number of volumes; snapshots are [`recover_snapshots`]'s.

@@ -16,6 +16,7 @@
 pub mod attachment;
 pub mod cluster;
 mod connection;
+pub mod displaced;
 pub mod error;
 pub mod failover;
 pub mod message;
@@ -41,6 +42,7 @@ use uuid::Uuid;
 
 pub use connection::Conn;
 pub use scope::InScope;
+use scope::scope_condition;
 
 use crate::config::DatabaseConfig;
 use crate::error::{Code, Error, Result};

@@ -41,6 +41,20 @@ impl InScope {
     }
 }
 
+/// The same condition for statements written as text: SQL over the alias `table` with two parameters, and
+/// their values.
+pub(super) fn scope_condition(table: &str, scope: &Scope) -> (String, [String; 2]) {
+    let (column, value) = match scope {
+        Scope::Host(host) => ("host", host),
+        Scope::Cluster(cluster) => ("cluster_name", cluster),
+    };
+    let value = backend_of(value).to_owned();
+    let sql = format!(
+        "({table}.{column} = ? OR {table}.{column} LIKE CONCAT(REPLACE(REPLACE(?, '%', '\\\\%'), '_', '\\\\_'), '#%'))"
+    );
+    (sql, [value.clone(), value])
+}
+
 impl Expression for InScope {
     type SqlType = Bool;
 }

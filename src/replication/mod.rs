@@ -6,6 +6,8 @@
 
 pub mod enable;
 pub mod engine;
+pub mod failover;
+mod ledger;
 pub mod plan;
 pub mod resync;
 pub mod target;
