@@ -22,6 +22,8 @@ mod testing;
 mod tls;
 pub mod topology;
 pub mod usage;
+#[cfg(test)]
+mod wire_tests;
 
 pub use call::Call;
 pub use dispatch::{Method, Resource};

@@ -7,7 +7,8 @@ use super::{Object, volume_object};
 use crate::error::Result;
 use crate::model::{Attachment, Volume};
 
-pub(crate) fn read_attachment(o: &Object) -> Result<Attachment> {
+/// Reads a VolumeAttachment.
+pub fn read_attachment(o: &Object) -> Result<Attachment> {
     let json = |field: &str| o.get(field).filter(|v| !v.is_null()).cloned();
     Ok(Attachment {
         id: o.required("id")?,

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
 
-pub use attachment::attachment_object;
+pub use attachment::{attachment_object, read_attachment};
 pub use backup::WireBackup;
 pub use fields::parse_time;
 pub use group::{WireGroup, WireGroupSnapshot};
