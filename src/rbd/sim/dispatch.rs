@@ -1,0 +1,171 @@
+//! One request, carried out on one site.
+
+use super::images::{Answer, refuse};
+use super::mirror_daemon::DaemonState;
+use super::state::World;
+use crate::rbd::error::RbdErrorKind as Kind;
+use crate::rbd::protocol::{Connection, Reply, Request};
+use crate::rbd::types::{PoolCapacity, PoolMirrorMode};
+
+/// Bytes of every simulated cluster.
+const CAPACITY: u64 = 100 << 30;
+
+impl World {
+    /// The site that a connection leads to: by the stem of its conf, by an alias (conf path or name), by
+    /// its name; `default` is the first site.
+    pub(super) fn resolve(&self, connection: &Connection) -> Option<String> {
+        let conf = connection.conf.to_string_lossy();
+        let stem = connection.conf.file_stem().map(|s| s.to_string_lossy().into_owned());
+        let alias = |text: &str| {
+            self.sites.values().find(|s| s.aliases.iter().any(|a| a == text)).map(|s| s.name.clone())
+        };
+        let named = |text: &str| self.sites.contains_key(text).then(|| text.to_owned());
+        alias(&conf)
+            .or_else(|| stem.as_deref().and_then(named))
+            .or_else(|| alias(&connection.site))
+            .or_else(|| named(&connection.site))
+            .or_else(|| (connection.site == "default").then(|| self.site_order.first().cloned()).flatten())
+    }
+
+    /// Carries out a request; time and faults are settled.
+    pub(super) fn run(&mut self, site: &str, client: u64, request: Request) -> Answer<Reply> {
+        let now = self.epoch();
+        let Some(state) = self.sites.get(site) else { return refuse(Kind::Unreachable, "no such site") };
+        Ok(match request {
+            Request::ProbeMon(_) => Reply::ProbeMon(state.fsid.clone()),
+            Request::ProbeOsd(r) => Reply::ProbeOsd(self.pool(site, &r.pool).map(|_| ())?),
+            Request::Fsid(_) => Reply::Fsid(state.fsid.clone()),
+            Request::MonDump(_) => {
+                let n = self.site_order.iter().position(|s| s == site).unwrap_or(0) + 1;
+                Reply::MonDump(vec![format!("127.0.0.{n}:6789/0")])
+            }
+            Request::PoolStats(r) => {
+                let used = |p: &super::state::PoolState| -> u64 {
+                    let image = |i: &super::state::ImageState| {
+                        i.data.allocated() + i.snaps.values().map(|s| s.data.allocated()).sum::<u64>()
+                    };
+                    p.images.values().map(image).sum()
+                };
+                let stored = used(self.pool(site, &r.pool)?);
+                let all: u64 = state.pools.values().map(used).sum();
+                let max_avail = CAPACITY.saturating_sub(all);
+                Reply::PoolStats(PoolCapacity { stored, max_avail, cluster_total: CAPACITY, quota: 0 })
+            }
+            Request::ClientAddress(_) => Reply::ClientAddress(self.address_of(client)),
+            Request::BlocklistAdd(r) => {
+                self.blocklist(site, &r.address, r.seconds);
+                Reply::BlocklistAdd(())
+            }
+            Request::BlocklistRemove(r) => {
+                if !self.config.may_unblock {
+                    return refuse(Kind::Permission, "access denied");
+                }
+                if let Some(s) = self.sites.get_mut(site) {
+                    s.blocklist.remove(&r.address);
+                }
+                Reply::BlocklistRemove(())
+            }
+            Request::BlocklistList(_) => {
+                let held = state.blocklist.iter().filter(|(_, end)| **end > now);
+                Reply::BlocklistList(held.map(|(address, _)| address.clone()).collect())
+            }
+            Request::ConfGet(r) => Reply::ConfGet(match r.option.as_str() {
+                "rbd_default_features" => Some("61".to_owned()),
+                "fsid" => Some(state.fsid.clone()),
+                _ => None,
+            }),
+            Request::ImageList(r) => {
+                Reply::ImageList(self.pool(site, &r.pool)?.names.keys().cloned().collect())
+            }
+            Request::ImageCreate(r) => {
+                Reply::ImageCreate(self.create(site, &r.pool, &r.image, r.size, r.order, r.features)?)
+            }
+            Request::ImageStat(r) => Reply::ImageStat(self.stat(site, &r.pool, &r.image)?),
+            Request::ImageResize(r) => Reply::ImageResize(self.resize(site, &r.pool, &r.image, r.size)?),
+            Request::ImageRename(r) => Reply::ImageRename(self.rename(site, &r.pool, &r.from, &r.to)?),
+            Request::ImageRemove(r) => Reply::ImageRemove(self.remove(site, &r.pool, &r.image)?),
+            Request::ImageFlatten(r) => Reply::ImageFlatten(self.flatten(site, &r.pool, &r.image)?),
+            Request::ImageCopy(r) => {
+                let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_deref());
+                Reply::ImageCopy(self.copy(site, source, (&r.dest_pool, &r.dest), r.features, r.order)?)
+            }
+            Request::ImageClone(r) => {
+                let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_str());
+                let dest = (r.dest_pool.as_str(), r.dest.as_str());
+                Reply::ImageClone(self.clone_image(site, source, dest, r.features, r.order)?)
+            }
+            Request::ImageChildren(r) => {
+                Reply::ImageChildren(self.image_children(site, &r.pool, &r.image, r.snap.as_deref())?)
+            }
+            Request::ImageFeatures(r) => {
+                Reply::ImageFeatures(self.set_features(site, &r.pool, &r.image, r.features, r.enable)?)
+            }
+            Request::ImageWatchers(r) => Reply::ImageWatchers(self.watchers(site, &r.pool, &r.image)?),
+            Request::LockOwners(r) => Reply::LockOwners(self.lock_owners(site, &r.pool, &r.image)?),
+            Request::LockBreak(r) => Reply::LockBreak(self.lock_break(site, &r.pool, &r.image, &r.owner)?),
+            Request::CheckWritable(r) => Reply::CheckWritable(self.check_writable(site, &r.pool, &r.image)?),
+            Request::ImageWrite(r) => {
+                Reply::ImageWrite(self.write(site, &r.pool, &r.image, r.offset, &r.data)?)
+            }
+            Request::ImageRead(r) => {
+                let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_deref());
+                Reply::ImageRead(self.read(site, source, r.offset, r.length)?)
+            }
+            Request::MetadataSet(r) => {
+                Reply::MetadataSet(self.meta_set(site, &r.pool, &r.image, &r.key, &r.value)?)
+            }
+            Request::MetadataList(r) => {
+                let all = self.image(site, &r.pool, &r.image)?.metadata.clone();
+                Reply::MetadataList(all.into_iter().collect())
+            }
+            Request::MetadataRemove(r) => {
+                Reply::MetadataRemove(self.meta_remove(site, &r.pool, &r.image, &r.key)?)
+            }
+            Request::SnapList(r) => Reply::SnapList(self.snap_list(site, &r.pool, &r.image)?),
+            Request::SnapCreate(r) => Reply::SnapCreate(self.snap_create(site, &r.pool, &r.image, &r.snap)?),
+            Request::SnapProtect(r) => {
+                Reply::SnapProtect(self.snap_protect(site, &r.pool, &r.image, &r.snap)?)
+            }
+            Request::SnapUnprotect(r) => {
+                Reply::SnapUnprotect(self.snap_unprotect(site, &r.pool, &r.image, &r.snap)?)
+            }
+            Request::SnapRemove(r) => Reply::SnapRemove(self.snap_remove(site, &r.pool, &r.image, &r.snap)?),
+            Request::SnapRename(r) => {
+                Reply::SnapRename(self.snap_rename(site, &r.pool, &r.image, &r.from, &r.to)?)
+            }
+            Request::TrashMove(r) => Reply::TrashMove(self.trash_move(site, &r.pool, &r.image, r.delay)?),
+            Request::TrashList(r) => Reply::TrashList(self.trash_list(site, &r.pool)?),
+            Request::TrashRemove(r) => Reply::TrashRemove(self.trash_remove(site, &r.pool, &r.id)?),
+            Request::MirrorPoolMode(r) => {
+                let mirrored = self.pool(site, &r.pool)?.mirrored;
+                Reply::MirrorPoolMode(if mirrored { PoolMirrorMode::Image } else { PoolMirrorMode::Disabled })
+            }
+            Request::MirrorEnable(r) => {
+                Reply::MirrorEnable(self.mirror_enable(site, &r.pool, &r.image, r.mode)?)
+            }
+            Request::MirrorDisable(r) => {
+                Reply::MirrorDisable(self.mirror_disable(site, &r.pool, &r.image, r.force)?)
+            }
+            Request::MirrorInfo(r) => Reply::MirrorInfo(self.mirror_info(site, &r.pool, &r.image)?),
+            Request::MirrorInfoMany(r) => {
+                self.pool(site, &r.pool)?;
+                let one = |image: &String| self.mirror_info(site, &r.pool, image).ok();
+                Reply::MirrorInfoMany(r.images.iter().map(one).collect())
+            }
+            Request::MirrorStatus(r) => Reply::MirrorStatus(self.mirror_status(site, &r.pool, &r.image)?),
+            Request::MirrorDaemons(r) => {
+                self.pool(site, &r.pool)?;
+                let runs = state.daemon.state != DaemonState::Stopped;
+                Reply::MirrorDaemons(if runs { vec![state.daemon_address()] } else { vec![] })
+            }
+            Request::MirrorPromote(r) => {
+                Reply::MirrorPromote(self.mirror_promote(site, &r.pool, &r.image, r.force)?)
+            }
+            Request::MirrorDemote(r) => Reply::MirrorDemote(self.mirror_demote(site, &r.pool, &r.image)?),
+            Request::MirrorResync(r) => Reply::MirrorResync(self.mirror_resync(site, &r.pool, &r.image)?),
+            Request::MirrorSnapshot(r) => {
+                Reply::MirrorSnapshot(self.mirror_snapshot(site, &r.pool, &r.image)?)
+            }
+        })
+    }
+}

@@ -1,0 +1,573 @@
+//! The rbd-mirror daemons, as processes in virtual time.
+//!
+//! Nothing runs in the background: whenever a call arrives, the world first carries out everything that
+//! the daemons would have done since the last one, in order. What a daemon does next with an image is a
+//! function of the state of both sides ([`World::plan`]); it is recomputed for an image when something
+//! about it changed, and keeps its due time while it stays the same.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::data::Data;
+use super::state::{Content, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, Trash, World};
+use crate::rbd::types::MirrorMode;
+
+/// `RBD_FEATURE_NON_PRIMARY`: set on secondaries in snapshot mode.
+pub(super) const NON_PRIMARY: u64 = 1 << 10;
+
+/// The daemon of one site.
+#[derive(Debug, Clone)]
+pub(super) struct Daemon {
+    /// Its RADOS address: owner of the locks that it holds.
+    pub(super) address: String,
+    pub(super) state: DaemonState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DaemonState {
+    Running,
+    /// Started, useful from then on.
+    Until(Duration),
+    /// Fenced by a lock break; recovers some time after its peer answers.
+    Fenced,
+    Stopped,
+}
+
+impl Daemon {
+    pub(super) fn new(address: String) -> Daemon {
+        Daemon { address, state: DaemonState::Running }
+    }
+}
+
+/// What one daemon does with one image.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Replayer {
+    pub(super) phase: Phase,
+    pub(super) pending: Option<(Step, (Duration, u64))>,
+    pub(super) report: Option<Report>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Phase {
+    #[default]
+    Idle,
+    Replaying,
+    SplitBrain,
+}
+
+/// What the daemon last wrote into the status objects.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    pub(super) at: Duration,
+    pub(super) state: &'static str,
+    pub(super) description: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Make the replica: names and sizes, no data yet.
+    Create,
+    /// Begin (or begin again) to replay, after the first full copy.
+    Start,
+    /// The peer has snapshots that this side has not: their names come first.
+    SyncSnaps,
+    /// Bring the replica up to a version of the primary.
+    Sync { version: u64 },
+    /// Learn that the peer was demoted.
+    Demotion,
+    /// Delete for a resync.
+    Resync,
+    /// The primary is gone or no longer mirrored.
+    Remove,
+    /// Purge what was removed.
+    Purge,
+    /// Let go of a lock that outlived a forced promotion.
+    ReleaseLock,
+}
+
+/// Something on the agenda.
+#[derive(Debug, Clone)]
+pub(super) enum Turn {
+    Step { site: String, key: PairKey },
+    DaemonBack { site: String },
+}
+
+impl World {
+    /// Carries out everything due by now.
+    pub(super) fn advance(&mut self) {
+        let end = self.clock();
+        loop {
+            self.replan();
+            let Some((at, turn)) = self.agenda.first_key_value().map(|(at, turn)| (*at, turn.clone())) else {
+                break;
+            };
+            if at.0 > end {
+                break;
+            }
+            self.agenda.remove(&at);
+            self.now = self.now.max(at.0);
+            match turn {
+                Turn::Step { site, key } => {
+                    let replayer = self.sites.get_mut(&site).and_then(|s| s.replayers.get_mut(&key));
+                    let due = replayer.and_then(|r| r.pending.take_if(|(_, when)| *when == at));
+                    if let Some((step, _)) = due {
+                        self.take_step(&site, &key, step);
+                        self.dirty.insert(key);
+                        self.dirty.append(&mut self.waiting);
+                    }
+                }
+                Turn::DaemonBack { site } => {
+                    let n = self.next();
+                    if let Some(s) = self.sites.get_mut(&site)
+                        && s.daemon.state == DaemonState::Until(at.0)
+                    {
+                        s.daemon = Daemon::new(format!("127.0.0.1:0/{}", 2_000_000_000 + n));
+                        self.touch_all();
+                    }
+                }
+            }
+        }
+        self.now = self.now.max(end);
+        if self.watch_ends.first().is_some_and(|first| *first <= self.now) {
+            let now = self.now;
+            self.watch_ends.retain(|end| *end > now);
+            for pool in self.sites.values_mut().flat_map(|s| s.pools.values_mut()) {
+                for image in pool.images.values_mut() {
+                    image.watchers.retain(|w| w.until.is_none_or(|until| until > now));
+                }
+            }
+        }
+    }
+
+    /// Makes the daemon of `site` work again after `delay`.
+    pub(super) fn daemon_back_after(&mut self, site: &str, delay: Duration) {
+        let at = self.now + delay;
+        let n = self.next();
+        if let Some(s) = self.sites.get_mut(site) {
+            s.daemon.state = DaemonState::Until(at);
+            self.agenda.insert((at, n), Turn::DaemonBack { site: site.to_owned() });
+        }
+    }
+
+    fn replan(&mut self) {
+        while let Some(key) = self.dirty.pop_first() {
+            for site in self.site_order.clone() {
+                self.replan_one(&site, &key);
+            }
+        }
+    }
+
+    fn replan_one(&mut self, site: &str, key: &PairKey) {
+        let planned = self.plan(site, key);
+        if planned.is_none() && self.lacks_parent(site, key) {
+            self.waiting.insert(key.clone());
+        }
+        let known = self.sites.get(site).and_then(|s| s.replayers.get(key));
+        let pending = known.and_then(|r| r.pending);
+        if planned.map(|(step, _)| step) == pending.map(|(step, _)| step) {
+            return;
+        }
+        if let Some((_, at)) = pending {
+            self.agenda.remove(&at);
+        }
+        let next = planned.map(|(step, delay)| {
+            let at = (self.now + self.jitter(delay), self.next());
+            self.agenda.insert(at, Turn::Step { site: site.to_owned(), key: key.clone() });
+            (step, at)
+        });
+        if let Some(s) = self.sites.get_mut(site) {
+            s.replayers.entry(key.clone()).or_default().pending = next;
+        }
+    }
+
+    fn jitter(&mut self, delay: Duration) -> Duration {
+        let most = self.config.timing.jitter_percent.max(100);
+        delay * self.rng.random_range(100..=most) / 100
+    }
+
+    /// The site that `site` replays this image from: the one where it is primary, else any that has it.
+    pub(super) fn peer_of(&self, site: &str, key: &PairKey) -> Option<String> {
+        let peers = &self.sites.get(site)?.pools.get(&key.0)?.peers;
+        let owner = |peer: &str| {
+            self.sites.get(peer)?.pools.get(&key.0)?.of_pair(&key.1)?.mirror.as_ref().map(|m| m.owner)
+        };
+        let primary = peers.iter().find(|p| owner(p) == Some(Owner::Local));
+        primary.or_else(|| peers.iter().find(|p| owner(p).is_some())).or_else(|| peers.first()).cloned()
+    }
+
+    pub(super) fn reaches(&self, site: &str) -> bool {
+        self.sites.get(site).is_some_and(|s| s.health.data_flows())
+    }
+
+    pub(super) fn daemon_works(&self, site: &str) -> bool {
+        self.reaches(site) && self.sites.get(site).is_some_and(|s| s.daemon.state == DaemonState::Running)
+    }
+
+    pub(super) fn pair_image(&self, site: &str, key: &PairKey) -> Option<(&ImageState, &MirrorSide)> {
+        let image = self.sites.get(site)?.pools.get(&key.0)?.of_pair(&key.1)?;
+        image.mirror.as_ref().map(|m| (image, m))
+    }
+
+    /// What the daemon of `site` does next with this image, and how long it takes to get to it.
+    fn plan(&self, site: &str, key: &PairKey) -> Option<(Step, Duration)> {
+        let t = &self.config.timing;
+        if !self.daemon_works(site) {
+            return None;
+        }
+        let here = self.pair_image(site, key);
+        if here.is_some_and(|(i, _)| i.trash.as_ref().is_some_and(|t| t.by_mirroring)) {
+            let (image, _) = here?;
+            let needed = image.snaps.keys().any(|s| !self.children(site, &key.0, &image.id, *s).is_empty());
+            return (!needed).then_some((Step::Purge, t.remove * 3));
+        }
+        let peer = self.peer_of(site, key)?;
+        if !self.reaches(&peer) {
+            return None;
+        }
+        let there = self.pair_image(&peer, key).filter(|(i, _)| i.trash.is_none());
+        let replaying = self.sites.get(site)?.replayers.get(key).is_some_and(|r| r.phase == Phase::Replaying);
+        let (image, mirror) = match (here, there) {
+            (None, Some((_, theirs))) => {
+                let content = self.content(&peer, key)?;
+                let primary = theirs.owner == Owner::Local;
+                return (primary && self.local_parent(site, &content).is_ok())
+                    .then_some((Step::Create, t.appear));
+            }
+            (None, None) => return None,
+            (Some((_, mine)), None) => {
+                return (mine.owner == Owner::Remote).then_some((Step::Remove, t.remove));
+            }
+            (Some(here), Some(_)) => here,
+        };
+        let (_, theirs) = there?;
+        if mirror.owner == Owner::Local {
+            let held = image.lock.as_deref() == Some(self.sites.get(site)?.daemon.address.as_str());
+            return held.then_some((Step::ReleaseLock, Duration::from_secs(1)));
+        }
+        if mirror.resync {
+            return (theirs.owner == Owner::Local).then_some((Step::Resync, t.resync));
+        }
+        let journal = mirror.mode == MirrorMode::Journal;
+        match theirs.owner {
+            Owner::Local if !replaying => {
+                let split =
+                    self.sites.get(site)?.replayers.get(key).is_some_and(|r| r.phase == Phase::SplitBrain);
+                let delay = match (mirror.complete, journal) {
+                    (false, true) => t.start_journal,
+                    (false, false) => t.start_snapshot,
+                    (true, true) => t.turn_journal,
+                    (true, false) => t.turn_snapshot,
+                };
+                (!split).then_some((Step::Start, delay))
+            }
+            Owner::Local => {
+                let (version, lineage) = self.offered(&peer, key)?;
+                if version == mirror.synced && lineage == mirror.lineage {
+                    return None;
+                }
+                let content = self.content(&peer, key)?;
+                let known = |uid: u64| image.snaps.values().any(|s| s.uid == uid);
+                let delay = if journal { t.replay } else { t.sync };
+                if content.snaps.iter().all(|s| known(s.uid)) {
+                    Some((Step::Sync { version: content.version }, delay))
+                } else {
+                    Some((Step::SyncSnaps, delay))
+                }
+            }
+            Owner::Nobody if mirror.owner == Owner::Remote => {
+                Some((Step::Demotion, if journal { t.demotion_journal } else { t.demotion_snapshot }))
+            }
+            Owner::Nobody | Owner::Remote => None,
+        }
+    }
+
+    /// What the primary's side offers to replication at this moment.
+    fn content(&self, site: &str, key: &PairKey) -> Option<Content> {
+        let (image, mirror) = self.pair_image(site, key)?;
+        match mirror.mode {
+            MirrorMode::Snapshot => mirror.published.as_deref().cloned(),
+            MirrorMode::Journal => Some(self.contents_of(site, image, mirror)),
+        }
+    }
+
+    /// Version and lineage of that, without copying it.
+    fn offered(&self, site: &str, key: &PairKey) -> Option<(u64, &[u64])> {
+        let (image, mirror) = self.pair_image(site, key)?;
+        match (mirror.mode, &mirror.published) {
+            (MirrorMode::Snapshot, published) => {
+                published.as_ref().map(|c| (c.version, c.lineage.as_slice()))
+            }
+            (MirrorMode::Journal, _) => Some((image.version, &mirror.lineage)),
+        }
+    }
+
+    /// Everything of an image that replication carries. A parent is named by its global id and the
+    /// snapshot's uid; one that is not mirrored has no global id, and the replica will not find it.
+    pub(super) fn contents_of(&self, site: &str, image: &ImageState, mirror: &MirrorSide) -> Content {
+        let parent = image.parent.as_ref().map(|p| {
+            let found = self.sites.get(site).and_then(|s| s.pools.get(&p.pool)?.images.get(&p.image_id));
+            let global_id = found.and_then(|i| i.mirror.as_ref()).map(|m| m.global_id.clone());
+            let uid = found.and_then(|i| i.snaps.get(&p.snap)).map_or(0, |s| s.uid);
+            ParentRef { image_id: global_id.unwrap_or_default(), snap: uid, ..p.clone() }
+        });
+        Content {
+            version: image.version,
+            name: image.name.clone(),
+            size: image.size,
+            order: image.order,
+            features: image.features & !NON_PRIMARY,
+            data: image.data.clone(),
+            snaps: image.visible_snaps().map(|(_, s)| s.clone()).collect(),
+            metadata: image.metadata.clone(),
+            lineage: mirror.lineage.clone(),
+            parent,
+        }
+    }
+
+    /// The local image and snapshot that stand for the parent of the peer's image.
+    fn local_parent(&self, site: &str, content: &Content) -> Result<Option<ParentRef>, &'static str> {
+        let Some(parent) = &content.parent else { return Ok(None) };
+        // `image_id` and `snap` of an offered parent are its global id and the snapshot's uid.
+        let pool = self.sites.get(site).and_then(|s| s.pools.get(&parent.pool));
+        let image = pool.and_then(|p| p.of_pair(&parent.image_id)).ok_or("no local parent image")?;
+        let snap =
+            image.snaps.iter().find(|(_, s)| s.uid == parent.snap).ok_or("no local parent snapshot")?;
+        Ok(Some(ParentRef { image_id: image.id.clone(), snap: *snap.0, ..parent.clone() }))
+    }
+
+    /// Whether the replica cannot be made because its parent is not there (yet).
+    fn lacks_parent(&self, site: &str, key: &PairKey) -> bool {
+        if self.pair_image(site, key).is_some() {
+            return false;
+        }
+        let content = self.peer_of(site, key).and_then(|peer| self.content(&peer, key));
+        content.is_some_and(|c| self.local_parent(site, &c).is_err())
+    }
+
+    fn take_step(&mut self, site: &str, key: &PairKey, step: Step) {
+        let peer = self.peer_of(site, key);
+        let content = peer.as_ref().and_then(|p| self.content(p, key));
+        match step {
+            Step::Create => {
+                if let Some(content) = content {
+                    self.create_replica(site, key, peer.as_deref().unwrap_or_default(), content);
+                }
+            }
+            Step::Start => {
+                let Some(content) = content else { return };
+                let Some((_, mine)) = self.pair_image(site, key) else { return };
+                if content.lineage.starts_with(&mine.lineage) {
+                    self.fill(site, key, content);
+                    self.set_phase(site, key, Phase::Replaying);
+                } else {
+                    self.sins.push(format!(
+                        "{:?} split-brain of {}/{} seen by {site}",
+                        self.now, key.0, content.name
+                    ));
+                    self.set_phase(site, key, Phase::SplitBrain);
+                }
+            }
+            Step::SyncSnaps => {
+                let Some(content) = content else { return };
+                let mut fresh = vec![];
+                if let Some((image, _)) = self.pair_image(site, key) {
+                    let known = |uid: u64| image.snaps.values().any(|s| s.uid == uid);
+                    fresh = content.snaps.into_iter().filter(|s| !known(s.uid)).collect();
+                }
+                self.add_snaps(
+                    site,
+                    key,
+                    fresh.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect(),
+                );
+            }
+            Step::Sync { .. } => {
+                if let Some(content) = content {
+                    self.fill(site, key, content);
+                }
+            }
+            Step::Demotion => {
+                if let Some(content) = content {
+                    self.fill(site, key, content);
+                }
+                if let Some(m) = self.mirror_side_mut(site, key) {
+                    m.owner = Owner::Nobody;
+                }
+                self.set_phase(site, key, Phase::Idle);
+            }
+            Step::Resync | Step::Remove => self.delete_replica(site, key, step == Step::Remove),
+            Step::Purge => self.purge_replica(site, key),
+            Step::ReleaseLock => {
+                self.set_phase(site, key, Phase::Idle);
+            }
+        }
+        self.refresh_report(site, key);
+    }
+
+    pub(super) fn replica_mut(&mut self, site: &str, key: &PairKey) -> Option<&mut ImageState> {
+        self.sites.get_mut(site)?.pools.get_mut(&key.0)?.of_pair_mut(&key.1)
+    }
+
+    pub(super) fn mirror_side_mut(&mut self, site: &str, key: &PairKey) -> Option<&mut MirrorSide> {
+        self.replica_mut(site, key)?.mirror.as_mut()
+    }
+
+    /// Sets the phase, and the lock that goes with it: a replaying daemon owns the journaled image's lock.
+    pub(super) fn set_phase(&mut self, site: &str, key: &PairKey, phase: Phase) {
+        let Some(s) = self.sites.get_mut(site) else { return };
+        let address = s.daemon.address.clone();
+        s.replayers.entry(key.clone()).or_default().phase = phase;
+        if let Some(image) = s.pools.get_mut(&key.0).and_then(|p| p.of_pair_mut(&key.1)) {
+            let journal = image.mirror.as_ref().is_some_and(|m| m.mode == MirrorMode::Journal);
+            image.lock = (phase == Phase::Replaying && journal).then_some(address);
+        }
+    }
+
+    fn create_replica(&mut self, site: &str, key: &PairKey, peer: &str, content: Content) {
+        let Ok(parent) = self.local_parent(site, &content) else { return };
+        let Some(mode) = self.pair_image(peer, key).map(|(_, m)| m.mode) else { return };
+        let id = format!("{:x}", self.next());
+        let non_primary = if mode == MirrorMode::Snapshot { NON_PRIMARY } else { 0 };
+        let Some(pool) = self.sites.get_mut(site).and_then(|s| s.pools.get_mut(&key.0)) else { return };
+        if pool.names.contains_key(&content.name) {
+            return; // An image of that name is in the way: rbd-mirror reports an error and tries again.
+        }
+        let image = ImageState {
+            id: id.clone(),
+            name: content.name.clone(),
+            size: content.size,
+            order: content.order,
+            features: content.features | non_primary,
+            data: Data::default(),
+            snaps: BTreeMap::new(),
+            metadata: content.metadata.clone(),
+            parent,
+            trash: None,
+            mirror: Some(MirrorSide {
+                mode,
+                global_id: key.1.clone(),
+                owner: Owner::Remote,
+                lineage: content.lineage.clone(),
+                published: None,
+                synced: 0,
+                complete: false,
+                resync: false,
+            }),
+            lock: None,
+            watchers: vec![],
+            version: 0,
+        };
+        pool.names.insert(content.name.clone(), id.clone());
+        pool.by_global_id.insert(key.1.clone(), id.clone());
+        pool.images.insert(id, image);
+        let empty = content.snaps.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect();
+        self.add_snaps(site, key, empty);
+        self.set_phase(site, key, Phase::Idle);
+    }
+
+    fn add_snaps(&mut self, site: &str, key: &PairKey, snaps: Vec<SnapState>) {
+        for snap in snaps {
+            let id = self.next();
+            if let Some(image) = self.replica_mut(site, key) {
+                let parent = snap.parent.as_ref().and(image.parent.clone());
+                image.snaps.insert(id, SnapState { parent, ..snap });
+            }
+        }
+    }
+
+    /// Makes the replica equal to `content`.
+    fn fill(&mut self, site: &str, key: &PairKey, content: Content) {
+        let parent = self.local_parent(site, &content).ok().flatten();
+        let Some(id) = self.pair_image(site, key).map(|(i, _)| i.id.clone()) else { return };
+        let gone: Vec<u64> = self.pair_image(site, key).map_or(vec![], |(i, _)| {
+            let kept = |uid: u64| content.snaps.iter().any(|s| s.uid == uid);
+            i.snaps.iter().filter(|(_, s)| !kept(s.uid)).map(|(id, _)| *id).collect()
+        });
+        for snap in gone {
+            let needed = !self.children(site, &key.0, &id, snap).is_empty();
+            if let Some(image) = self.replica_mut(site, key) {
+                if needed {
+                    // Moved to the trash namespace: clones made here keep it.
+                    if let Some(s) = image.snaps.get_mut(&snap) {
+                        s.hidden = true;
+                    }
+                } else {
+                    image.snaps.remove(&snap);
+                }
+            }
+        }
+        let mut fresh = vec![];
+        let Some(s) = self.sites.get_mut(site) else { return };
+        let Some(pool) = s.pools.get_mut(&key.0) else { return };
+        let Some(image) = pool.images.get_mut(&id) else { return };
+        for snap in content.snaps {
+            match image.snaps.values_mut().find(|s| s.uid == snap.uid) {
+                Some(mine) => {
+                    *mine = SnapState { parent: snap.parent.as_ref().and(parent.clone()), ..snap };
+                }
+                None => fresh.push(snap),
+            }
+        }
+        let old = std::mem::replace(&mut image.name, content.name.clone());
+        image.size = content.size;
+        image.features = content.features | (image.features & NON_PRIMARY);
+        image.data = content.data;
+        image.metadata = content.metadata;
+        image.parent = parent;
+        if let Some(m) = &mut image.mirror {
+            m.synced = content.version;
+            m.lineage = content.lineage;
+            m.owner = Owner::Remote;
+            m.complete = true;
+        }
+        if old != content.name && !pool.names.contains_key(&content.name) {
+            pool.names.remove(&old);
+            pool.names.insert(content.name, id);
+        }
+        self.add_snaps(site, key, fresh);
+    }
+
+    /// Deletes a replica; what clones hang on stays in the trash.
+    fn delete_replica(&mut self, site: &str, key: &PairKey, trash: bool) {
+        let Some((id, snaps)) = self
+            .pair_image(site, key)
+            .map(|(i, _)| (i.id.clone(), i.snaps.keys().copied().collect::<Vec<_>>()))
+        else {
+            return;
+        };
+        let needed = snaps.iter().any(|s| !self.children(site, &key.0, &id, *s).is_empty());
+        let end = self.epoch();
+        self.set_phase(site, key, Phase::Idle);
+        let Some(s) = self.sites.get_mut(site) else { return };
+        let Some(pool) = s.pools.get_mut(&key.0) else { return };
+        let name = pool.images.get(&id).map(|i| i.name.clone()).unwrap_or_default();
+        pool.names.remove(&name);
+        if let Some(image) = pool.images.get_mut(&id) {
+            image.trash = Some(Trash { deferment_end: end, by_mirroring: true });
+            image.lock = None;
+        }
+        if !trash {
+            // A resync makes a new image of the same pair: the old one must let go of the global id.
+            pool.by_global_id.remove(&key.1);
+            s.replayers.remove(key);
+            match pool.images.get_mut(&id) {
+                Some(image) if needed => image.mirror = None,
+                _ => {
+                    pool.images.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn purge_replica(&mut self, site: &str, key: &PairKey) {
+        if let Some(s) = self.sites.get_mut(site) {
+            s.replayers.remove(key);
+            if let Some(pool) = s.pools.get_mut(&key.0)
+                && let Some(id) = pool.by_global_id.remove(&key.1)
+            {
+                pool.images.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What a request is about, for fault rules, the call log and the watches of killed workers.
+
+use crate::rbd::protocol::Request;
+
+/// Pool and image of a request, and whether the worker opens the image for writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) pool: Option<String>,
+    pub(super) image: Option<String>,
+    pub(super) writes: bool,
+}
+
+impl Subject {
+    pub(super) fn of(request: &Request) -> Subject {
+        let on = |pool: &str, image: &str, writes: bool| Subject {
+            pool: Some(pool.to_owned()),
+            image: Some(image.to_owned()),
+            writes,
+        };
+        let pool = |pool: &str| Subject { pool: Some(pool.to_owned()), ..Subject::default() };
+        match request {
+            Request::ProbeMon(_)
+            | Request::Fsid(_)
+            | Request::MonDump(_)
+            | Request::ClientAddress(_)
+            | Request::BlocklistAdd(_)
+            | Request::BlocklistRemove(_)
+            | Request::BlocklistList(_)
+            | Request::ConfGet(_) => Subject::default(),
+            Request::ProbeOsd(r) => pool(&r.pool),
+            Request::PoolStats(r) => pool(&r.pool),
+            Request::ImageList(r) => pool(&r.pool),
+            Request::TrashList(r) => pool(&r.pool),
+            Request::MirrorPoolMode(r) => pool(&r.pool),
+            Request::MirrorDaemons(r) => pool(&r.pool),
+            Request::MirrorInfoMany(r) => pool(&r.pool),
+            Request::TrashRemove(r) => pool(&r.pool),
+            // Not opened by name while it is being made, or opened read-only.
+            Request::ImageCreate(r) => on(&r.pool, &r.image, false),
+            Request::ImageStat(r) => on(&r.pool, &r.image, false),
+            Request::ImageCopy(r) => on(&r.pool, &r.image, false),
+            Request::ImageClone(r) => on(&r.pool, &r.image, false),
+            Request::ImageChildren(r) => on(&r.pool, &r.image, false),
+            Request::ImageWatchers(r) => on(&r.pool, &r.image, false),
+            Request::ImageRead(r) => on(&r.pool, &r.image, false),
+            Request::ImageRename(r) => on(&r.pool, &r.from, false),
+            Request::MetadataList(r) => on(&r.pool, &r.image, false),
+            Request::SnapList(r) => on(&r.pool, &r.image, false),
+            Request::MirrorInfo(r) => on(&r.pool, &r.image, false),
+            Request::MirrorStatus(r) => on(&r.pool, &r.image, false),
+            Request::ImageResize(r) => on(&r.pool, &r.image, true),
+            Request::ImageRemove(r) => on(&r.pool, &r.image, true),
+            Request::ImageFlatten(r) => on(&r.pool, &r.image, true),
+            Request::ImageFeatures(r) => on(&r.pool, &r.image, true),
+            Request::LockOwners(r) => on(&r.pool, &r.image, true),
+            Request::LockBreak(r) => on(&r.pool, &r.image, true),
+            Request::CheckWritable(r) => on(&r.pool, &r.image, true),
+            Request::ImageWrite(r) => on(&r.pool, &r.image, true),
+            Request::MetadataSet(r) => on(&r.pool, &r.image, true),
+            Request::MetadataRemove(r) => on(&r.pool, &r.image, true),
+            Request::SnapCreate(r) => on(&r.pool, &r.image, true),
+            Request::SnapProtect(r) => on(&r.pool, &r.image, true),
+            Request::SnapUnprotect(r) => on(&r.pool, &r.image, true),
+            Request::SnapRemove(r) => on(&r.pool, &r.image, true),
+            Request::SnapRename(r) => on(&r.pool, &r.image, true),
+            Request::TrashMove(r) => on(&r.pool, &r.image, true),
+            Request::MirrorEnable(r) => on(&r.pool, &r.image, true),
+            Request::MirrorDisable(r) => on(&r.pool, &r.image, true),
+            Request::MirrorPromote(r) => on(&r.pool, &r.image, true),
+            Request::MirrorDemote(r) => on(&r.pool, &r.image, true),
+            Request::MirrorResync(r) => on(&r.pool, &r.image, true),
+            Request::MirrorSnapshot(r) => on(&r.pool, &r.image, true),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Images that are not mirrored.
+
+use super::*;
+
+pub async fn create_list_stat_remove(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    ensure!(env.names(&env.a).await? == [image.clone()], "listed on A");
+    ensure!(env.names(&env.b).await?.is_empty(), "not on B");
+    let info = env.a.call(env.stat(&image)).await?;
+    ensure!(info.size == SIZE && info.order == 22 && info.features == FEATURES, "{info:?}");
+    ensure!(info.parent.is_none() && info.stripe_unit == 4 << 20 && info.op_features == 0, "{info:?}");
+    ensure!(!info.id.is_empty(), "{info:?}");
+    env.a.call(env.remove(&image)).await?;
+    ensure!(env.names(&env.a).await?.is_empty(), "gone");
+    refused(Kind::NotFound, env.a.call(env.remove(&image)).await)
+}
+
+pub async fn create_twice(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.write(&env.a, &image, 0, b"first").await?;
+    refused(Kind::Exists, env.a.call(env.create(&image)).await)?;
+    ensure!(env.read(&env.a, &image, None, 5).await? == b"first", "the first one is left alone");
+    Ok(())
+}
+
+pub async fn create_refusals(env: &Env) -> Case {
+    let with = |what: &str, features: u64| ImageCreate { features, ..env.create(&env.name(what)) };
+    refused(Kind::Invalid, env.a.call(with("map", 1 | features::OBJECT_MAP)).await)?;
+    refused(Kind::Invalid, env.a.call(with("journal", 1 | features::JOURNALING)).await)?;
+    refused(Kind::Invalid, env.a.call(env.create("")).await)?;
+    // Fast-diff without object-map is dropped, not refused.
+    env.a.call(with("diff", 1 | features::EXCLUSIVE_LOCK | features::FAST_DIFF)).await?;
+    let features = env.a.call(env.stat(&env.name("diff"))).await?.features;
+    ensure!(features == 1 | features::EXCLUSIVE_LOCK, "features {features}");
+    env.a.call(ImageCreate { size: 0, ..env.create(&env.name("empty")) }).await?;
+    Ok(())
+}
+
+pub async fn missing(env: &Env) -> Case {
+    let image = env.name("nothing");
+    let (p, i) = (|| env.pool.clone(), || image.clone());
+    refused(Kind::NotFound, env.a.call(env.stat(&image)).await)?;
+    refused(Kind::NotFound, env.a.call(ImageResize { pool: p(), image: i(), size: SIZE }).await)?;
+    refused(Kind::NotFound, env.a.call(ImageRename { pool: p(), from: i(), to: env.name("other") }).await)?;
+    refused(Kind::NotFound, env.a.call(ImageFlatten { pool: p(), image: i() }).await)?;
+    refused(Kind::NotFound, env.a.call(ImageChildren { pool: p(), image: i(), snap: None }).await)?;
+    refused(Kind::NotFound, env.a.call(ImageWatchers { pool: p(), image: i() }).await)?;
+    refused(Kind::NotFound, env.a.call(MetadataList { pool: p(), image: i() }).await)?;
+    refused(Kind::NotFound, env.snaps(&env.a, &image).await)?;
+    refused(Kind::NotFound, env.a.call(env.snap_create(&image, "s")).await)?;
+    refused(Kind::NotFound, env.a.call(env.clone_of(&image, &env.name("clone"))).await)?;
+    refused(Kind::NotFound, env.a.call(TrashMove { pool: p(), image: i(), delay: 0 }).await)?;
+    refused(Kind::NotFound, env.a.call(env.check_writable(&image)).await)?;
+    refused(Kind::NotFound, env.read(&env.a, &image, None, 1).await)?;
+    refused(Kind::NotFound, env.a.call(env.info(&image)).await)?;
+    refused(Kind::NotFound, env.a.call(env.enable(&image, MirrorMode::Journal)).await)?;
+    refused(Kind::NotFound, env.a.call(env.promote(&image, true)).await)?;
+    refused(Kind::NotFound, env.a.call(env.demote(&image)).await)
+}
+
+pub async fn resize(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let to = |size: u64| ImageResize { pool: env.pool.clone(), image: image.clone(), size };
+    env.a.call(to(2 * SIZE)).await?;
+    env.a.call(to(2 * SIZE)).await.context("to the size that it has")?;
+    ensure!(env.a.call(env.stat(&image)).await?.size == 2 * SIZE, "size");
+    refused(Kind::Invalid, env.a.call(to(SIZE)).await)?;
+    ensure!(env.a.call(env.stat(&image)).await?.size == 2 * SIZE, "not shrunk");
+    Ok(())
+}
+
+pub async fn rename(env: &Env) -> Case {
+    let (one, two) = (env.image("one").await?, env.image("two").await?);
+    env.write(&env.a, &one, 0, b"one").await?;
+    let rename =
+        |from: &str, to: &str| ImageRename { pool: env.pool.clone(), from: from.into(), to: to.into() };
+    refused(Kind::Exists, env.a.call(rename(&one, &two)).await)?;
+    refused(Kind::Exists, env.a.call(rename(&one, &one)).await)?;
+    let three = env.name("three");
+    env.a.call(rename(&one, &three)).await?;
+    refused(Kind::NotFound, env.a.call(rename(&one, &three)).await)?;
+    ensure!(env.read(&env.a, &three, None, 3).await? == b"one", "data goes along");
+    Ok(())
+}
+
+pub async fn read_write(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let read = |offset: u64, length: u64| ImageRead {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        snap: None,
+        offset,
+        length,
+    };
+    ensure!(env.a.call(read(0, 16)).await? == [0; 16], "new images read as zeros");
+    env.write(&env.a, &image, 4_194_300, b"across objects").await?;
+    ensure!(env.a.call(read(4_194_298, 18)).await? == b"\0\0across objects\0\0", "read back");
+    ensure!(env.a.call(read(SIZE - 2, 10)).await?.len() == 2, "a read ends with the image");
+    refused(Kind::Invalid, env.write(&env.a, &image, SIZE + 1, b"x").await)?;
+    refused(Kind::Invalid, env.a.call(read(SIZE + 1, 1)).await)
+}
+
+pub async fn copy(env: &Env) -> Case {
+    let image = env.parent("i", b"old").await?;
+    env.write(&env.a, &image, 0, b"new").await?;
+    let copy = |snap: Option<&str>, dest: &str| ImageCopy {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        snap: snap.map(str::to_owned),
+        dest_pool: env.pool.clone(),
+        dest: dest.to_owned(),
+        features: 1,
+        order: 23,
+    };
+    let (head, snap) = (env.name("head"), env.name("snap"));
+    env.a.call(copy(None, &head)).await?;
+    env.a.call(copy(Some("s"), &snap)).await?;
+    ensure!(env.read(&env.a, &head, None, 3).await? == b"new", "of the head");
+    ensure!(env.read(&env.a, &snap, None, 3).await? == b"old", "of the snapshot");
+    let info = env.a.call(env.stat(&snap)).await?;
+    ensure!(info.parent.is_none() && info.features == 1 && info.order == 23 && info.size == SIZE, "{info:?}");
+    ensure!(env.snaps(&env.a, &head).await?.is_empty(), "snapshots are not copied");
+    refused(Kind::Exists, env.a.call(copy(None, &head)).await)
+}
+
+pub async fn switch_features(env: &Env) -> Case {
+    use features::*;
+    let image = env.image("i").await?;
+    let switch = |features: u64, enable: bool| ImageFeatures {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        features,
+        enable,
+    };
+    env.a.call(switch(JOURNALING, true)).await?;
+    refused(Kind::Invalid, env.a.call(switch(JOURNALING, true)).await)?;
+    env.a.call(switch(JOURNALING, false)).await?;
+    refused(Kind::Invalid, env.a.call(switch(JOURNALING, false)).await)?;
+    refused(Kind::Invalid, env.a.call(switch(EXCLUSIVE_LOCK, false)).await)?;
+    refused(Kind::Invalid, env.a.call(switch(LAYERING, false)).await)?;
+    env.a.call(switch(EXCLUSIVE_LOCK | OBJECT_MAP | FAST_DIFF, false)).await?;
+    let now = env.a.call(env.stat(&image)).await?.features;
+    ensure!(now == LAYERING | DEEP_FLATTEN, "features {now}");
+    refused(Kind::Invalid, env.a.call(switch(JOURNALING, true)).await)?;
+    refused(Kind::Invalid, env.a.call(switch(OBJECT_MAP, true)).await)?;
+    env.a.call(switch(EXCLUSIVE_LOCK | JOURNALING, true)).await?;
+    Ok(())
+}
+
+pub async fn metadata(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let list = || MetadataList { pool: env.pool.clone(), image: image.clone() };
+    let set = |key: &str, value: &str| MetadataSet {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        key: key.into(),
+        value: value.into(),
+    };
+    let remove = |key: &str| MetadataRemove { pool: env.pool.clone(), image: image.clone(), key: key.into() };
+    ensure!(env.a.call(list()).await?.is_empty(), "none at first");
+    env.a.call(set("scoria", "1")).await?;
+    env.a.call(set("scoria", "2")).await.context("overwritten")?;
+    env.a.call(set("conf_rbd_qos_iops_limit", "100")).await?;
+    let mut all = env.a.call(list()).await?;
+    all.sort();
+    let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+    ensure!(all == [pair("conf_rbd_qos_iops_limit", "100"), pair("scoria", "2")], "{all:?}");
+    refused(Kind::Invalid, env.a.call(set("conf_rbd_nonsense", "1")).await)?;
+    env.a.call(remove("scoria")).await?;
+    refused(Kind::NotFound, env.a.call(remove("scoria")).await)
+}
+
+pub async fn idle(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let (p, i) = (|| env.pool.clone(), || image.clone());
+    ensure!(env.a.call(ImageWatchers { pool: p(), image: i() }).await?.is_empty(), "nobody watches");
+    env.a.call(env.check_writable(&image)).await?;
+    env.a.call(env.check_writable(&image)).await.context("again: the lock was given back")?;
+    let owners = env.a.call(LockOwners { pool: p(), image: i() }).await?;
+    ensure!(owners.is_empty(), "nobody holds the lock: {owners:?}");
+    let owner = "192.0.2.1:0/1".to_owned();
+    refused(Kind::NotFound, env.a.call(LockBreak { pool: p(), image: i(), owner }).await)
+}

@@ -1,0 +1,330 @@
+//! Mirroring in both modes, without a change of sides.
+
+use super::*;
+
+pub async fn unmirrored_image(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let info = env.a.call(env.info(&image)).await?;
+    ensure!(info.state == MirrorState::Disabled && !info.primary && info.global_id.is_empty(), "{info:?}");
+    env.a.call(env.disable(&image, false)).await.context("disabling what is not enabled")?;
+    refused(Kind::NotFound, env.a.call(env.promote(&image, false)).await)?;
+    refused(Kind::NotFound, env.a.call(env.promote(&image, true)).await)?;
+    refused(Kind::Invalid, env.a.call(env.demote(&image)).await)?;
+    refused(Kind::NotFound, env.a.call(env.resync(&image)).await)?;
+    refused(Kind::Invalid, env.a.call(env.mirror_snapshot(&image)).await)
+}
+
+pub async fn pool_modes(env: &Env) -> Case {
+    let mode = |pool: &str| MirrorPoolMode { pool: pool.to_owned() };
+    ensure!(env.a.call(mode(&env.pool)).await? == PoolMirrorMode::Image, "mirrored pool");
+    ensure!(env.a.call(mode(&env.plain_pool)).await? == PoolMirrorMode::Disabled, "plain pool");
+    let (pool, image) = (env.plain_pool.clone(), env.name("i"));
+    env.a.call(ImageCreate { pool: pool.clone(), ..env.create(&image) }).await?;
+    for mode in [MirrorMode::Journal, MirrorMode::Snapshot] {
+        let enable = MirrorEnable { pool: pool.clone(), image: image.clone(), mode };
+        refused(Kind::Invalid, env.a.call(enable).await)?;
+    }
+    Ok(())
+}
+
+fn other(mode: MirrorMode) -> MirrorMode {
+    match mode {
+        MirrorMode::Journal => MirrorMode::Snapshot,
+        MirrorMode::Snapshot => MirrorMode::Journal,
+    }
+}
+
+pub async fn enable_disable(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.name("i");
+    env.a.call(ImageCreate { features: features::LAYERING, ..env.create(&image) }).await?;
+    env.a.call(env.enable(&image, mode)).await?;
+    env.a.call(env.enable(&image, mode)).await.context("enabled twice")?;
+    refused(Kind::Invalid, env.a.call(env.enable(&image, other(mode))).await)?;
+    let info = env.a.call(env.info(&image)).await?;
+    ensure!(info.state == MirrorState::Enabled && info.primary && info.mode == mode, "{info:?}");
+    ensure!(info.global_id.len() == 36, "{info:?}");
+    if mode == MirrorMode::Journal {
+        let features = env.a.call(env.stat(&image)).await?.features;
+        let added = features::EXCLUSIVE_LOCK | features::JOURNALING;
+        ensure!(features == features::LAYERING | added, "enabling adds what it needs: {features}");
+    }
+    env.eventually("the replica", async || {
+        let there = env.b.call(env.info(&image)).await?;
+        Ok::<_, RbdError>((there.state == MirrorState::Enabled).then_some(there))
+    })
+    .await
+    .and_then(|there| {
+        ensure!(!there.primary && there.mode == mode && there.global_id == info.global_id, "{there:?}");
+        Ok(())
+    })?;
+    env.a.call(env.disable(&image, false)).await?;
+    let info = env.a.call(env.info(&image)).await?;
+    ensure!(info.state == MirrorState::Disabled, "{info:?}");
+    let features = env.a.call(env.stat(&image)).await?.features;
+    ensure!(features & features::JOURNALING == 0, "disabling takes journaling away: {features}");
+    gone_from_b(env).await
+}
+
+async fn gone_from_b(env: &Env) -> Case {
+    env.eventually("the replica's removal", async || {
+        Ok::<_, RbdError>(env.names(&env.b).await?.is_empty().then_some(()))
+    })
+    .await
+}
+
+pub async fn primary_refusals(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.image("i").await?;
+    env.a.call(env.enable(&image, mode)).await?;
+    refused(Kind::Invalid, env.a.call(env.promote(&image, false)).await)?;
+    refused(Kind::Invalid, env.a.call(env.promote(&image, true)).await)?;
+    refused(Kind::Invalid, env.a.call(env.resync(&image)).await)?;
+    match mode {
+        MirrorMode::Journal => {
+            refused(Kind::Invalid, env.a.call(env.mirror_snapshot(&image)).await)?;
+            let off = ImageFeatures {
+                pool: env.pool.clone(),
+                image: image.clone(),
+                features: features::JOURNALING,
+                enable: false,
+            };
+            refused(Kind::Invalid, env.a.call(off).await)?;
+        }
+        MirrorMode::Snapshot => {
+            let (one, two) = (
+                env.a.call(env.mirror_snapshot(&image)).await?,
+                env.a.call(env.mirror_snapshot(&image)).await?,
+            );
+            ensure!(two > one, "ids grow: {one}, {two}");
+            ensure!(env.snaps(&env.a, &image).await?.is_empty(), "mirror snapshots are not user snapshots");
+        }
+    }
+    env.a.call(env.check_writable(&image)).await?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    refused(Kind::HasSnapshots, env.a.call(env.remove(&image)).await)?;
+    ensure!(env.primary(&env.a, &image).await?, "a refused removal leaves mirroring on");
+    Ok(())
+}
+
+pub async fn secondary_refusals(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"data").await?;
+    let (b, p, i) = (&env.b, || env.pool.clone(), || image.clone());
+    ensure!(env.read(b, &image, None, 4).await? == b"data", "reading works");
+    ensure!(b.call(env.stat(&image)).await?.size == SIZE, "stat works");
+    refused(Kind::ReadOnly, b.call(env.check_writable(&image)).await)?;
+    refused(Kind::ReadOnly, env.write(b, &image, 0, b"x").await)?;
+    refused(Kind::ReadOnly, b.call(env.snap_create(&image, "s")).await)?;
+    refused(Kind::ReadOnly, b.call(ImageResize { pool: p(), image: i(), size: 2 * SIZE }).await)?;
+    refused(Kind::ReadOnly, b.call(ImageRename { pool: p(), from: i(), to: env.name("other") }).await)?;
+    let set = MetadataSet { pool: p(), image: i(), key: "k".into(), value: "v".into() };
+    refused(Kind::ReadOnly, b.call(set).await)?;
+    let map_off = ImageFeatures {
+        pool: p(),
+        image: i(),
+        features: features::OBJECT_MAP | features::FAST_DIFF,
+        enable: false,
+    };
+    refused(Kind::ReadOnly, b.call(map_off).await)?;
+    refused(Kind::Invalid, b.call(env.demote(&image)).await)?;
+    refused(Kind::Invalid, b.call(env.disable(&image, false)).await)?;
+    refused(Kind::Invalid, b.call(env.mirror_snapshot(&image)).await)?;
+    b.call(env.enable(&image, mode)).await.context("enabling a secondary changes nothing")?;
+    ensure!(!env.primary(b, &image).await? && env.primary(&env.a, &image).await?, "still as before");
+    Ok(())
+}
+
+pub async fn journal_secondary_cannot_go(env: &Env) -> Case {
+    let image = env.mirrored("i", MirrorMode::Journal, b"data").await?;
+    refused(Kind::Busy, env.b.call(env.remove(&image)).await)?;
+    let bin = TrashMove { pool: env.pool.clone(), image: image.clone(), delay: 0 };
+    refused(Kind::Busy, env.b.call(bin).await)?;
+    env.a.call(env.demote(&image)).await?;
+    refused(Kind::Invalid, env.a.call(env.remove(&image)).await)?;
+    env.promotes(&env.a, &image, false).await
+}
+
+pub async fn snapshot_mode_secondary_cannot_go(env: &Env) -> Case {
+    let image = env.mirrored("i", MirrorMode::Snapshot, b"data").await?;
+    refused(Kind::Invalid, env.b.call(env.remove(&image)).await)?;
+    let bin = TrashMove { pool: env.pool.clone(), image: image.clone(), delay: 0 };
+    refused(Kind::Invalid, env.b.call(bin).await)?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    env.publish(&env.a, &image, MirrorMode::Snapshot).await?;
+    env.eventually("the snapshot", async || Ok::<_, RbdError>(env.snaps(&env.b, &image).await?.pop()))
+        .await?;
+    refused(Kind::HasSnapshots, env.b.call(env.remove(&image)).await)
+}
+
+pub async fn removal_takes_the_replica(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"data").await?;
+    env.a.call(env.remove(&image)).await?;
+    refused(Kind::NotFound, env.a.call(env.info(&image)).await)?;
+    gone_from_b(env).await?;
+    env.eventually("an empty trash", async || {
+        Ok::<_, RbdError>(env.trash(&env.b).await?.is_empty().then_some(()))
+    })
+    .await
+}
+
+pub async fn snapshots_replicate(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"before").await?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    let of = || (env.pool.clone(), image.clone(), "s".to_owned());
+    let (pool, i, snap) = of();
+    env.a.call(SnapProtect { pool, image: i, snap }).await?;
+    env.write(&env.a, &image, 0, b"after!").await?;
+    env.publish(&env.a, &image, mode).await?;
+    env.replicated(&env.b, &image, b"after!").await?;
+    let there = env
+        .eventually("the protected snapshot", async || {
+            let all = env.snaps(&env.b, &image).await?;
+            Ok::<_, RbdError>(all.into_iter().find(|s| s.protected))
+        })
+        .await?;
+    ensure!(there.name == "s" && there.size == SIZE, "{there:?}");
+    env.eventually("the snapshot's data", async || {
+        let seen = env.read(&env.b, &image, Some("s"), 6).await?;
+        Ok::<_, RbdError>((seen == b"before").then_some(()))
+    })
+    .await?;
+    let (pool, i, snap) = of();
+    refused(Kind::ReadOnly, env.b.call(SnapRemove { pool, image: i, snap }).await)?;
+    let (pool, i, snap) = of();
+    refused(Kind::ReadOnly, env.b.call(SnapUnprotect { pool, image: i, snap }).await)?;
+    let (pool, i, snap) = of();
+    refused(Kind::Busy, env.b.call(SnapProtect { pool, image: i, snap }).await)?;
+    let (pool, i, snap) = of();
+    env.a.call(SnapUnprotect { pool, image: i, snap }).await?;
+    let (pool, i, snap) = of();
+    env.a.call(SnapRemove { pool, image: i, snap }).await?;
+    env.publish(&env.a, &image, mode).await?;
+    env.eventually("the snapshot's removal", async || {
+        Ok::<_, RbdError>(env.snaps(&env.b, &image).await?.is_empty().then_some(()))
+    })
+    .await
+}
+
+pub async fn data_waits_for_a_mirror_snapshot(env: &Env) -> Case {
+    let image = env.mirrored("i", MirrorMode::Snapshot, b"one").await?;
+    env.write(&env.a, &image, 0, b"two").await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(env.read(&env.b, &image, None, 3).await? == b"one", "nothing goes by itself");
+    env.publish(&env.a, &image, MirrorMode::Snapshot).await?;
+    env.replicated(&env.b, &image, b"two").await
+}
+
+pub async fn resize_replicates(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"data").await?;
+    env.a.call(ImageResize { pool: env.pool.clone(), image: image.clone(), size: 2 * SIZE }).await?;
+    env.publish(&env.a, &image, mode).await?;
+    env.eventually("the new size", async || {
+        let size = env.b.call(env.stat(&image)).await?.size;
+        Ok::<_, RbdError>((size == 2 * SIZE).then_some(()))
+    })
+    .await
+}
+
+pub async fn child_needs_mirrored_parent(env: &Env, mode: MirrorMode) -> Case {
+    let (parent, child) = (env.parent("parent", b"x").await?, env.name("child"));
+    env.a.call(env.clone_of(&parent, &child)).await?;
+    refused(Kind::Invalid, env.a.call(env.enable(&child, mode)).await)?;
+    ensure!(env.a.call(env.info(&child)).await?.state == MirrorState::Disabled, "nothing is left");
+    env.a.call(env.enable(&parent, mode)).await?;
+    env.a.call(env.enable(&child, mode)).await?;
+    refused(Kind::Busy, env.a.call(env.disable(&parent, false)).await)
+}
+
+pub async fn child_replicates_as_clone(env: &Env, mode: MirrorMode) -> Case {
+    let (parent, child) = (env.parent("parent", b"parent").await?, env.name("child"));
+    env.a.call(env.enable(&parent, mode)).await?;
+    env.a.call(env.clone_of(&parent, &child)).await?;
+    env.a.call(env.enable(&child, mode)).await?;
+    env.replays(&env.b, &child).await?;
+    env.replicated(&env.b, &child, b"parent").await?;
+    let there = env.b.call(env.stat(&child)).await?.parent.context("a clone there, too")?;
+    ensure!(there.image == parent && there.snap == "s", "{there:?}");
+    env.a.call(ImageFlatten { pool: env.pool.clone(), image: child.clone() }).await?;
+    env.publish(&env.a, &child, mode).await?;
+    env.eventually("the replica flattened", async || {
+        let parent = env.b.call(env.stat(&child)).await?.parent;
+        Ok::<_, RbdError>(parent.is_none().then_some(()))
+    })
+    .await?;
+    env.replicated(&env.b, &child, b"parent").await
+}
+
+pub async fn clone_of_a_replica(env: &Env, mode: MirrorMode) -> Case {
+    let (image, clone) = (env.parent("i", b"pinned").await?, env.name("clone"));
+    env.a.call(env.enable(&image, mode)).await?;
+    env.replays(&env.b, &image).await?;
+    env.eventually("the protected snapshot with its data", async || {
+        let protected = env.snaps(&env.b, &image).await?.into_iter().any(|s| s.protected);
+        let data = env.read(&env.b, &image, Some("s"), 6).await?;
+        Ok::<_, RbdError>((protected && data == b"pinned").then_some(()))
+    })
+    .await?;
+    env.b.call(ImageClone { dest_pool: env.plain_pool.clone(), ..env.clone_of(&image, &clone) }).await?;
+    let (pool, dest) = (env.plain_pool.clone(), clone.clone());
+    let read =
+        move || ImageRead { pool: pool.clone(), image: dest.clone(), snap: None, offset: 0, length: 6 };
+    ensure!(env.b.call(read()).await? == b"pinned", "read through");
+    let write = ImageWrite { pool: env.plain_pool.clone(), image: clone, offset: 0, data: b"X".into() };
+    env.b.call(write).await.context("the clone of a replica is writable")?;
+    ensure!(env.b.call(read()).await? == b"Xinned", "written");
+    Ok(())
+}
+
+pub async fn info_many(env: &Env) -> Case {
+    let (plain, journal, snapshot) =
+        (env.image("plain").await?, env.image("journal").await?, env.image("snapshot").await?);
+    env.a.call(env.enable(&journal, MirrorMode::Journal)).await?;
+    env.a.call(env.enable(&snapshot, MirrorMode::Snapshot)).await?;
+    let images = vec![snapshot.clone(), env.name("missing"), plain, journal.clone()];
+    let all = env.a.call(MirrorInfoMany { pool: env.pool.clone(), images }).await?;
+    let [Some(s), None, Some(p), Some(j)] = all.as_slice() else { bail!("{all:?}") };
+    ensure!(*s == env.a.call(env.info(&snapshot)).await?, "{s:?}");
+    ensure!(*j == env.a.call(env.info(&journal)).await?, "{j:?}");
+    ensure!(p.state == MirrorState::Disabled, "{p:?}");
+    Ok(())
+}
+
+pub async fn status(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"data").await?;
+    let report = |site: &Site| {
+        let site = site.clone();
+        let request = MirrorStatus { pool: env.pool.clone(), image: image.clone() };
+        async move { site.call(request).await }
+    };
+    let there = report(&env.b).await?;
+    let local = there.local.context("a local report on B")?;
+    ensure!(local.description.starts_with("replaying, {"), "{local:?}");
+    ensure!(local.mirror_uuid.is_empty() && local.last_update > 0, "{local:?}");
+    env.eventually("the primary's report", async || {
+        let here = report(&env.a).await?;
+        let stopped = here.local.filter(|l| l.up && l.state == "stopped");
+        let primary = stopped.filter(|l| l.description == "local image is primary");
+        let peer = here.peers.into_iter().find(|p| p.up && p.state == "replaying");
+        Ok::<_, RbdError>(primary.zip(peer.filter(|p| !p.mirror_uuid.is_empty())))
+    })
+    .await?;
+    Ok(())
+}
+
+pub async fn journal_replica_lock_is_the_daemons(env: &Env) -> Case {
+    let image = env.mirrored("i", MirrorMode::Journal, b"data").await?;
+    let daemons = env.b.call(MirrorDaemons { pool: env.pool.clone() }).await?;
+    ensure!(!daemons.is_empty(), "no daemons");
+    env.eventually("the daemon's lock", async || {
+        let owners = env.b.call(LockOwners { pool: env.pool.clone(), image: image.clone() }).await?;
+        Ok::<_, RbdError>(owners.first().filter(|o| daemons.contains(o)).map(|_| ()))
+    })
+    .await?;
+    ensure!(env.a.call(MirrorDaemons { pool: env.pool.clone() }).await? != daemons, "each site has its own");
+    Ok(())
+}
+
+pub async fn trashing_ends_mirroring(env: &Env, mode: MirrorMode) -> Case {
+    let image = env.mirrored("i", mode, b"data").await?;
+    env.a.call(TrashMove { pool: env.pool.clone(), image: image.clone(), delay: 0 }).await?;
+    ensure!(env.trash(&env.a).await?.len() == 1, "in the trash of A");
+    gone_from_b(env).await
+}

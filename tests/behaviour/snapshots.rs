@@ -1,0 +1,218 @@
+//! Snapshots and clones (clone format 1, the default of a new Ceph 16 cluster).
+
+use super::*;
+
+fn snap(env: &Env, image: &str, snap: &str) -> (String, String, String) {
+    (env.pool.clone(), image.to_owned(), snap.to_owned())
+}
+
+async fn protect(env: &Env, i: &str, s: &str) -> Result<(), RbdError> {
+    let (pool, image, snap) = snap(env, i, s);
+    env.a.call(SnapProtect { pool, image, snap }).await
+}
+
+async fn unprotect(env: &Env, i: &str, s: &str) -> Result<(), RbdError> {
+    let (pool, image, snap) = snap(env, i, s);
+    env.a.call(SnapUnprotect { pool, image, snap }).await
+}
+
+async fn remove(env: &Env, i: &str, s: &str) -> Result<(), RbdError> {
+    let (pool, image, snap) = snap(env, i, s);
+    env.a.call(SnapRemove { pool, image, snap }).await
+}
+
+async fn children(env: &Env, i: &str, s: Option<&str>) -> Result<Vec<ImageName>, RbdError> {
+    let (pool, image, snap) = (env.pool.clone(), i.to_owned(), s.map(str::to_owned));
+    let mut all = env.a.call(ImageChildren { pool, image, snap }).await?;
+    all.sort_by(|a, b| a.image.cmp(&b.image));
+    Ok(all)
+}
+
+pub async fn create_list_remove(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.a.call(env.snap_create(&image, "one")).await?;
+    env.a.call(ImageResize { pool: env.pool.clone(), image: image.clone(), size: 2 * SIZE }).await?;
+    env.a.call(env.snap_create(&image, "two")).await?;
+    let snaps = env.snaps(&env.a, &image).await?;
+    let seen: Vec<_> = snaps.iter().map(|s| (s.name.as_str(), s.size, s.protected)).collect();
+    ensure!(seen == [("one", SIZE, false), ("two", 2 * SIZE, false)], "{seen:?}");
+    ensure!(snaps[0].id < snaps[1].id, "ids grow");
+    remove(env, &image, "one").await?;
+    remove(env, &image, "two").await?;
+    ensure!(env.snaps(&env.a, &image).await?.is_empty(), "none left");
+    env.a.call(env.remove(&image)).await?;
+    Ok(())
+}
+
+pub async fn twice_and_missing(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    refused(Kind::Exists, env.a.call(env.snap_create(&image, "s")).await)?;
+    refused(Kind::NotFound, remove(env, &image, "none").await)?;
+    refused(Kind::NotFound, protect(env, &image, "none").await)?;
+    refused(Kind::NotFound, unprotect(env, &image, "none").await)?;
+    refused(Kind::NotFound, env.read(&env.a, &image, Some("none"), 1).await)?;
+    refused(Kind::NotFound, children(env, &image, Some("none")).await)
+}
+
+pub async fn protection(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    refused(Kind::Invalid, unprotect(env, &image, "s").await)?;
+    protect(env, &image, "s").await?;
+    refused(Kind::Busy, protect(env, &image, "s").await)?;
+    ensure!(env.snaps(&env.a, &image).await?[0].protected, "listed as protected");
+    refused(Kind::Busy, remove(env, &image, "s").await)?;
+    unprotect(env, &image, "s").await?;
+    remove(env, &image, "s").await?;
+    Ok(())
+}
+
+pub async fn rename(env: &Env) -> Case {
+    let image = env.parent("i", b"x").await?;
+    env.a.call(env.snap_create(&image, "other")).await?;
+    let rename = |from: &str, to: &str| SnapRename {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        from: from.into(),
+        to: to.into(),
+    };
+    refused(Kind::Exists, env.a.call(rename("s", "other")).await)?;
+    refused(Kind::Exists, env.a.call(rename("s", "s")).await)?;
+    refused(Kind::NotFound, env.a.call(rename("none", "new")).await)?;
+    env.a.call(rename("s", "new")).await.context("a protected one")?;
+    let mut names: Vec<_> = env.snaps(&env.a, &image).await?.into_iter().map(|s| s.name).collect();
+    names.sort();
+    ensure!(names == ["new", "other"], "{names:?}");
+    Ok(())
+}
+
+pub async fn keeps_data(env: &Env) -> Case {
+    let image = env.parent("i", b"before").await?;
+    env.write(&env.a, &image, 0, b"after!").await?;
+    ensure!(env.read(&env.a, &image, None, 6).await? == b"after!", "head");
+    ensure!(env.read(&env.a, &image, Some("s"), 6).await? == b"before", "snapshot");
+    Ok(())
+}
+
+pub async fn keeps_image(env: &Env) -> Case {
+    let image = env.parent("i", b"x").await?;
+    refused(Kind::HasSnapshots, env.a.call(env.remove(&image)).await)?;
+    unprotect(env, &image, "s").await?;
+    refused(Kind::HasSnapshots, env.a.call(env.remove(&image)).await)?;
+    remove(env, &image, "s").await?;
+    env.a.call(env.remove(&image)).await?;
+    Ok(())
+}
+
+pub async fn clone_refusals(env: &Env) -> Case {
+    let image = env.parent("i", b"x").await?;
+    let taken = env.image("taken").await?;
+    let clone = env.name("clone");
+    refused(Kind::Exists, env.a.call(env.clone_of(&image, &taken)).await)?;
+    refused(
+        Kind::NotFound,
+        env.a.call(ImageClone { snap: "none".into(), ..env.clone_of(&image, &clone) }).await,
+    )?;
+    let bare = ImageClone { features: features::EXCLUSIVE_LOCK, ..env.clone_of(&image, &clone) };
+    refused(Kind::NotSupported, env.a.call(bare).await)?;
+    unprotect(env, &image, "s").await?;
+    refused(Kind::Invalid, env.a.call(env.clone_of(&image, &clone)).await)?;
+    ensure!(!env.names(&env.a).await?.contains(&clone), "nothing is left of a refused clone");
+    Ok(())
+}
+
+pub async fn clone_reads_through_and_flattens(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"parent").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    let info = env.a.call(env.stat(&clone)).await?;
+    let parent = Parent { pool: env.pool.clone(), image: image.clone(), snap: "s".into() };
+    ensure!(info.parent == Some(parent) && info.size == SIZE && info.features == FEATURES, "{info:?}");
+    ensure!(env.read(&env.a, &clone, None, 6).await? == b"parent", "read through");
+    env.write(&env.a, &clone, 2, b"X").await?;
+    ensure!(env.read(&env.a, &clone, None, 6).await? == b"paXent", "copied up");
+    ensure!(env.read(&env.a, &image, None, 6).await? == b"parent", "the parent is untouched");
+    env.a.call(env.snap_create(&clone, "of-clone")).await?;
+    env.a.call(ImageFlatten { pool: env.pool.clone(), image: clone.clone() }).await?;
+    ensure!(env.a.call(env.stat(&clone)).await?.parent.is_none(), "no parent left");
+    ensure!(env.read(&env.a, &clone, None, 6).await? == b"paXent", "data is kept");
+    ensure!(env.read(&env.a, &clone, Some("of-clone"), 6).await? == b"paXent", "the snapshot's too");
+    ensure!(children(env, &image, None).await?.is_empty(), "no children left");
+    unprotect(env, &image, "s").await?;
+    Ok(())
+}
+
+pub async fn clone_keeps_parent(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"x").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    let child = ImageName { pool: env.pool.clone(), image: clone.clone(), trash: false };
+    ensure!(children(env, &image, None).await? == [child.clone()], "child of the image");
+    ensure!(children(env, &image, Some("s")).await? == [child], "child of the snapshot");
+    refused(Kind::Busy, unprotect(env, &image, "s").await)?;
+    refused(Kind::Busy, remove(env, &image, "s").await)?;
+    refused(Kind::HasSnapshots, env.a.call(env.remove(&image)).await)?;
+    env.a.call(env.remove(&clone)).await?;
+    unprotect(env, &image, "s").await?;
+    remove(env, &image, "s").await?;
+    env.a.call(env.remove(&image)).await?;
+    Ok(())
+}
+
+/// `<volume>.deleted`: a deleted volume with a dependent clone lives on under another name.
+pub async fn clone_follows_renamed_parent(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"kept").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    let deleted = format!("{image}.deleted");
+    env.a.call(ImageRename { pool: env.pool.clone(), from: image, to: deleted.clone() }).await?;
+    let parent = env.a.call(env.stat(&clone)).await?.parent.context("a parent")?;
+    ensure!(parent.image == deleted, "{parent:?}");
+    ensure!(env.read(&env.a, &clone, None, 4).await? == b"kept", "read through");
+    Ok(())
+}
+
+pub async fn clone_across_pools(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"x-pool").await?, env.name("clone"));
+    env.a.call(ImageClone { dest_pool: env.plain_pool.clone(), ..env.clone_of(&image, &clone) }).await?;
+    let child = ImageName { pool: env.plain_pool.clone(), image: clone.clone(), trash: false };
+    ensure!(children(env, &image, None).await? == [child], "found in the other pool");
+    refused(Kind::Busy, unprotect(env, &image, "s").await)?;
+    let read = ImageRead { pool: env.plain_pool.clone(), image: clone, snap: None, offset: 0, length: 6 };
+    ensure!(env.a.call(read).await? == b"x-pool", "read through");
+    Ok(())
+}
+
+pub async fn clone_of_a_clone(env: &Env) -> Case {
+    let (image, clone, grandchild) = (env.parent("i", b"gen0 gen1").await?, env.name("c"), env.name("g"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    env.write(&env.a, &clone, 5, b"GEN1").await?;
+    env.a.call(env.snap_create(&clone, "s")).await?;
+    protect(env, &clone, "s").await?;
+    env.a.call(env.clone_of(&clone, &grandchild)).await?;
+    ensure!(env.read(&env.a, &grandchild, None, 9).await? == b"gen0 GEN1", "through two layers");
+    refused(Kind::Busy, unprotect(env, &clone, "s").await)?;
+    env.a.call(ImageFlatten { pool: env.pool.clone(), image: grandchild.clone() }).await?;
+    ensure!(env.read(&env.a, &grandchild, None, 9).await? == b"gen0 GEN1", "flattened");
+    unprotect(env, &clone, "s").await?;
+    Ok(())
+}
+
+/// The helper snapshot of a volume clone: `<new volume>.clone_snap` on the source.
+pub async fn clone_helper_snapshot_life(env: &Env) -> Case {
+    let (source, dest) = (env.image("source").await?, env.name("dest"));
+    let helper = format!("{dest}.clone_snap");
+    env.a.call(env.snap_create(&source, &helper)).await?;
+    protect(env, &source, &helper).await?;
+    env.a.call(ImageClone { snap: helper.clone(), ..env.clone_of(&source, &dest) }).await?;
+    ensure!(env.a.call(env.stat(&dest)).await?.parent.is_some_and(|p| p.snap == helper), "parent");
+    refused(Kind::HasSnapshots, env.a.call(env.remove(&source)).await)?;
+    env.a.call(env.remove(&dest)).await?;
+    unprotect(env, &source, &helper).await?;
+    remove(env, &source, &helper).await?;
+    env.a.call(env.remove(&source)).await?;
+    Ok(())
+}
+
+pub async fn flatten_refusals(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    refused(Kind::Invalid, env.a.call(ImageFlatten { pool: env.pool.clone(), image }).await)
+}
