@@ -110,7 +110,13 @@ impl Cluster {
 
         // SAFETY: valid handle, not connected yet.
         let result = unsafe { (f.rados_connect)(handle) };
-        check("rados_connect", || format!("cannot connect as {}", who()), result)?;
+        let hint = match -result {
+            libc::ENOENT => " (no keyring with its key was found)",
+            libc::EACCES | libc::EPERM => " (the monitors refuse its key)",
+            libc::ETIMEDOUT => " (no monitor answered in time)",
+            _ => "",
+        };
+        check("rados_connect", || format!("cannot connect as {}{hint}", who()), result)?;
         cluster.address = cluster.read_address()?;
         Ok(cluster)
     }

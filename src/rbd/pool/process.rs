@@ -352,7 +352,8 @@ impl Process {
         let wanted = *self.order.borrow();
         let (pid, site) = (self.pid, self.site_name.as_str());
         let lost_calls = calls.len();
-        if killed {
+        // Its pipe is closed before it is killed, so it may have ended first.
+        if killed || wanted == Order::Kill {
             self.shared.count(|c| &c.killed);
             let condemned_ms = condemned.map(|since| ms(since.elapsed()));
             warn!(worker.pid = pid, site, condemned_ms, lost_calls, garbage, "worker killed");

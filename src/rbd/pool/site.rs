@@ -118,20 +118,21 @@ impl Site {
         } else {
             state.workers.iter().min_by_key(|w| w.load()).cloned()
         };
-        let wanted = self.shared.settings.workers_per_site.max(MIN_WORKERS);
-        if let Some(worker) = found {
-            if !long && state.workers.len() < wanted && state.may_start() {
-                let site = Arc::clone(self);
-                tokio::spawn(async move { site.complete(wanted) });
+        let worker = match (found, state.not_before) {
+            (Some(worker), _) => worker,
+            (None, Some(time)) if !state.may_start() => return Ok(Choice::Later(time)),
+            (None, _) => {
+                let worker = Process::start(&self.shared, self, &self.name, long)?;
+                if !long {
+                    state.workers.push(Arc::clone(&worker));
+                }
+                worker
             }
-            return Ok(Choice::Worker(worker));
-        }
-        if let Some(time) = state.not_before.filter(|_| !state.may_start()) {
-            return Ok(Choice::Later(time));
-        }
-        let worker = Process::start(&self.shared, self, &self.name, long)?;
-        if !long {
-            state.workers.push(Arc::clone(&worker));
+        };
+        let wanted = self.shared.settings.workers_per_site.max(MIN_WORKERS);
+        if !long && state.workers.len() < wanted && state.may_start() {
+            let site = Arc::clone(self);
+            tokio::spawn(async move { site.complete(wanted) });
         }
         Ok(Choice::Worker(worker))
     }

@@ -81,7 +81,7 @@ pub(super) fn execute(
         }
         Request::ImageFeatures(c) => {
             let io = pool(&c.pool)?;
-            Reply::ImageFeatures(Image::open(&io, &c.image)?.update_features(c.features, c.enable)?)
+            Reply::ImageFeatures(set_features(&Image::open(&io, &c.image)?, c.features, c.enable)?)
         }
         Request::ImageWatchers(c) => {
             let io = pool(&c.pool)?;
@@ -89,7 +89,7 @@ pub(super) fn execute(
         }
         Request::LockOwners(c) => {
             let io = pool(&c.pool)?;
-            Reply::LockOwners(Image::open_read_only(&io, &c.image, None)?.lock_owners()?)
+            Reply::LockOwners(lock_owners(&Image::open(&io, &c.image)?)?)
         }
         Request::LockBreak(c) => {
             let io = pool(&c.pool)?;
@@ -232,6 +232,23 @@ fn stat(image: &Image<'_>) -> Result<ImageInfo, Failure> {
         stripe_unit: image.stripe_unit()?,
         parent: image.parent()?,
     })
+}
+
+/// librbd refuses to set what is set (EINVAL), which a repeated call could not tell from a real refusal.
+fn set_features(image: &Image<'_>, wanted: u64, enable: bool) -> Result<(), Failure> {
+    let now = image.features()?;
+    let change = if enable { wanted & !now } else { wanted & now };
+    if change == 0 { Ok(()) } else { image.update_features(change, enable) }
+}
+
+/// librbd looks for owners only in an image that is open for writing and can have one: EINVAL without
+/// the lock feature, or on a secondary that is mirrored by snapshots.
+fn lock_owners(image: &Image<'_>) -> Result<Vec<String>, Failure> {
+    let features = image.features()?;
+    if features & features::EXCLUSIVE_LOCK == 0 || features & features::NON_PRIMARY != 0 {
+        return Ok(Vec::new());
+    }
+    image.lock_owners()
 }
 
 /// Whether this side takes a writer now. The primary flag is looked at first: a lock that is asked for
