@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 use super::error::is_duplicate;
 use super::schema::clusters;
 use super::service::BINARY;
-use super::{Conn, now};
+use super::{Conn, fitting, now};
 use crate::error::{Code, Error, Result};
 use crate::model::{Cluster, Service};
 
@@ -106,6 +106,8 @@ pub async fn ensure(conn: &mut Conn, name: &str, service: &Service) -> Result<(C
 /// # Errors
 /// `Database`.
 pub async fn update(conn: &mut Conn, id: i32, changes: &ClusterChanges) -> Result<bool> {
+    let reason = changes.disabled_reason.as_ref().map(|r| r.as_deref().map(|text| fitting(text, 255)));
+    let changes = &ClusterChanges { disabled_reason: reason, ..changes.clone() };
     let matched = diesel::update(clusters::table)
         .filter(clusters::id.eq(id))
         .filter(clusters::deleted.eq(false))

@@ -194,6 +194,10 @@ fn options(config: &DatabaseConfig) -> mysql_async::Opts {
         if let Some(ca) = &config.ssl_ca {
             ssl = ssl.with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true);
         }
+        if config.ssl_ca.is_none() {
+            // As upstream's driver: without a CA the connection is encrypted, not authenticated.
+            ssl = ssl.with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true);
+        }
         if let Some((cert, key)) = &config.ssl_client {
             ssl =
                 ssl.with_client_identity(Some(ClientIdentity::new(cert.clone().into(), key.clone().into())));

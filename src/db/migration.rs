@@ -31,7 +31,7 @@ const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin";
 
 /// Seconds to wait for another service that is migrating.
-const LOCK_SECONDS: i32 = 60;
+const LOCK_SECONDS: i32 = 40;
 
 mod books {
     diesel::table! {

@@ -37,7 +37,7 @@ use std::time::Duration;
 use chrono::{NaiveDateTime, Utc};
 use diesel::connection::TransactionManagerStatus;
 use diesel_async::{AnsiTransactionManager, SimpleAsyncConnection, TransactionManager};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 pub use connection::Conn;
@@ -52,6 +52,10 @@ use error::{Failure, classify, failure};
 /// How often one transaction is run before its deadlock is reported. Waiting for a server that is
 /// away does not count.
 const ATTEMPTS: u32 = 12;
+
+/// How long one run of a closure may take. A server that hangs, or a network that swallows packets,
+/// looks like a slow statement; lock waits end after 15 s, so nothing honest takes this long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An async closure over one connection whose future can cross threads. Write it as
 /// `async |conn| …`, without `move`: it may run several times and borrows what it uses.
@@ -72,6 +76,7 @@ where
 #[derive(Clone)]
 pub struct Db {
     connections: Shared,
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Db {
@@ -96,7 +101,14 @@ impl Db {
     /// A handle on the database of `[database] connection`. Opens nothing yet, so a server that is
     /// away delays the first statement, not the start.
     pub fn connect(config: &DatabaseConfig) -> Db {
-        Db { connections: Arc::new(Connections::new(config)) }
+        Db { connections: Arc::new(Connections::new(config)), patience: PATIENCE }
+    }
+
+    /// The same database with another limit for one run of a closure, after which the server counts as
+    /// hung and the connection as lost (60 s).
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Db {
+        Db { patience, ..self }
     }
 
     /// Tries once to reach the server: for `--check-config` and tools.
@@ -125,7 +137,7 @@ impl Db {
         let mut retry = Retry::new(label);
         loop {
             let mut lease = self.connections.get(label).await;
-            match work(lease.conn()).await {
+            match patiently(self.patience, work(lease.conn())).await {
                 Ok(value) => {
                     lease.give_back();
                     return Ok(value);
@@ -150,7 +162,7 @@ impl Db {
         let mut retry = Retry::new(label);
         loop {
             let mut lease = self.connections.get(label).await;
-            match attempt(lease.conn(), &work).await {
+            match attempt(lease.conn(), &work, self.patience).await {
                 Attempt::Done(value) => {
                     lease.give_back();
                     return Ok(value);
@@ -180,7 +192,11 @@ impl Db {
         loop {
             let mut lease = self.connections.get(label).await;
             let sql = insert_marker(marker);
-            match lease.conn().batch_execute(&sql).await {
+            let inserted = match timeout(self.patience, lease.conn().batch_execute(&sql)).await {
+                Ok(inserted) => inserted,
+                Err(_) => Err(hung(self.patience)),
+            };
+            match inserted {
                 Ok(()) => {
                     lease.give_back();
                     tracing::warn!(label, "a commit went unanswered and did not happen; trying again");
@@ -237,19 +253,37 @@ impl Retry {
     }
 }
 
-async fn attempt<R, F>(conn: &mut Conn, work: &F) -> Attempt<R>
+/// The error of a server that does not answer, as the driver would report a lost connection.
+fn hung(patience: Duration) -> diesel::result::Error {
+    let text = format!("Input/output error: no answer within {} s", patience.as_secs_f64());
+    diesel::result::Error::DatabaseError(diesel::result::DatabaseErrorKind::ClosedConnection, Box::new(text))
+}
+
+async fn patiently<R>(patience: Duration, work: impl Future<Output = Result<R>>) -> Result<R> {
+    match timeout(patience, work).await {
+        Ok(result) => result,
+        Err(_) => Err(hung(patience).into()),
+    }
+}
+
+async fn attempt<R, F>(conn: &mut Conn, work: &F, patience: Duration) -> Attempt<R>
 where
     for<'r> F: AsyncFn(&'r mut Conn) -> Result<R> + Work<&'r mut Conn, Result<R>, Fut: Send> + Send + Sync,
     R: Send,
 {
-    if let Err(e) = AnsiTransactionManager::begin_transaction(conn).await {
-        return Attempt::Failed(e.into());
-    }
-    match work(conn).await {
+    let begun = patiently(patience, async {
+        AnsiTransactionManager::begin_transaction(conn).await?;
+        work(conn).await
+    });
+    match begun.await {
         Ok(result) => {
             let marker = Uuid::new_v4();
             let commit = format!("{}; COMMIT", insert_marker(marker));
-            match conn.batch_execute(&commit).await {
+            let committed = match timeout(patience, conn.batch_execute(&commit)).await {
+                Ok(committed) => committed,
+                Err(_) => Err(hung(patience)),
+            };
+            match committed {
                 Ok(()) => {
                     // The manager did not see our COMMIT.
                     *AnsiTransactionManager::transaction_manager_status_mut(conn) =
@@ -304,6 +338,12 @@ pub async fn schema_revision(conn: &mut Conn) -> Result<Option<String>> {
         .first::<String>(conn)
         .await
         .optional()?)
+}
+
+/// A free text cut to what a `VARCHAR(characters)` of Cinder's takes: its tables are utf8mb3, and strict
+/// mode refuses what does not fit.
+fn fitting(text: &str, characters: usize) -> String {
+    text.chars().take(characters).map(|c| if c > '\u{FFFF}' { '?' } else { c }).collect()
 }
 
 /// A value that goes into a statement's text: only what cannot end a literal.

@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::schema::{consistencygroups, groups, image_volume_cache_entries, services, volumes};
-use super::{Conn, InScope, cluster, now, volume};
+use super::{Conn, InScope, cluster, fitting, now, volume};
 use crate::error::{Code, Error, Result};
 use crate::model::{Scope, Service};
 
@@ -259,6 +259,8 @@ pub async fn update(conn: &mut Conn, id: i32, changes: &ServiceChanges) -> Resul
 /// # Errors
 /// `Database`.
 pub async fn update_if(conn: &mut Conn, id: i32, from: &[&str], changes: &ServiceChanges) -> Result<bool> {
+    let reason = changes.disabled_reason.as_ref().map(|r| r.as_deref().map(|text| fitting(text, 255)));
+    let changes = &ServiceChanges { disabled_reason: reason, ..changes.clone() };
     let at = now();
     let (modified, updated) = if changes.disabled.is_some() { (Some(at), None) } else { (None, Some(at)) };
     let mut update = diesel::update(services::table)

@@ -54,11 +54,26 @@ pub fn is_cleanable(resource_type: &str, status: &str) -> bool {
     }
 }
 
-/// Makes the resource's row ours, creating it when the sender made none (`set_worker`).
+/// Makes the resource's row ours, creating it when the sender made none (`set_worker`). Where stock gives
+/// up when somebody changed the row in the same moment, this looks again: the message is accepted once
+/// only, and would be lost.
 ///
 /// # Errors
-/// `CleanableInUse` when somebody else changed the row in the same moment.
+/// `CleanableInUse` when the row keeps changing.
 pub async fn claim(conn: &mut Conn, claim: &Claim) -> Result<Worker> {
+    for _ in 0..5 {
+        if let Some(worker) = try_claim(conn, claim).await? {
+            return Ok(worker);
+        }
+    }
+    Err(Error::new(
+        Code::CleanableInUse,
+        format!("{} with id {} is being used by another service.", claim.resource_type, claim.resource_id),
+    ))
+}
+
+/// `None`: the row changed between reading and writing it.
+async fn try_claim(conn: &mut Conn, claim: &Claim) -> Result<Option<Worker>> {
     let found: Option<Worker> = workers::table
         .filter(workers::resource_type.eq(&claim.resource_type))
         .filter(workers::resource_id.eq(&claim.resource_id))
@@ -82,19 +97,15 @@ pub async fn claim(conn: &mut Conn, claim: &Claim) -> Result<Worker> {
             .execute(conn)
             .await;
         return match inserted {
-            Ok(_) => find(conn, &claim.resource_type, &claim.resource_id)
-                .await?
-                .ok_or_else(|| in_use(&claim.resource_type, &claim.resource_id)),
-            Err(e) if is_duplicate(&e) => Err(in_use(&claim.resource_type, &claim.resource_id)),
+            Ok(_) => find(conn, &claim.resource_type, &claim.resource_id).await,
+            Err(e) if is_duplicate(&e) => Ok(None),
             Err(e) => Err(e.into()),
         };
     };
     if worker.service_id == Some(claim.service_id) && worker.status == claim.status {
-        return Ok(worker);
+        return Ok(Some(worker));
     }
-    swap(conn, &worker, claim.service_id, &claim.status)
-        .await?
-        .ok_or_else(|| in_use(&claim.resource_type, &claim.resource_id))
+    swap(conn, &worker, claim.service_id, &claim.status).await
 }
 
 /// The row of a resource.
@@ -231,13 +242,6 @@ pub async fn list(conn: &mut Conn, filter: &WorkerFilter) -> Result<Vec<Worker>>
         query = query.filter(workers::updated_at.le(until));
     }
     Ok(query.load(conn).await?)
-}
-
-fn in_use(resource_type: &str, id: &str) -> Error {
-    Error::new(
-        Code::CleanableInUse,
-        format!("{resource_type} with id {id} is being used by another service."),
-    )
 }
 
 fn micros(at: NaiveDateTime) -> NaiveDateTime {

@@ -107,6 +107,32 @@ pub struct NewOperation {
     pub timeout: Option<Duration>,
 }
 
+impl NewOperation {
+    /// What a sender chose must fit its column: a refusal by the database would look like something to
+    /// try again.
+    fn check(&self) -> Result<()> {
+        let resource = self.resource.as_ref();
+        for (what, text, limit) in [
+            ("_unique_id", Some(&self.unique_id), 64),
+            ("method", Some(&self.method), 64),
+            ("_reply_q", self.reply.as_ref().map(|r| &r.queue), 255),
+            ("_msg_id", self.reply.as_ref().map(|r| &r.msg_id), 64),
+            ("resource type", resource.map(|r| &r.0), 40),
+            ("resource id", resource.map(|r| &r.1), 36),
+            // MEDIUMTEXT, and max_allowed_packet's default.
+            ("message", Some(&self.request), 15 << 20),
+        ] {
+            if text.is_some_and(|t| t.len() > limit) {
+                return Err(Error::new(
+                    Code::MalformedMessage,
+                    format!("The {what} of a message is longer than {limit} bytes"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What accepting came to.
 #[derive(Debug)]
 pub enum Accept {
@@ -253,9 +279,13 @@ impl Journal {
     /// returns, the message may be acknowledged.
     ///
     /// # Errors
-    /// `CleanableInUse` when the `workers` row was claimed by somebody else in the same moment;
-    /// `Database`.
-    pub async fn accept(&self, new: NewOperation) -> Result<Accept> {
+    /// `MalformedMessage` when a name or id of the message is longer than any real one;
+    /// `CleanableInUse` when others keep changing the `workers` row; `Database`.
+    pub async fn accept(&self, mut new: NewOperation) -> Result<Accept> {
+        if new.unique_id.is_empty() {
+            new.unique_id = Uuid::new_v4().simple().to_string();
+        }
+        new.check()?;
         let owner = self.owner();
         let began = Instant::now();
         let accepted = self

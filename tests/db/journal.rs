@@ -79,6 +79,42 @@ async fn a_message_is_accepted_once_together_with_its_worker() {
 }
 
 #[tokio::test]
+async fn a_message_with_an_impossible_id_is_malformed_and_one_without_is_accepted() {
+    let test = TestDb::new().await;
+    let journal = journal(&test, "node1");
+    let refused = journal.accept(request(&"x".repeat(65))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::MalformedMessage);
+    for _ in 0..2 {
+        assert_eq!(accept(&journal, request("")).await.unique_id().len(), 32);
+    }
+}
+
+#[tokio::test]
+async fn a_successor_waits_for_the_step_that_is_being_written() {
+    let test = TestDb::new().await;
+    let old = journal(&test, "node1");
+    let before = accept(&old, request("u1")).await;
+    let written = std::sync::Arc::new(tokio::sync::Notify::new());
+    let writing = tokio::spawn({
+        let written = written.clone();
+        async move {
+            before
+                .write("t", async |conn| {
+                    before.item_step_in(conn, "v", "promoted", &1).await?;
+                    written.notify_one();
+                    tokio::time::sleep(Duration::from_millis(700)).await;
+                    Ok(())
+                })
+                .await
+        }
+    });
+    written.notified().await;
+    let adopted = journal(&test, "node1").adopt(&scope()).await.unwrap();
+    assert_eq!(adopted[0].items().await.unwrap().len(), 1, "nothing of the former comes later");
+    writing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn many_deliveries_of_one_message_make_one_operation() {
     let test = TestDb::new().await;
     seed::base(&test).await;

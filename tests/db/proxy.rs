@@ -16,15 +16,20 @@ pub enum Commit {
     Lose,
     /// The server does it, its answer is lost.
     LoseAnswer,
+    /// The server never gets it, and nobody says so: both sides stay connected.
+    Swallow,
     /// The client is cut off; the packet reaches the server when [`Proxy::deliver`] is called.
     Delay,
 }
+
+/// A server's side of a connection, and the packet that it is to get later.
+type Delayed = Arc<Mutex<Option<(TcpStream, Vec<u8>)>>>;
 
 /// A TCP proxy in front of the server of a [`DatabaseConfig`].
 pub struct Proxy {
     pub port: u16,
     commit: Arc<Mutex<Commit>>,
-    delayed: Arc<Mutex<Option<(TcpStream, Vec<u8>)>>>,
+    delayed: Delayed,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -99,12 +104,7 @@ impl Proxy {
     }
 }
 
-async fn pipe(
-    mut client: TcpStream,
-    mut upstream: TcpStream,
-    commit: Arc<Mutex<Commit>>,
-    delayed: Arc<Mutex<Option<(TcpStream, Vec<u8>)>>>,
-) {
+async fn pipe(mut client: TcpStream, mut upstream: TcpStream, commit: Arc<Mutex<Commit>>, delayed: Delayed) {
     let (mut from_client, mut from_server) = (vec![0; 65536], vec![0; 65536]);
     loop {
         tokio::select! {
@@ -121,9 +121,11 @@ async fn pipe(
                         if upstream.write_all(packet).await.is_err() { return }
                     }
                     Commit::Lose => return,
+                    Commit::Swallow => {}
                     Commit::LoseAnswer => {
                         upstream.write_all(packet).await.ok();
-                        upstream.read(&mut from_server).await.ok();
+                        let answered = upstream.read(&mut from_server).await;
+                        assert!(answered.is_ok_and(|n| n > 0), "the server has answered");
                         return;
                     }
                     Commit::Delay => {

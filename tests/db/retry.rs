@@ -164,7 +164,8 @@ async fn a_commit_whose_answer_was_lost_is_not_repeated() {
     seed::base(&test).await;
     let proxy = Proxy::start(&test.config).await;
     let db = Db::connect(&proxy.config(&test.config));
-    for (mode, runs) in [(Commit::LoseAnswer, 1), (Commit::Lose, 2)] {
+    let db = db.with_patience(Duration::from_secs(2));
+    for (mode, runs) in [(Commit::LoseAnswer, 1), (Commit::Lose, 2), (Commit::Swallow, 2)] {
         test.sql("UPDATE services SET report_count = 0").await;
         db.check().await.unwrap();
         proxy.next_commit(mode);
@@ -202,6 +203,24 @@ async fn a_commit_that_arrives_after_it_was_given_up_does_nothing() {
     assert!(String::from_utf8_lossy(&answer).contains("Duplicate entry"), "{answer:?}");
     assert_eq!(test.row("SELECT COUNT(*) FROM volume_metadata").await, ["1"]);
     proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_statement_without_an_answer_is_given_up_and_run_again() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let db = test.db.clone().with_patience(Duration::from_millis(500));
+    let attempts = AtomicU32::new(0);
+    for write in [false, true] {
+        attempts.store(0, Ordering::SeqCst);
+        let work = async |conn: &mut scoria::db::Conn| {
+            let first = attempts.fetch_add(1, Ordering::SeqCst) == 0;
+            Ok(conn.batch_execute(if first { "DO SLEEP(3600)" } else { ADD }).await?)
+        };
+        if write { db.write("t", work).await } else { db.read("t", work).await }.unwrap();
+        assert_eq!(attempts.load(Ordering::SeqCst), 2);
+    }
+    assert_eq!(count(&test).await, "2");
 }
 
 #[tokio::test]

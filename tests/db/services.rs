@@ -103,6 +103,13 @@ async fn a_heartbeat_counts_and_disabling_keeps_it() {
     let status = ServiceChanges { replication_status: Some("enabled".into()), ..ServiceChanges::default() };
     test.db.write("t", async |conn| service::update(conn, 1, &status).await).await.unwrap();
     assert_eq!(test.row("SELECT updated_at > '2026-01-02' FROM services WHERE id=1").await, ["1"]);
+    let long =
+        ServiceChanges { disabled_reason: Some(Some("\u{1F980}x".repeat(200))), ..ServiceChanges::default() };
+    test.db.write("t", async |conn| service::update(conn, 1, &long).await).await.unwrap();
+    let row = test
+        .row("SELECT CHAR_LENGTH(disabled_reason), LEFT(disabled_reason, 2) FROM services WHERE id=1")
+        .await;
+    assert_eq!(row, ["255", "?x"]);
     test.sql("UPDATE services SET deleted=1").await;
     assert!(!test.db.read("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
     let gone = test.db.write("t", async |conn| service::update(conn, 1, &status).await).await.unwrap_err();
