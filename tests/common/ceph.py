@@ -117,6 +117,8 @@ def status(site, image, pool="volumes"):
         except rbd.Error:
             return None
     names = ("unknown", "error", "syncing", "starting_replay", "replaying", "stopping_replay", "stopped")
+    if "state" not in found:
+        return None
     return {"state": names[found["state"]], "up": found["up"], "description": found["description"]}
 
 
