@@ -1,0 +1,351 @@
+//! Taking the lab, changing what runs in it, and giving it back whole.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
+use std::time::UNIX_EPOCH;
+
+use serde_json::{Value, json};
+
+use super::driver::{Answer, Driver};
+use super::{CEPH, PLAIN, wait_until};
+
+/// Which volume service is tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// Ours.
+    Scoria,
+    /// The stock service of Cinder 29, on the same backends.
+    Stock,
+}
+
+impl Subject {
+    fn chosen() -> Subject {
+        match std::env::var("SCORIA_TEST_SERVICE").as_deref() {
+            Ok("cinder-volume") => Subject::Stock,
+            Ok("scoria-volume" | "") | Err(_) => Subject::Scoria,
+            Ok(other) => panic!("SCORIA_TEST_SERVICE={other}: scoria-volume or cinder-volume"),
+        }
+    }
+
+    /// Its component in tools/lab.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Subject::Scoria => "scoria-volume",
+            Subject::Stock => "cinder-volume",
+        }
+    }
+}
+
+/// The lab, for one test. Dropping it checks that nothing was left behind.
+pub(crate) struct Lab {
+    pub(crate) subject: Subject,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) root: PathBuf,
+    pub(crate) driver: Driver,
+    pub(crate) ceph: Driver,
+    /// The service does not run as `tools/lab up` would start it: restore it before the next test.
+    altered: Mutex<bool>,
+    log_from: u64,
+    /// Held until the end: the next test waits for it.
+    _lock: File,
+}
+
+fn repo() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn bin_dir() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_scoria-volume")).parent().unwrap().to_owned()
+}
+
+fn lab_root() -> PathBuf {
+    match std::env::var_os("SCORIA_LAB") {
+        Some(dir) if !dir.is_empty() => std::path::absolute(dir).unwrap(),
+        _ => repo().join("target/lab"),
+    }
+}
+
+fn tool(args: &[&str], env: &[(&str, &str)]) -> Output {
+    Command::new(repo().join("tools/lab"))
+        .args(args)
+        .env("SCORIA_LAB", lab_root())
+        .env("SCORIA_BIN_DIR", bin_dir())
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("tools/lab can be run")
+}
+
+fn tool_ok(args: &[&str], env: &[(&str, &str)]) -> String {
+    let out = tool(args, env);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "tools/lab {args:?}: {}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Everything but the volume services, whose state belongs to the test.
+const OTHERS: &[&str] = &["site-a", "site-b", "mariadb", "rabbitmq", "cinder-api", "cinder-scheduler"];
+
+impl Lab {
+    /// Wait for the lab, make it healthy, and take it, with stock's default queues.
+    pub(crate) fn get() -> Lab {
+        Lab::with_queues("default")
+    }
+
+    /// The same with queues of another kind (`tools/lab up --rabbit-mode`).
+    pub(crate) fn with_queues(mode: &str) -> Lab {
+        let subject = Subject::chosen();
+        let root = lab_root();
+        fs::create_dir_all(&root).unwrap();
+        let path = root.join("tests.lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
+        lock.lock().unwrap();
+        if root.join("lab.json").exists() {
+            tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
+        }
+        tool_ok(&["up", "--without", "scoria-volume", "--rabbit-mode", mode], &[]);
+        let env: BTreeMap<String, String> = tool_ok(&["env"], &[])
+            .lines()
+            .filter_map(|l| l.strip_prefix("export ")?.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.trim_matches('\'').to_owned()))
+            .collect();
+        let driver = Driver::new(Path::new(&env["SCORIA_VENV"]).join("bin/python"), "driver.py", env.clone());
+        let ceph = Driver::new("/usr/bin/python3".into(), "ceph.py", env.clone());
+        let mut lab =
+            Lab { subject, env, root, driver, ceph, altered: Mutex::new(false), log_from: 0, _lock: lock };
+        lab.restore(mode);
+        lab.log_from = fs::metadata(lab.log_path()).map_or(0, |m| m.len());
+        lab
+    }
+
+    /// True when the subject is Scoria; otherwise says that the test does not apply.
+    pub(crate) fn only_scoria(&self, why: &str) -> bool {
+        if self.subject == Subject::Stock {
+            eprintln!("SKIPPED with cinder-volume: {why}");
+        }
+        self.subject == Subject::Scoria
+    }
+
+    // ---- tools/lab --------------------------------------------------------------------------------
+    /// A command of tools/lab that has to succeed; its output.
+    #[track_caller]
+    pub(crate) fn tool(&self, args: &[&str]) -> String {
+        tool_ok(args, &[])
+    }
+
+    /// A command of tools/lab that may fail.
+    pub(crate) fn try_tool(&self, args: &[&str]) -> Output {
+        tool(args, &[])
+    }
+
+    pub(crate) fn start(&self, name: &str) {
+        tool_ok(&["start", name], &[]);
+    }
+    pub(crate) fn stop(&self, name: &str) {
+        tool_ok(&["stop", name], &[]);
+    }
+    pub(crate) fn kill(&self, name: &str) {
+        tool_ok(&["kill", name], &[]);
+    }
+    pub(crate) fn pause(&self, name: &str) {
+        tool_ok(&["pause", name], &[]);
+    }
+    pub(crate) fn resume(&self, name: &str) {
+        tool_ok(&["resume", name], &[]);
+    }
+
+    /// Start a whole site again and wait until both mirror daemons are well.
+    pub(crate) fn start_site(&self, site: &str) {
+        tool_ok(&["start", site], &[]);
+        self.wait_mirroring();
+    }
+
+    /// Until both rbd-mirror daemons call themselves healthy (`tools/lab up` waits for it).
+    pub(crate) fn wait_mirroring(&self) {
+        tool_ok(&["up", "--without", "scoria-volume"], &[]);
+    }
+
+    // ---- the volume service -----------------------------------------------------------------------
+    /// Start the service as an operator would.
+    pub(crate) fn start_service(&self) {
+        self.start_service_with(&[], &[]);
+    }
+
+    /// Start it with more arguments (a second `--config-file` overrides the first) or environment.
+    pub(crate) fn start_service_with(&self, args: &[&str], env: &[(&str, &str)]) {
+        let out = self.try_start_service_with(args, env);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{} does not start: {text}", self.subject.name());
+    }
+
+    /// The same, for a start that may fail.
+    pub(crate) fn try_start_service_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        if !args.is_empty() || !env.is_empty() {
+            *self.altered.lock().unwrap() = true;
+        }
+        let mut words = vec!["start"];
+        if self.subject == Subject::Stock {
+            words.extend(["--host", "lab"]);
+        }
+        words.push(self.subject.name());
+        if !args.is_empty() {
+            words.push("--");
+            words.extend(args);
+        }
+        tool(&words, env)
+    }
+
+    pub(crate) fn stop_service(&self) {
+        self.stop(self.subject.name());
+    }
+    pub(crate) fn kill_service(&self) {
+        self.kill(self.subject.name());
+    }
+
+    /// Process ids of the service: the one that was started, then its descendants.
+    pub(crate) fn service_pids(&self) -> Vec<i32> {
+        let path = self.root.join("run").join(format!("{}.json", self.subject.name()));
+        let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
+        let record: Value = serde_json::from_str(&text).unwrap();
+        let mut pids = vec![record["pid"].as_i64().unwrap() as i32];
+        if !Path::new(&format!("/proc/{}", pids[0])).exists() {
+            return Vec::new();
+        }
+        let mut at = 0;
+        while at < pids.len() {
+            let children = format!("/proc/{0}/task", pids[at]);
+            for task in fs::read_dir(children).into_iter().flatten().flatten() {
+                let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                pids.extend(text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()));
+            }
+            at += 1;
+        }
+        pids
+    }
+
+    /// Those of the processes above that are workers, by their program's name.
+    pub(crate) fn worker_pids(&self) -> Vec<i32> {
+        let is_worker = |pid: &i32| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|c| String::from_utf8_lossy(&c).contains("scoria-rbd-worker"))
+        };
+        self.service_pids().into_iter().filter(is_worker).collect()
+    }
+
+    /// Until the service has ended by itself (a crash point).
+    #[track_caller]
+    pub(crate) fn wait_service_gone(&self, seconds: u64) {
+        wait_until("the service ends", seconds, || {
+            self.service_pids().first().is_none_or(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .map_or(true, |s| s.rsplit(") ").next().is_some_and(|r| r.starts_with('Z')))
+            })
+        });
+    }
+
+    /// `scoria-manage` on the lab's configuration.
+    pub(crate) fn manage(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_scoria-manage"))
+            .arg("--config-file")
+            .arg(&self.env["SCORIA_CONF"])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("scoria-manage can be run")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.root.join("log").join(format!("{}.log", self.subject.name()))
+    }
+
+    /// What the service has logged since the test began.
+    pub(crate) fn service_log(&self) -> String {
+        let bytes = fs::read(self.log_path()).unwrap_or_default();
+        let from = (self.log_from as usize).min(bytes.len());
+        String::from_utf8_lossy(&bytes[from..]).into_owned()
+    }
+
+    // ---- helpers ----------------------------------------------------------------------------------
+    /// Rows of a query; a statement's number of matched rows comes as a number.
+    #[track_caller]
+    pub(crate) fn sql(&self, query: &str, args: &[Value]) -> Value {
+        self.driver
+            .call("sql", json!({"query": query, "args": args}))
+            .unwrap_or_else(|e| panic!("{query} {args:?}: {e}"))
+    }
+
+    /// The rows of a query.
+    #[track_caller]
+    pub(crate) fn rows(&self, query: &str, args: &[Value]) -> Vec<Value> {
+        self.sql(query, args).as_array().cloned().unwrap_or_default()
+    }
+
+    /// A call of `ceph.py` that has to succeed.
+    #[track_caller]
+    pub(crate) fn ceph(&self, op: &str, args: Value) -> Value {
+        self.ceph.call(op, args.clone()).unwrap_or_else(|e| panic!("{op} {args}: {e}"))
+    }
+
+    /// A method of python-cinderclient that has to succeed.
+    #[track_caller]
+    pub(crate) fn api(&self, call: &str, args: Value, kwargs: Value) -> Value {
+        self.try_api(call, args.clone(), kwargs.clone())
+            .unwrap_or_else(|e| panic!("{call} {args} {kwargs}: {e}"))
+    }
+
+    /// The same when the answer may be a refusal.
+    pub(crate) fn try_api(&self, call: &str, args: Value, kwargs: Value) -> Answer {
+        self.driver.call("api", json!({"call": call, "args": args, "kwargs": kwargs}))
+    }
+
+    /// Another driver process, to do something at the same time.
+    pub(crate) fn second_driver(&self) -> Driver {
+        Driver::new(Path::new(&self.env["SCORIA_VENV"]).join("bin/python"), "driver.py", self.env.clone())
+    }
+
+    // ---- restoring --------------------------------------------------------------------------------
+    fn state_path(&self) -> PathBuf {
+        self.root.join("tests.state")
+    }
+
+    /// What has to be the same for a test to take over what the former one left running.
+    fn identity(&self, mode: &str) -> String {
+        let changed = |p: PathBuf| {
+            fs::metadata(p)
+                .and_then(|m| m.modified())
+                .map_or(0, |t| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()))
+        };
+        let dir = bin_dir();
+        let built: Vec<u128> =
+            ["scoria-volume", "scoria-rbd-worker"].iter().map(|b| changed(dir.join(b))).collect();
+        format!("clean {} {mode} {} {built:?}", self.subject.name(), dir.display())
+    }
+
+    fn restore(&self, mode: &str) {
+        let clean = fs::read_to_string(self.state_path()).is_ok_and(|s| s == self.identity(mode));
+        fs::write(self.state_path(), "in use").unwrap();
+        if !clean || self.service_pids().is_empty() || !self.leftovers_now().is_empty() {
+            tool_ok(&["stop", "scoria-volume", "cinder-volume"], &[]);
+            self.wipe();
+            self.start_service();
+        }
+        wait_until("both backends' services are up", 90, || {
+            [CEPH, PLAIN].iter().all(|host| super::cinder::is_up(self, host))
+        });
+    }
+
+    /// Told by `Drop`: whether the next test may go on with what runs.
+    pub(super) fn hand_back(&self, clean: bool) {
+        let mode = fs::read_to_string(self.root.join("lab.json"))
+            .ok()
+            .and_then(|t| serde_json::from_str::<Value>(&t).ok())
+            .and_then(|v| v["rabbit_mode"].as_str().map(str::to_owned))
+            .unwrap_or_default();
+        let altered = *self.altered.lock().unwrap_or_else(|e| e.into_inner());
+        let text = if clean && !altered { self.identity(&mode) } else { "to be restored".to_owned() };
+        let _ = fs::write(self.state_path(), text);
+    }
+}

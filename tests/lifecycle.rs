@@ -1,0 +1,25 @@
+//! A volume's life through cinder-api, the scheduler, RabbitMQ, MariaDB and Ceph, as its users see it.
+//!
+//! With `SCORIA_TEST_SERVICE=cinder-volume` the same tests run against the stock service: what passes
+//! there is Cinder's behaviour and no invention of ours.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+#[path = "lifecycle/attach.rs"]
+mod attach;
+#[path = "lifecycle/basics.rs"]
+mod basics;
+#[path = "lifecycle/cli.rs"]
+mod cli;
+#[path = "lifecycle/copies.rs"]
+mod copies;
+#[path = "lifecycle/failures.rs"]
+mod failures;
+#[path = "lifecycle/notifications.rs"]
+mod notifications;
+#[path = "lifecycle/service.rs"]
+mod service;
+#[path = "lifecycle/unserved.rs"]
+mod unserved;
