@@ -383,7 +383,7 @@ impl Refusal {
 /// The errno that librbd uses for a kind.
 fn errno(kind: RbdErrorKind) -> i32 {
     match kind {
-        RbdErrorKind::NotFound => libc::ENOENT,
+        RbdErrorKind::NotFound | RbdErrorKind::NoPool => libc::ENOENT,
         RbdErrorKind::Exists => libc::EEXIST,
         RbdErrorKind::Busy => libc::EBUSY,
         RbdErrorKind::HasSnapshots => libc::ENOTEMPTY,
