@@ -11,6 +11,7 @@ pub mod locks;
 pub mod peers;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -102,10 +103,12 @@ pub struct Backend {
     sites: BTreeMap<String, Site>,
     active: RwLock<String>,
     condition: RwLock<Condition>,
+    ever_up: AtomicBool,
     service: RwLock<Option<Service>>,
     facts: Mutex<HashMap<String, Arc<SiteFacts>>>,
     allocated: Mutex<HashMap<String, i64>>,
     report: RwLock<Map<String, Value>>,
+    report_wanted: tokio::sync::Notify,
 }
 
 impl Backend {
@@ -133,10 +136,12 @@ impl Backend {
             sites,
             active: RwLock::new(DEFAULT_SITE.to_owned()),
             condition: RwLock::new(Condition::Starting),
+            ever_up: AtomicBool::new(false),
             service: RwLock::new(None),
             facts: Mutex::new(HashMap::new()),
             allocated: Mutex::new(HashMap::new()),
             report: RwLock::new(report),
+            report_wanted: tokio::sync::Notify::new(),
         }
     }
 
@@ -285,8 +290,16 @@ impl Backend {
         self.condition.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// True once the backend has worked since the service started.
+    pub fn was_ever_up(&self) -> bool {
+        self.ever_up.load(Ordering::Relaxed)
+    }
+
     /// Changes the condition, and says so once.
     pub fn set_condition(&self, condition: Condition) {
+        if condition == Condition::Up {
+            self.ever_up.store(true, Ordering::Relaxed);
+        }
         let before = {
             let mut held = self.condition.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *held, condition.clone())
@@ -383,6 +396,16 @@ impl Backend {
         let report = capacity::capabilities(&self.config, measured.as_ref(), self.allocated_gb());
         *self.report.write().unwrap_or_else(PoisonError::into_inner) = report.clone();
         report
+    }
+
+    /// Asks for a report to the scheduler soon: capacity has changed, or somebody asked.
+    pub fn want_report(&self) {
+        self.report_wanted.notify_one();
+    }
+
+    /// Returns when a report is wanted.
+    pub async fn report_is_wanted(&self) {
+        self.report_wanted.notified().await;
     }
 
     // ---- telling ------------------------------------------------------------------------------

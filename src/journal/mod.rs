@@ -469,6 +469,63 @@ impl Journal {
         Ok(())
     }
 
+    /// True while the operation is open and ours.
+    pub fn holds(&self, operation: &Operation) -> bool {
+        self.state().open.contains_key(&operation.id())
+    }
+
+    /// Gives an operation that could not be finished now back to whoever adopts it next, ourselves
+    /// included: after a failure that may pass, such as a database that refuses for a while.
+    ///
+    /// # Errors
+    /// `Database`; its lease then simply runs out.
+    pub async fn give_back(&self, operation: &Operation) -> Result<()> {
+        self.forget(operation.id());
+        self.shared
+            .db
+            .read("give back", async |conn| {
+                diesel::update(ops::table)
+                    .filter(ops::id.eq(operation.id()))
+                    .filter(ops::epoch.eq(operation.epoch()))
+                    .filter(ops::state.eq("open"))
+                    .set(ops::lease_until.eq(sql::<Datetime>("UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")))
+                    .execute(conn)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Whether [`Journal::adopt`] would find anything: a plain read, so that asking every two seconds
+    /// takes no locks.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn has_orphans(&self, scope: &Scope) -> Result<bool> {
+        let owner = self.owner();
+        let held: Vec<i64> = self.state().open.keys().copied().collect();
+        self.shared
+            .db
+            .read("orphans", async |conn| {
+                let mut query = ops::table
+                    .filter(ops::state.eq("open"))
+                    .filter(
+                        ops::lease_until
+                            .lt(db_now())
+                            .or(ops::owner_host.eq(&owner.host).and(ops::owner.ne(&owner.instance))),
+                    )
+                    .select(ops::id)
+                    .into_boxed();
+                query = match scope {
+                    Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
+                    Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),
+                };
+                let ids: Vec<i64> = query.limit(1000).load(conn).await?;
+                Ok(ids.iter().any(|id| !held.contains(id)))
+            })
+            .await
+    }
+
     /// The reply of a closed call was sent; its document is no longer kept.
     ///
     /// # Errors
@@ -479,6 +536,25 @@ impl Journal {
             .read("replied", async |conn| {
                 diesel::update(ops::table)
                     .filter(ops::id.eq(operation_id))
+                    .set((ops::replied_at.eq(db_now().nullable()), ops::reply.eq(None::<String>)))
+                    .execute(conn)
+                    .await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Like [`Journal::mark_replied`], by the message's `_unique_id`.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn mark_replied_by(&self, unique_id: &str) -> Result<()> {
+        self.shared
+            .db
+            .read("replied", async |conn| {
+                diesel::update(ops::table)
+                    .filter(ops::unique_id.eq(unique_id))
+                    .filter(ops::state.eq("closed"))
                     .set((ops::replied_at.eq(db_now().nullable()), ops::reply.eq(None::<String>)))
                     .execute(conn)
                     .await?;

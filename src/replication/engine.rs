@@ -242,19 +242,21 @@ impl Engine {
         if judge.verdict().await == Verdict::Dead {
             return vec![Side::Unknown; images.len()];
         }
-        let chunks = images.chunks(CHUNK).map(async |chunk| {
-            let ask = MirrorInfoMany { pool: self.pool.clone(), images: chunk.to_vec() };
-            match site.call(ask).await {
-                Ok(found) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
-                // One stuck image spoils its chunk: each of them is then asked for by itself.
-                Err(error) => {
-                    debug!(site = site.name(), %error, "could not survey images at once");
-                    judge.doubt(&error).await;
-                    vec![Side::Unknown; chunk.len()]
-                }
-            }
-        });
+        let chunks = images.chunks(CHUNK).map(|chunk| self.survey_chunk(site, judge, chunk));
         futures::future::join_all(chunks).await.into_iter().flatten().collect()
+    }
+
+    async fn survey_chunk(&self, site: &Site, judge: &Judge, images: &[String]) -> Vec<Side> {
+        let ask = MirrorInfoMany { pool: self.pool.clone(), images: images.to_vec() };
+        match site.call(ask).await {
+            Ok(found) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
+            // One stuck image spoils its chunk: each of them is then asked for by itself.
+            Err(error) => {
+                debug!(site = site.name(), %error, "could not survey images at once");
+                judge.doubt(&error).await;
+                vec![Side::Unknown; images.len()]
+            }
+        }
     }
 
     async fn volume(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {

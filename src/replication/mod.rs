@@ -8,6 +8,7 @@ pub mod enable;
 pub mod engine;
 pub mod failover;
 mod ledger;
+pub mod orders;
 pub mod plan;
 pub mod resync;
 pub mod target;

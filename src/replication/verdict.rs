@@ -89,8 +89,7 @@ pub fn judge(mon: &[Probe], osd: &[Probe]) -> Verdict {
 /// three timeouts on a dead one: both halves are probed at once.
 pub async fn take(site: &Site, pool: &str, timeout: Duration) -> Verdict {
     let started = std::time::Instant::now();
-    let mon = probe(async || site.call_within(timeout, ProbeMon {}).await.map(|_| ()));
-    let osd = probe(async || site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await);
+    let (mon, osd) = (probe(site, pool, timeout, Half::Monitors), probe(site, pool, timeout, Half::Osds));
     let (mon, osd) = tokio::join!(mon, osd);
     let verdict = judge(&mon, &osd);
     info!(
@@ -104,10 +103,20 @@ pub async fn take(site: &Site, pool: &str, timeout: Duration) -> Verdict {
     verdict
 }
 
-async fn probe(mut attempt: impl AsyncFnMut() -> Result<(), RbdError>) -> Vec<Probe> {
+#[derive(Clone, Copy)]
+enum Half {
+    Monitors,
+    Osds,
+}
+
+async fn probe(site: &Site, pool: &str, timeout: Duration, half: Half) -> Vec<Probe> {
     let mut outcomes = Vec::new();
     while outcomes.len() < TRIES {
-        let outcome = Probe::from(&attempt().await);
+        let answer = match half {
+            Half::Monitors => site.call_within(timeout, ProbeMon {}).await.map(|_| ()),
+            Half::Osds => site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await,
+        };
+        let outcome = Probe::from(&answer);
         outcomes.push(outcome);
         if outcome != Probe::Silent {
             break;

@@ -1,3 +1,9 @@
-//! What makes a process of the library: start-up, heartbeat, reports, drain, logging.
+//! What makes a process of the library: start-up, backends, recovery, drain, signals, logging.
 
+pub mod backends;
+pub mod clients;
+pub mod handler;
 pub mod logging;
+pub mod orders;
+pub mod recovery;
+pub mod volume;

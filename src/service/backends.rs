@@ -1,0 +1,270 @@
+//! The life of one backend inside the service: its row, its report, its heartbeat, its servers.
+//!
+//! Each of these is a task of its own, so that a Ceph site that hangs delays the report and nothing else:
+//! the heartbeat goes on, a failover is accepted, and the other backends do not notice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::handler::BackendHandler;
+use super::logging::LogHandle;
+use super::recovery::Recovery;
+use crate::backend::peers::Capabilities;
+use crate::backend::{Backend, Condition};
+use crate::config::Config;
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::cluster::ClusterChanges;
+use crate::db::service::{Registration, ServiceChanges};
+use crate::error::Result;
+use crate::model::ReplicationStatus;
+use crate::replication::{orders, target};
+use crate::rpc::{Rpc, Server};
+
+/// How often a backend that is down is tried again.
+const RETRY_DOWN: Duration = Duration::from_secs(5);
+
+/// Periods of a backend's tasks.
+#[derive(Debug, Clone)]
+pub struct Periods {
+    /// `report_interval`.
+    pub heartbeat: Duration,
+    /// `backend_stats_polling_interval`.
+    pub report: Duration,
+    /// `enable_new_services`.
+    pub enable_new_services: bool,
+}
+
+impl From<&Config> for Periods {
+    fn from(config: &Config) -> Periods {
+        Periods {
+            heartbeat: config.report_interval,
+            report: config.backend_stats_polling_interval,
+            enable_new_services: config.enable_new_services,
+        }
+    }
+}
+
+/// A backend being served.
+pub struct Running {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    server: Server,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    recovered: TaskTracker,
+}
+
+impl Running {
+    /// Registers the backend, finds out where it stands, starts to serve it.
+    ///
+    /// # Errors
+    /// `Database` for what waiting does not cure.
+    pub async fn start(
+        backend: Arc<Backend>,
+        rpc: &Rpc,
+        log: LogHandle,
+        periods: Periods,
+    ) -> Result<Running> {
+        register(&backend, &periods).await?;
+        let scope = backend.scope();
+        let allocated = backend
+            .db
+            .read("allocated capacity", async |conn| db::volume::allocated_by_pool(conn, &scope).await)
+            .await?;
+        backend.set_allocated(allocated);
+        backend.refresh_report().await;
+        settle_replication_status(&backend).await?;
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let recovered = TaskTracker::new();
+        let handler = Arc::new(BackendHandler::new(backend.clone(), log));
+        let recovery = Arc::new(Recovery {
+            backend: backend.clone(),
+            handler: handler.clone(),
+            publisher: rpc.publisher().clone(),
+            running: recovered.clone(),
+        });
+        if let Err(error) = recovery.pay_debts().await {
+            warn!(backend = backend.host(), %error, "could not send the answers that a former instance owed");
+        }
+        recovery.look().await?;
+        let server = rpc.serve(backend.host(), backend.config.cluster.as_deref(), handler);
+        tasks.spawn(recovery.watch(stop.clone()));
+        tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
+        tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
+        tasks.close();
+        Ok(Running { backend, server, stop, tasks, recovered })
+    }
+
+    /// Returns when all its queues are consumed.
+    pub async fn ready(&self) {
+        self.server.ready().await;
+    }
+
+    /// True while its queues are consumed.
+    pub fn is_ready(&self) -> bool {
+        self.server.is_ready()
+    }
+
+    /// Takes no more requests, finishes those in flight within `limit` (zero: no limit), stops the tasks.
+    /// What is not finished stays in the journal.
+    pub async fn drain(self, limit: Duration) {
+        self.stop.cancel();
+        let drained = self.server.drain(limit).await;
+        self.recovered.close();
+        let recovered = async { self.recovered.wait().await };
+        let rest = if limit.is_zero() { Duration::from_secs(3600) } else { limit };
+        let finished = tokio::time::timeout(rest, recovered).await.is_ok();
+        if !drained || !finished {
+            warn!(
+                backend = self.backend.host(),
+                operations = self.backend.journal.open_count(),
+                "stopping with operations under way: they go on when the service starts again"
+            );
+        }
+        self.tasks.wait().await;
+    }
+}
+
+/// Writes the service's row as stock's start-up does, and takes the active site from it.
+async fn register(backend: &Arc<Backend>, periods: &Periods) -> Result<()> {
+    let registration = Registration {
+        host: backend.host().to_owned(),
+        cluster: backend.config.cluster.clone(),
+        availability_zone: backend.config.availability_zone.clone(),
+        enable_new_services: periods.enable_new_services,
+    };
+    let registered = backend
+        .db
+        .write("register", async |conn| {
+            let registered = db::service::register(conn, &registration).await?;
+            if registered.added_to_cluster
+                && let Some(cluster) = &registration.cluster
+            {
+                db::service::include_in_cluster(conn, &registration.host, cluster).await?;
+            }
+            Ok(registered)
+        })
+        .await?;
+    info!(
+        backend = backend.host(),
+        service.id = registered.service.id,
+        created = registered.created,
+        "service registered"
+    );
+    let active = target::active(registered.service.active_backend_id.as_deref()).to_owned();
+    if let Err(refusal) = backend.activate(&active) {
+        // The row names a site that is no longer configured: upstream stays uninitialised, and so do we.
+        backend.set_condition(Condition::Down { reason: refusal.operator() });
+    }
+    backend.set_service(registered.service);
+    Ok(())
+}
+
+/// `replication_status` of the row at start, from configuration and journal, never from whether Ceph
+/// answers: with the primary dead the row must say `enabled`, or cinder-api refuses the failover
+/// (`init_host_with_rpc`, reference replication.md 3.6).
+async fn settle_replication_status(backend: &Arc<Backend>) -> Result<()> {
+    let open = backend.journal.open_methods(&backend.scope(), orders::MOVES).await?;
+    let service = backend.service()?;
+    let status = if open.iter().any(|o| o.method != orders::RETRY) {
+        ReplicationStatus::FailingOver
+    } else if target::active(service.active_backend_id.as_deref()) != target::DEFAULT {
+        ReplicationStatus::FailedOver
+    } else if backend.is_replicated() {
+        ReplicationStatus::Enabled
+    } else {
+        ReplicationStatus::Disabled
+    };
+    let changes =
+        ServiceChanges { replication_status: Some(status.as_str().to_owned()), ..ServiceChanges::default() };
+    let cluster = backend.config.cluster.clone();
+    let after = backend
+        .db
+        .write("replication status at start", async |conn| {
+            db::service::update(conn, service.id, &changes).await?;
+            if let Some(name) = &cluster
+                && let Some(row) = db::cluster::find(conn, name).await?
+                && row.replication_status.as_deref() != Some("failing-over")
+            {
+                let changes = ClusterChanges {
+                    replication_status: changes.replication_status.clone(),
+                    ..ClusterChanges::default()
+                };
+                db::cluster::update(conn, row.id, &changes).await?;
+            }
+            db::service::get(conn, service.id).await
+        })
+        .await?;
+    backend.set_service(after);
+    Ok(())
+}
+
+/// Keeps the row alive: as long as the backend can do anything, which is work on volumes or, when it is
+/// replicated, fail over. One that has never come up and cannot fail over is reported down, as upstream.
+async fn heartbeat(backend: Arc<Backend>, periods: Periods, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(periods.heartbeat);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut silent = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if !backend.was_ever_up() && !backend.is_replicated() {
+            if !silent && let Condition::Down { reason } = backend.condition() {
+                warn!(backend = backend.host(), reason, "no heartbeat: the backend has not come up");
+                silent = true;
+            }
+            continue;
+        }
+        silent = false;
+        let Ok(service) = backend.service() else { continue };
+        let beaten =
+            backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, service.id).await).await;
+        match beaten {
+            Ok(true) => {}
+            // `cinder-manage service remove` while we run: upstream recreates the row too.
+            Ok(false) => {
+                if let Err(error) = register(&backend, &periods).await {
+                    error!(backend = backend.host(), %error, "the service's row is gone and could not be made again");
+                }
+            }
+            Err(error) => error!(backend = backend.host(), %error, "could not write the heartbeat"),
+        }
+    }
+}
+
+/// Measures and reports to the scheduler: periodically, when asked, and soon after a backend came up.
+async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken) {
+    let context = RequestContext::admin();
+    loop {
+        let capabilities = backend.refresh_report().await;
+        let report = Capabilities {
+            host: backend.host().to_owned(),
+            cluster: backend.config.cluster.clone(),
+            capabilities,
+        };
+        if let Err(error) = backend.peers.scheduler.report_capabilities(&context, report).await {
+            warn!(backend = backend.host(), %error, "could not report capabilities to the scheduler");
+        }
+        let pause = match backend.condition() {
+            Condition::Up => every,
+            Condition::Starting | Condition::Down { .. } => every.min(RETRY_DOWN),
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            () = backend.report_is_wanted() => {
+                // A hundred deletions in a row want one report.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! From a typed request to the operation that serves it.
+//!
+//! Nothing is decided here: arguments are unpacked, the operation is called, its result becomes the
+//! answer. What makes it safe is the frame around it: the journal entry is written before the broker
+//! hears of success, and it is closed whatever the operation did, or given back to whoever can finish it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::Utc;
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::logging::LogHandle;
+use crate::backend::Backend;
+use crate::backend::peers::Reschedule;
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::service::ServiceChanges;
+use crate::db::worker::{Claim, is_cleanable};
+use crate::error::{Code, Error, Result};
+use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
+use crate::replication::failover;
+use crate::rpc::method::CreateVolume;
+use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
+use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource};
+use crate::volume::{attach, connect, create, delete, extend, snapshot};
+
+/// Serves the requests of one backend.
+pub struct BackendHandler {
+    backend: Arc<Backend>,
+    log: LogHandle,
+}
+
+impl BackendHandler {
+    /// A handler for `backend`; `log` is changed by `set_log_levels`.
+    pub fn new(backend: Arc<Backend>, log: LogHandle) -> BackendHandler {
+        BackendHandler { backend, log }
+    }
+
+    /// Runs a request that is in the journal to its end: closes the entry, with the answer for a caller,
+    /// or gives it back when only waiting helps.
+    ///
+    /// # Errors
+    /// What the operation failed with; `Cancelled` when somebody else will finish it.
+    pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
+        let journal = &self.backend.journal;
+        let outcome = tokio::select! {
+            outcome = self.dispatch(call, Some(&operation)) => outcome,
+            () = operation.lost().cancelled() => Err(lost()),
+        };
+        if !journal.holds(&operation) {
+            return outcome;
+        }
+        match &outcome {
+            Err(error) if error.code() == Code::Cancelled => return outcome,
+            Err(error) if error.code() == Code::Database || error.code() == Code::Broker => {
+                warn!(operation.id = operation.id(), %error, "operation could not be recorded, it will be taken up again");
+                journal.give_back(&operation).await?;
+                return Err(lost());
+            }
+            _ => {}
+        }
+        let mut closed = match &outcome {
+            Ok(_) => Outcome::succeeded(),
+            Err(error) => Outcome::failed(error),
+        };
+        if call.reply.is_some() {
+            closed = closed.with_reply(Reply::new(&outcome).to_value());
+        }
+        journal.finish(&operation, &closed).await?;
+        outcome
+    }
+
+    async fn dispatch(&self, call: &Call, operation: Option<&Operation>) -> Result<Value> {
+        let backend = &*self.backend;
+        let context = &call.context;
+        match (&call.method, operation) {
+            (method, Some(operation)) => self.journaled(method, context, operation, call.name).await,
+            (Method::GetCapabilities { discover }, None) => {
+                let report = if *discover { backend.refresh_report().await } else { backend.report() };
+                Ok(Value::Object(report))
+            }
+            (Method::PublishServiceCapabilities, None) => {
+                backend.want_report();
+                Ok(Value::Null)
+            }
+            (Method::FailoverCompleted { updates }, None) => {
+                failover::completed(backend, updates).await?;
+                Ok(Value::Null)
+            }
+            (Method::InitializeConnection(a), None) => {
+                connect::initialize(backend, &a.volume.volume.id).await
+            }
+            (Method::TerminateConnection(a), None) => {
+                connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
+                Ok(Value::Null)
+            }
+            (Method::RemoveExport { volume_id }, None) => {
+                connect::terminate(backend, volume_id, None).await?;
+                Ok(Value::Null)
+            }
+            (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
+            (Method::SetLogLevels(level), None) => {
+                self.log.set(
+                    level.prefix.as_deref().unwrap_or_default(),
+                    level.level.as_deref().unwrap_or_default(),
+                )?;
+                Ok(Value::Null)
+            }
+            (Method::GetLogLevels(level), None) => {
+                let levels: Vec<LogLevel> = self
+                    .log
+                    .levels(level.prefix.as_deref().unwrap_or_default())
+                    .into_iter()
+                    .map(|(prefix, level)| LogLevel { prefix: Some(prefix), level: Some(level) })
+                    .collect();
+                log_level_list(&levels)
+            }
+            (_, None) => Err(crate::rpc::fault::no_such_method(call.name)),
+        }
+    }
+
+    async fn journaled(
+        &self,
+        method: &Method,
+        context: &RequestContext,
+        operation: &Operation,
+        name: &'static str,
+    ) -> Result<Value> {
+        let backend = &*self.backend;
+        match method {
+            Method::CreateVolume(a) => {
+                create::create(backend, context, operation, create_request(a)).await?;
+                Ok(Value::Null)
+            }
+            Method::DeleteVolume(a) => {
+                let request = delete::Delete {
+                    volume_id: a.volume.volume.id.clone(),
+                    unmanage_only: a.unmanage_only,
+                    cascade: a.cascade,
+                };
+                delete::delete(backend, context, operation, request).await?;
+                backend.want_report();
+                Ok(Value::Null)
+            }
+            Method::ExtendVolume(a) => {
+                let request = extend::Extend {
+                    volume_id: a.volume.volume.id.clone(),
+                    new_size: a.new_size,
+                    reservations: a.reservations.clone(),
+                };
+                extend::extend(backend, context, operation, request).await?;
+                Ok(Value::Null)
+            }
+            Method::CreateSnapshot(a) => {
+                snapshot::create(backend, context, operation, &a.snapshot.snapshot.id).await?;
+                Ok(Value::Null)
+            }
+            Method::DeleteSnapshot(a) => {
+                snapshot::delete(backend, context, operation, &a.snapshot.snapshot.id, a.unmanage_only)
+                    .await?;
+                Ok(Value::Null)
+            }
+            Method::AttachVolume(a) => {
+                let request = attach::Attach {
+                    volume_id: a.volume_id.clone(),
+                    instance_uuid: a.instance_uuid.clone(),
+                    host_name: a.host_name.clone(),
+                    mountpoint: a.mountpoint.clone(),
+                    mode: a.mode.clone(),
+                };
+                let attachment = attach::attach(backend, context, operation, request).await?;
+                Ok(attachment_object(&attachment, None)?.to_value())
+            }
+            Method::DetachVolume(a) => {
+                attach::detach(backend, context, operation, &a.volume_id, a.attachment_id.as_deref()).await?;
+                Ok(Value::Null)
+            }
+            Method::AttachmentUpdate(a) => {
+                let id = &a.volume.volume.id;
+                attach::update(backend, context, operation, id, &a.attachment_id, a.connector.clone()).await
+            }
+            Method::AttachmentDelete(a) => {
+                attach::delete(backend, context, &a.volume.volume.id, &a.attachment_id).await?;
+                Ok(Value::Null)
+            }
+            Method::InitializeConnection(a) => connect::initialize(backend, &a.volume.volume.id).await,
+            Method::TerminateConnection(a) => {
+                connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
+                Ok(Value::Null)
+            }
+            Method::RemoveExport { volume_id } => {
+                connect::terminate(backend, volume_id, None).await?;
+                Ok(Value::Null)
+            }
+            Method::Failover { secondary_backend_id } => {
+                failover::failover(backend, context, operation, secondary_backend_id.as_deref()).await?;
+                backend.want_report();
+                Ok(Value::Null)
+            }
+            Method::FailoverCompleted { updates } => {
+                failover::completed(backend, updates).await?;
+                Ok(Value::Null)
+            }
+            Method::FreezeHost => self.freeze(operation, true).await,
+            Method::ThawHost => self.freeze(operation, false).await,
+            _ => Err(crate::rpc::fault::no_such_method(name)),
+        }
+    }
+
+    /// `freeze_host` and `thaw_host`: the flag is the API's, here only the row is disabled or enabled. Thaw
+    /// enables also after a failover, as upstream (reference replication.md 3.7).
+    async fn freeze(&self, operation: &Operation, frozen: bool) -> Result<Value> {
+        let id = self.backend.service()?.id;
+        let changes = ServiceChanges {
+            disabled: Some(frozen),
+            disabled_reason: Some(Some(if frozen { "frozen".to_owned() } else { String::new() })),
+            ..ServiceChanges::default()
+        };
+        let after = operation
+            .write("freeze", async |conn| {
+                db::service::update(conn, id, &changes).await?;
+                db::service::get(conn, id).await
+            })
+            .await?;
+        self.backend.set_service(after);
+        Ok(Value::Bool(true))
+    }
+}
+
+fn lost() -> Error {
+    Error::new(Code::Cancelled, "The operation is finished by another owner")
+}
+
+fn create_request(a: &CreateVolume) -> create::Create {
+    let spec = a.request_spec.as_deref();
+    let reschedule = a.may_reschedule().then(|| Reschedule {
+        volume: volume_without_host(&a.volume),
+        snapshot_id: spec.and_then(|s| s.snapshot_id.clone()),
+        image_id: spec.and_then(|s| s.image_id.clone()),
+        backup_id: spec.and_then(|s| s.backup_id.clone()),
+        request_spec: spec.map_or(Value::Null, |s| s.value.clone()),
+        filter_properties: a.filter_properties.clone().map_or(Value::Null, Value::Object),
+    });
+    create::Create {
+        volume_id: a.volume.volume.id.clone(),
+        image_id: spec.and_then(|s| s.image_id.clone()),
+        backup_id: spec.and_then(|s| s.backup_id.clone()),
+        reschedule,
+    }
+}
+
+/// The Volume object as it goes back to the scheduler: placed nowhere.
+fn volume_without_host(volume: &WireVolume) -> Value {
+    let mut object = volume.object.clone();
+    object.set("host", Value::Null);
+    object.set("scheduled_at", json!(Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string()));
+    object.to_value()
+}
+
+/// What a request claims in Cinder's `workers` table: those kinds of work that stock cleans up.
+fn claim(call: &Call, service_id: i32) -> Option<Claim> {
+    let (resource_type, status) = match &call.method {
+        Method::CreateVolume(a) => ("Volume", &a.volume.volume.status),
+        Method::DeleteVolume(a) => ("Volume", &a.volume.volume.status),
+        Method::CreateSnapshot(a) => ("Snapshot", &a.snapshot.snapshot.status),
+        _ => return None,
+    };
+    is_cleanable(resource_type, status).then(|| Claim {
+        resource_type: resource_type.to_owned(),
+        resource_id: call.method.resource().map(|r| r.id().to_owned()).unwrap_or_default(),
+        status: status.clone(),
+        service_id,
+    })
+}
+
+#[async_trait]
+impl Handler for BackendHandler {
+    type Operation = Operation;
+
+    async fn accept(&self, call: &Call) -> Result<Accept<Operation>> {
+        let service = self.backend.service()?;
+        let timeout = call
+            .deadline
+            .map(|deadline| (deadline - Utc::now().naive_utc()).to_std().unwrap_or(Duration::ZERO));
+        let new = NewOperation {
+            unique_id: call.unique_id.clone(),
+            method: call.name.to_owned(),
+            backend_host: self.backend.host().to_owned(),
+            cluster: self.backend.config.cluster.clone(),
+            request: call.text.clone(),
+            resource: call.method.resource().map(|r: Resource<'_>| (r.kind().to_owned(), r.id().to_owned())),
+            claim: claim(call, service.id),
+            reply: call
+                .reply
+                .as_ref()
+                .map(|r| journal::ReplyTo { queue: r.queue.clone(), msg_id: r.msg_id.clone() }),
+            timeout,
+        };
+        Ok(match self.backend.journal.accept(new).await? {
+            journal::Accept::New(operation) => Accept::New(operation),
+            journal::Accept::Duplicate => Accept::Duplicate,
+        })
+    }
+
+    async fn run(&self, call: &Call, operation: Option<Operation>) -> Result<Value> {
+        match operation {
+            Some(operation) => {
+                let id = operation.id();
+                let outcome = self.run_journaled(call, operation).await;
+                if call.reply.is_some() && outcome.as_ref().is_err_and(|e| e.code() == Code::Cancelled) {
+                    tracing::debug!(
+                        operation.id = id,
+                        "a caller is answered by whoever finishes the operation"
+                    );
+                }
+                outcome
+            }
+            None => self.dispatch(call, None).await,
+        }
+    }
+
+    async fn replied(&self, call: &Call) {
+        if let Err(error) = self.backend.journal.mark_replied_by(&call.unique_id).await {
+            warn!(request_id = call.context.request_id, %error, "could not note that a reply was sent; it may be sent twice");
+        }
+    }
+}
+
+/// The outcome of a call whose caller had stopped waiting when a crash was recovered from.
+pub fn rolled_back() -> Outcome {
+    Outcome {
+        ending: Ending::RolledBack,
+        detail: Some("the caller had stopped waiting before the operation was taken over".to_owned()),
+        reply: None,
+    }
+}

@@ -1,0 +1,44 @@
+//! Orders that an operator placed into the journal with scoria-manage.
+
+use tracing::{error, info};
+
+use crate::backend::Backend;
+use crate::error::{Code, Result};
+use crate::journal::{Operation, Outcome};
+use crate::replication::orders::{Order, Request};
+use crate::replication::{failover, resync};
+
+/// What the method of every order begins with.
+pub const PREFIX: &str = "scoria.";
+
+/// Carries an order out and closes it.
+pub async fn run(backend: &Backend, operation: &Operation) {
+    info!(backend = backend.host(), "carrying out an operator's order");
+    let outcome = tokio::select! {
+        outcome = carry_out(backend, operation) => outcome,
+        () = operation.lost().cancelled() => return,
+    };
+    if !backend.journal.holds(operation) {
+        return;
+    }
+    let closed = match outcome {
+        Ok(()) => Outcome::succeeded(),
+        Err(e) if e.code() == Code::Cancelled => return,
+        Err(e) => {
+            error!(backend = backend.host(), error = %e, "an operator's order failed");
+            Outcome::failed(&e)
+        }
+    };
+    if let Err(error) = backend.journal.finish(operation, &closed).await {
+        error!(%error, "could not close an operator's order");
+    }
+}
+
+async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
+    match Request::parse(operation.request())?.order {
+        Order::Resync(order) => {
+            resync::order::run(backend, operation, &order.discard, order.volumes.as_deref()).await
+        }
+        Order::Retry(order) => failover::retry(backend, operation, order.volumes.as_deref()).await,
+    }
+}

@@ -1,0 +1,174 @@
+//! Taking up work that somebody left behind: our own former instance, another member of the Cinder
+//! cluster, or an operator with an order.
+//!
+//! Runs at start and then every two seconds. Before anything is run again, the RADOS clients of the
+//! former owner are fenced: a killed worker's watch and lock would otherwise outlive it and make the
+//! image look busy to its own successor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, error, info, info_span, warn};
+
+use super::handler::{BackendHandler, rolled_back};
+use super::orders;
+use crate::backend::Backend;
+use crate::error::{Code, Result};
+use crate::journal::{Operation, RbdClient};
+use crate::rbd::protocol::BlocklistAdd;
+use crate::rpc::{Call, Publisher, Reply, ReplyTo};
+
+/// How often abandoned work is looked for.
+const EVERY: Duration = Duration::from_secs(2);
+/// How long a dead client is kept out: longer than any request of it can still be on its way.
+const FENCE_SECONDS: u32 = 300;
+
+/// Finds and finishes abandoned operations of one backend.
+pub struct Recovery {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Runs what was a message.
+    pub handler: Arc<BackendHandler>,
+    /// Sends answers that are still owed.
+    pub publisher: Publisher,
+    /// Operations that are being finished; awaited by a drain.
+    pub running: TaskTracker,
+}
+
+impl Recovery {
+    /// Looks for work until told to stop.
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            if let Err(error) = self.look().await {
+                warn!(backend = self.backend.host(), %error, "could not look for abandoned operations");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    /// Sends the answers that a former instance owed.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn pay_debts(&self) -> Result<()> {
+        for owed in self.backend.journal.pending_replies(&self.backend.scope()).await? {
+            if let Some(reply) = Reply::from_value(&owed.reply) {
+                self.publisher.reply(&ReplyTo { queue: owed.to.queue, msg_id: owed.to.msg_id }, &reply).await;
+            }
+            self.backend.journal.mark_replied(owed.operation_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes up everything that is abandoned now.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn look(self: &Arc<Self>) -> Result<()> {
+        let scope = self.backend.scope();
+        if !self.backend.journal.has_orphans(&scope).await? {
+            return Ok(());
+        }
+        let operations = self.backend.journal.adopt(&scope).await?;
+        self.fence(&operations).await;
+        for operation in operations {
+            let this = Arc::clone(self);
+            let span = info_span!("recovery", rpc.method = operation.method(), operation.id = operation.id());
+            self.running.spawn(async move { this.finish(operation).await }.instrument(span));
+        }
+        Ok(())
+    }
+
+    /// Fences the clients of all former owners, once each.
+    async fn fence(&self, operations: &[Operation]) {
+        let journal = &self.backend.journal;
+        let own = journal.owner().instance;
+        let former: BTreeSet<&str> = operations
+            .iter()
+            .filter_map(|o| o.former())
+            .map(|o| o.instance.as_str())
+            .filter(|instance| *instance != own)
+            .collect();
+        let mut clients: BTreeMap<(String, String), RbdClient> = BTreeMap::new();
+        for instance in former {
+            match journal.clients_of(instance).await {
+                Ok(found) => {
+                    clients.extend(found.into_iter().map(|c| ((c.site_fsid.clone(), c.address.clone()), c)))
+                }
+                Err(error) => warn!(%error, "could not read whom to fence"),
+            }
+        }
+        for client in clients.values() {
+            self.fence_client(client).await;
+        }
+    }
+
+    async fn fence_client(&self, client: &RbdClient) {
+        let mut names = self.backend.device_names();
+        names.insert(0, crate::backend::DEFAULT_SITE.to_owned());
+        for name in names {
+            let Ok(site) = self.backend.site(&name) else { continue };
+            match self.backend.facts(&site).await {
+                Ok(facts) if facts.fsid == client.site_fsid => {}
+                _ => continue,
+            }
+            let fence = BlocklistAdd { address: client.address.clone(), seconds: FENCE_SECONDS };
+            match site.call_within(Duration::from_secs(10), fence).await {
+                Ok(()) => {
+                    info!(site = name, client = client.address, "fenced a client of a former instance");
+                    if let Err(error) =
+                        self.backend.journal.forget_client(&client.site_fsid, &client.address).await
+                    {
+                        warn!(%error, "could not forget a fenced client");
+                    }
+                }
+                Err(error) => {
+                    warn!(site = name, client = client.address, %error, "could not fence a client of a former instance")
+                }
+            }
+            return;
+        }
+        debug!(client = client.address, "the site of a former client does not answer, or is not ours");
+    }
+
+    async fn finish(&self, operation: Operation) {
+        let journal = &self.backend.journal;
+        if operation.reply_to().is_some() && operation.is_overdue() {
+            if let Err(error) = journal.finish(&operation, &rolled_back()).await {
+                warn!(%error, "could not close an overdue call");
+            }
+            return;
+        }
+        if operation.method().starts_with(orders::PREFIX) {
+            orders::run(&self.backend, &operation).await;
+            return;
+        }
+        let call = match Call::from_journal(operation.request()) {
+            Ok(call) => call,
+            Err(error) => {
+                error!(%error, "an abandoned operation cannot be read; it is closed");
+                let _ = journal.finish(&operation, &crate::journal::Outcome::failed(&error)).await;
+                return;
+            }
+        };
+        let id = operation.id();
+        let outcome = self.handler.run_journaled(&call, operation).await;
+        match &outcome {
+            Ok(_) => info!(request_id = call.context.request_id, "abandoned operation finished"),
+            Err(error) if error.code() == Code::Cancelled => return,
+            Err(error) => error!(request_id = call.context.request_id, %error, "abandoned operation failed"),
+        }
+        if let Some(to) = &call.reply {
+            self.publisher.reply(to, &Reply::new(&outcome)).await;
+            if let Err(error) = journal.mark_replied(id).await {
+                warn!(%error, "could not note that a reply was sent; it may be sent twice");
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! `scoria-volume`: from configuration to a service that is ready, and from SIGTERM to its end.
+//!
+//! Start-up waits for database and broker as long as it takes and says so, never for Ceph. Its length does
+//! not depend on the number of volumes. On SIGTERM no request is taken any more, those in flight finish,
+//! and what does not finish in time stays in the journal for the next start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::backends::{Periods, Running};
+use super::clients::Clients;
+use super::logging::LogHandle;
+use crate::backend::{Backend, Globals, Peers};
+use crate::config::{Config, LogConfig};
+use crate::db::{Db, migration};
+use crate::error::{Code, Error, Result};
+use crate::journal::{Journal, JournalOptions, Owner};
+use crate::rbd::Ceph;
+use crate::rbd::pool::{Settings, WorkerPool};
+use crate::rpc::{self, Notifier, Rpc};
+
+/// How long notifications that wait for the broker may delay the end.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How often the journal is purged.
+const PURGE: Duration = Duration::from_secs(600);
+
+/// Where configuration was read from, to read it again on SIGHUP.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// `--config-file`.
+    pub files: Vec<PathBuf>,
+    /// `--config-dir`.
+    pub dirs: Vec<PathBuf>,
+}
+
+/// Runs the service until it is told to stop.
+///
+/// # Errors
+/// What makes serving impossible: an unusable configuration, a database of the wrong schema.
+pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()> {
+    let stopping = CancellationToken::new();
+    let mut signals = Signals::new()?;
+    let db = Db::connect(&config.database);
+    migration::run(&db).await?;
+    let journal = Journal::new(db, Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
+    let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
+    let notifier =
+        Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
+    let pool = workers(&config, &journal, &stopping)?;
+    let ceph: Arc<dyn Ceph> = pool.clone();
+    let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
+    let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients };
+
+    let housekeeping = [
+        tokio::spawn(lease(journal.clone(), stopping.clone())),
+        tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
+        tokio::spawn(purge(journal.clone(), stopping.clone())),
+    ];
+    let starting = config.backends.iter().map(|section| {
+        let backend = Arc::new(Backend::new(
+            section.clone(),
+            Globals::from(&config),
+            journal.clone(),
+            peers.clone(),
+            &ceph,
+        ));
+        Running::start(backend, &rpc, log.clone(), Periods::from(&config))
+    });
+    let backends = futures::future::try_join_all(starting).await?;
+    for backend in &backends {
+        backend.ready().await;
+    }
+    info!(backends = backends.len(), "scoria-volume serves");
+    notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(watchdog(stopping.clone()));
+
+    loop {
+        match signals.next().await {
+            Told::Reload => reload(&sources, &log),
+            Told::Stop => break,
+        }
+    }
+    info!("stopping: no new requests, those in flight finish");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let limit = config.graceful_shutdown_timeout;
+    let drained = futures::future::join_all(backends.into_iter().map(|b| b.drain(limit)));
+    tokio::select! {
+        _ = drained => {}
+        _ = signals.next() => warn!("told to stop again: operations under way stay in the journal"),
+    }
+    stopping.cancel();
+    pool.shutdown(Duration::from_secs(1)).await;
+    drop(peers);
+    for task in housekeeping {
+        task.abort();
+    }
+    watchdog.abort();
+    if let Ok(notifier) = Arc::try_unwrap(notifier).map_err(|_| ()) {
+        notifier.flush(FLUSH).await;
+    }
+    rpc.close().await;
+    info!("scoria-volume has stopped");
+    Ok(())
+}
+
+fn workers(config: &Config, journal: &Journal, stopping: &CancellationToken) -> Result<Arc<WorkerPool>> {
+    let path = Settings::worker_beside(config.scoria.worker_path.clone()).map_err(|e| {
+        Error::new(Code::Config, "The path of this executable is not known; set scoria_worker_path")
+            .caused_by(e)
+    })?;
+    let settings = Settings { workers_per_site: config.scoria.workers_per_site, ..Settings::new(path) };
+    let observer = Clients::new(journal.clone(), stopping.clone());
+    let pool = Arc::new(WorkerPool::new(settings, Some(observer.clone())));
+    observer.of(&pool);
+    Ok(pool)
+}
+
+async fn lease(journal: Journal, stopping: CancellationToken) {
+    journal.lease_loop(stopping).await;
+}
+
+/// An owner that lost its lease kills its workers before anything else: somebody may be working on the
+/// same images already (design, invariant 1).
+async fn kill_on_loss(journal: Journal, pool: Arc<WorkerPool>, stopping: CancellationToken) {
+    let mut losses = journal.losses();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = losses.changed() => if changed.is_err() { return },
+        }
+        error!("the lease is lost: killing all workers");
+        pool.kill_all().await;
+    }
+}
+
+async fn purge(journal: Journal, stopping: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(PURGE) => {}
+        }
+        if let Err(error) = journal.purge().await {
+            warn!(%error, "could not purge closed operations");
+        }
+    }
+}
+
+/// Pings systemd's watchdog at half its period, from the runtime that does the work.
+async fn watchdog(stopping: CancellationToken) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(period / 2) => {}
+        }
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "could not notify the service manager");
+    }
+}
+
+/// SIGHUP: log options are read again and the log file is opened anew (logrotate).
+fn reload(sources: &Sources, log: &LogHandle) {
+    match LogConfig::load(&sources.files, &sources.dirs, std::env::vars()) {
+        Ok((config, problems)) => {
+            if let Err(error) = log.apply(&config) {
+                error!(%error, "could not apply the log options");
+            }
+            for problem in problems {
+                problem.log();
+            }
+        }
+        Err(error) => error!(%error, "could not read the configuration again; log options are unchanged"),
+    }
+    log.reopen();
+    info!("log options read again");
+}
+
+enum Told {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    hup: Signal,
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| Error::new(Code::Config, "Cannot listen for signals").caused_by(e))
+        };
+        Ok(Signals {
+            hup: listen(SignalKind::hangup())?,
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.hup.recv() => Told::Reload,
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+        }
+    }
+}
