@@ -190,13 +190,30 @@ pub fn cast(context: &RequestContext, method: &str, version: &str, args: Value) 
     inner
 }
 
-/// The context of a notification: every field but the token.
+/// What a notification's context does not carry over from the request's: upstream publishes a redacted
+/// copy (`oslo_context`, `redacted_copy`), which has these fields anew.
+const REDACTED: &[&str] = &[
+    "auth_token",
+    "global_request_id",
+    "message_action",
+    "message_resource_id",
+    "message_resource_type",
+    "quota_class",
+    "remote_address",
+    "resource_uuid",
+];
+
+/// The context of a notification: who and what for, without anything to act with.
 pub fn notification_context(context: &RequestContext) -> Map<String, Value> {
-    context
-        .to_redacted_fields()
-        .iter()
-        .map(|(key, value)| (format!("{CONTEXT_PREFIX}{key}"), value.clone()))
-        .collect()
+    let mut fields = context.to_redacted_fields().clone();
+    for field in REDACTED {
+        fields.insert((*field).to_owned(), Value::Null);
+    }
+    fields.insert("service_catalog".to_owned(), Value::Array(Vec::new()));
+    fields.insert("read_deleted".to_owned(), Value::String("no".to_owned()));
+    let now = chrono::Utc::now().naive_utc().format("%Y-%m-%dT%H:%M:%S%.6f");
+    fields.insert("timestamp".to_owned(), Value::String(now.to_string()));
+    fields.into_iter().map(|(key, value)| (format!("{CONTEXT_PREFIX}{key}"), value)).collect()
 }
 
 /// The answer of a call, in a form that the journal can keep until it is known to be delivered.

@@ -66,7 +66,7 @@ pub fn log_level_list(levels: &[LogLevel]) -> Result<Value> {
             let mut data = Map::new();
             data.insert("prefix".to_owned(), text_value(l.prefix.as_deref()));
             data.insert("level".to_owned(), text_value(l.level.as_deref()));
-            Ok(Object::new("LogLevel", data)?.with_changes(&["prefix", "level"]).to_value())
+            Ok(Object::new("LogLevel", data)?.with_changes(&["level", "prefix"]).to_value())
         })
         .collect::<Result<Vec<_>>>()?;
     let mut data = Map::new();
