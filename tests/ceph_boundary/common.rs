@@ -14,6 +14,9 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// What `rbd_default_features` is since Ceph 10: layering, lock, object map, fast diff, deep flatten.
 pub(crate) const FEATURES: u64 = 61;
 
+/// A mirror daemon that has been fenced, or whose peer was away, takes a minute or more to be well again.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Clients that the observer was told of.
 #[derive(Default)]
 pub(crate) struct Clients(pub(crate) Mutex<Vec<(u32, String)>>, pub(crate) Mutex<Vec<(u32, String)>>);
@@ -89,7 +92,7 @@ pub(crate) async fn eventually<T, E: std::fmt::Debug>(
     what: &str,
     attempt: impl AsyncFn() -> Result<T, E>,
 ) -> T {
-    let end = Instant::now() + Duration::from_secs(90);
+    let end = Instant::now() + PATIENCE;
     loop {
         match attempt().await {
             Ok(value) => return value,

@@ -130,14 +130,14 @@ async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broke
     b.call(ImageWrite { pool: v(), image: image.clone(), offset: 0, data: b"B".to_vec() }).await.unwrap();
     drop(peer);
     eventually("site a is back", async || a.call(ProbeOsd { pool: v() }).await).await;
-    eventually("disabled on a", async || {
-        a.call(MirrorDisable { pool: v(), image: image.clone(), force: true }).await
-    })
-    .await;
-    for site in [a, b] {
+    // First on b: as long as that is mirrored, a's daemon copies it anew.
+    for (site, force) in [(b, false), (a, true)] {
+        let disable = MirrorDisable { pool: v(), image: image.clone(), force };
+        let remove = ImageRemove { pool: v(), image: image.clone() };
         eventually("removed", async || {
-            match site.call(ImageRemove { pool: v(), image: image.clone() }).await {
-                Err(e) if !e.is_not_found() => Err(e),
+            let disabled = site.call(disable.clone()).await;
+            match site.call(remove.clone()).await {
+                Err(e) if !e.is_not_found() => Err((disabled, e)),
                 _ => Ok(()),
             }
         })
