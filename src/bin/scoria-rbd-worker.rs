@@ -8,7 +8,7 @@ use scoria::rbd::worker::{Settings, run};
 
 /// Carries out requests against Ceph for scoria-volume (started by it, not by hand).
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 struct Arguments {
     /// Seconds after which one operation of an OSD or a monitor has failed.
     #[arg(long, default_value_t = Settings::default().op_timeout.as_secs())]

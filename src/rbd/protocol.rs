@@ -172,12 +172,12 @@ commands! {
     Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
     /// Children of the image (all its snapshots, or one), across pools.
     Short ImageChildren { pool: String, image: String, snap: Option<String> } -> Vec<ImageName>;
-    /// Turns feature bits on or off.
+    /// Turns feature bits on or off; those that are so already are left alone.
     Short ImageFeatures { pool: String, image: String, features: u64, enable: bool } -> ();
     /// Who watches the header, as `rbd status` lists it.
     Short ImageWatchers { pool: String, image: String } -> Vec<Watcher>;
-    /// Owners of the exclusive lock (`rbd_lock_get_owners`): librbd answers with the address of the
-    /// RBD-level owner only while it is alive.
+    /// Owners of the exclusive lock (`rbd_lock_get_owners`) as addresses that a blocklist takes. None
+    /// without the lock feature, and on a secondary that is mirrored by snapshots.
     Short LockOwners { pool: String, image: String } -> Vec<String>;
     /// Breaks the exclusive lock of `owner` (and blocklists it). The caller has proven whose it is.
     Short LockBreak { pool: String, image: String, owner: String } -> ();
@@ -197,7 +197,8 @@ commands! {
 
     // ---- snapshots ---------------------------------------------------------------------------
 
-    /// User snapshots (namespace `user`) of an image.
+    /// User snapshots (namespace `user`) of an image, without those that rbd-mirror makes for an initial
+    /// sync (`.rbd-mirror.…`): while it runs, `ImageRemove` may answer `HasSnapshots` with none listed.
     Short SnapList { pool: String, image: String } -> Vec<Snap>;
     /// Creates a user snapshot.
     Short SnapCreate { pool: String, image: String, snap: String } -> ();

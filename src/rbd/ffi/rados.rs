@@ -114,6 +114,7 @@ impl Cluster {
             libc::ENOENT => " (no keyring with its key was found)",
             libc::EACCES | libc::EPERM => " (the monitors refuse its key)",
             libc::ETIMEDOUT => " (no monitor answered in time)",
+            libc::EIO | libc::EINVAL => " (its key in the keyring is malformed)",
             _ => "",
         };
         check("rados_connect", || format!("cannot connect as {}{hint}", who()), result)?;

@@ -12,6 +12,10 @@ use crate::rbd::types::Snap;
 type rbd_snap_namespace_type_t = c_uint;
 const RBD_SNAP_NAMESPACE_TYPE_USER: rbd_snap_namespace_type_t = 0;
 
+/// rbd-mirror's own snapshot on both sides during an initial sync by journal. Its namespace is `user`
+/// nevertheless (`tools/rbd_mirror/image_sync`, Ceph).
+const MIRROR_SYNC_PREFIX: &str = ".rbd-mirror.";
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -34,7 +38,7 @@ functions! { Functions {
 } }
 
 impl Image<'_> {
-    /// Snapshots of the namespace `user`.
+    /// Snapshots of the namespace `user`, without those that rbd-mirror keeps there.
     ///
     /// Implements:
     /// ```c
@@ -68,7 +72,7 @@ impl Image<'_> {
         };
         let mut snapshots = Vec::new();
         for (id, size, name) in all {
-            if self.is_user_snapshot(id)? {
+            if !name.starts_with(MIRROR_SYNC_PREFIX) && self.is_user_snapshot(id)? {
                 let protected = self.is_protected(&name)?;
                 snapshots.push(Snap { id, name, size, protected });
             }

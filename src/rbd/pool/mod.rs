@@ -40,6 +40,9 @@ pub struct Settings {
     pub worker: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
+    /// More arguments of workers for long calls. By default they wait longer for a single operation of an
+    /// OSD: a flatten should outlive an OSD that fails over, and nobody else waits for that worker.
+    pub long_arguments: Vec<OsString>,
     /// Workers per site that is in use, at least 2.
     pub workers_per_site: usize,
     /// Calls that one worker carries out at once; more wait in the service. At most 60: a worker has 64
@@ -61,6 +64,7 @@ impl Settings {
         Settings {
             worker: worker.into(),
             arguments: Vec::new(),
+            long_arguments: vec!["--op-timeout".into(), "120".into()],
             workers_per_site: 2,
             calls_per_worker: 48,
             long_calls_per_site: 8,

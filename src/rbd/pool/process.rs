@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::site::Site;
@@ -88,8 +88,10 @@ impl Process {
                 path.display()
             )
         };
+        let more: &[_] = if long { &shared.settings.long_arguments } else { &[] };
         let mut child = Command::new(path)
             .args(&shared.settings.arguments)
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -119,7 +121,7 @@ impl Process {
         });
         shared.count(|c| &c.started);
         shared.alive.send_modify(|alive| drop(alive.insert(pid, Arc::clone(&process))));
-        tokio::spawn(write_frames(stdin, frames));
+        tokio::spawn(Arc::clone(&process).write_frames(stdin, frames));
         tokio::spawn(Arc::clone(&process).supervise(child, stdout));
         info!(worker.pid = pid, site = site_name, long, start_ms = ms(began.elapsed()), "worker started");
         Ok(process)
@@ -191,8 +193,10 @@ impl Process {
             if state.condemned.is_some() {
                 return Outcome::NotSent;
             }
-            let Some(to_worker) = &state.to_worker else { return Outcome::NotSent };
-            if to_worker.send(frame).is_err() {
+            let sent = state.to_worker.as_ref().is_some_and(|to_worker| to_worker.send(frame).is_ok());
+            if !sent {
+                // Nobody reads any more: so that it is not chosen again.
+                state.to_worker = None;
                 return Outcome::NotSent;
             }
             let site = connection.site.clone();
@@ -384,15 +388,23 @@ impl Process {
         }
         self.shared.alive.send_modify(|alive| drop(alive.remove(&pid)));
     }
-}
 
-/// Writes frames until the channel closes, then closes the pipe. Apart from everything else, because a
-/// stopped worker blocks it.
-async fn write_frames(mut stdin: ChildStdin, mut frames: mpsc::UnboundedReceiver<Vec<u8>>) {
-    while let Some(frame) = frames.recv().await {
-        // The reader sees the end of a worker; there is nothing more to do here.
-        if stdin.write_all(&frame).await.is_err() {
-            return;
+    /// Writes frames until the channel closes, then closes the pipe. Apart from everything else, because
+    /// a stopped worker blocks it.
+    async fn write_frames(
+        self: Arc<Self>,
+        mut stdin: ChildStdin,
+        mut frames: mpsc::UnboundedReceiver<Vec<u8>>,
+    ) {
+        while let Some(frame) = frames.recv().await {
+            if stdin.write_all(&frame).await.is_err() {
+                drop(frames);
+                lock(&self.state).to_worker = None;
+                // Its end is normally seen by the reader; a worker that only closed its pipe is of no use.
+                sleep(RETIRE_GRACE).await;
+                self.order(Order::Kill);
+                return;
+            }
         }
     }
 }

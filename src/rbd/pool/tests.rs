@@ -227,6 +227,25 @@ async fn nonsense_in_the_pipe_ends_the_worker() {
 }
 
 #[tokio::test]
+async fn a_worker_that_does_not_listen_any_more_is_not_used_and_killed() {
+    let f = fixture();
+    pid(&f.site).await;
+    until("two workers", || f.pool.workers().len() == 2).await;
+    let both: Vec<u32> = f.pool.workers().iter().map(|w| w.pid).collect();
+    let closes = || f.site.call_within(AMPLE, stat("closes"));
+    // One after the other would both go to the same worker.
+    let (first, second) = tokio::join!(closes(), closes());
+    assert_ne!(first.unwrap().id, second.unwrap().id);
+    // The frame that finds the pipe closed is lost with its worker; nothing else is sent there.
+    for _ in &both {
+        let error = f.site.call_within(AMPLE, Fsid {}).await.unwrap_err();
+        assert_eq!(error.kind, RbdErrorKind::WorkerLost);
+    }
+    assert!(!both.contains(&pid(&f.site).await));
+    until("reaped", || both.iter().all(|pid| !exists(*pid))).await;
+}
+
+#[tokio::test]
 async fn workers_that_die_at_once_are_not_started_in_a_loop() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let f = fixture_with(|s| {

@@ -6,7 +6,7 @@
 //! closes: a service that died leaves no client behind that could still change an image.
 //!
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
-//! request to calls of [`super::ffi`].
+//! request to calls of `rbd::ffi`.
 
 mod commands;
 mod connections;
