@@ -18,6 +18,7 @@ use mysql_async::{ClientIdentity, OptsBuilder, SslOpts};
 use secrecy::ExposeSecret;
 use tokio::time::sleep;
 
+use super::tls::client_key;
 use crate::config::DatabaseConfig;
 use crate::error::{Code, Error, Result};
 
@@ -51,12 +52,12 @@ enum Health {
 
 impl Connections {
     pub(super) fn new(config: &DatabaseConfig) -> Self {
-        let opts = options(config);
+        let setup = Arc::new(config.clone());
         let mut manager = ManagerConfig::<Conn>::default();
         // A dead connection is noticed by its first statement and replaced (`Db` retries), so no
         // ping is paid for each use.
         manager.recycling_method = RecyclingMethod::Fast;
-        manager.custom_setup = Box::new(move |_url| open(opts.clone()).boxed());
+        manager.custom_setup = Box::new(move |_url| open(setup.clone()).boxed());
         let manager = AsyncDieselConnectionManager::new_with_config("", manager);
         let size = (config.max_pool_size + config.max_overflow).max(2);
         let pool = match Pool::builder(manager).max_size(size).build() {
@@ -158,9 +159,11 @@ impl Drop for Lease {
     }
 }
 
-async fn open(opts: mysql_async::Opts) -> Result<Conn, ConnectionError> {
+async fn open(config: Arc<DatabaseConfig>) -> Result<Conn, ConnectionError> {
     let bad = |e: mysql_async::Error| ConnectionError::BadConnection(e.to_string());
     let connect = async {
+        // Read at each connect: certificates are renewed while the service runs.
+        let opts = options(&config).await.map_err(ConnectionError::BadConnection)?;
         let mut conn = mysql_async::Conn::new(opts).await.map_err(bad)?;
         conn.query_drop(SESSION).await.map_err(bad)?;
         // diesel-async adds the time zone (+00:00) and utf8mb4.
@@ -174,7 +177,7 @@ async fn open(opts: mysql_async::Opts) -> Result<Conn, ConnectionError> {
     }
 }
 
-fn options(config: &DatabaseConfig) -> mysql_async::Opts {
+async fn options(config: &DatabaseConfig) -> Result<mysql_async::Opts, String> {
     let mut builder = OptsBuilder::default()
         .ip_or_hostname(config.host.clone())
         .tcp_port(config.port)
@@ -191,20 +194,18 @@ fn options(config: &DatabaseConfig) -> mysql_async::Opts {
     }
     if config.ssl_ca.is_some() || config.ssl_client.is_some() {
         let mut ssl = SslOpts::default();
-        if let Some(ca) = &config.ssl_ca {
-            ssl = ssl.with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true);
-        }
-        if config.ssl_ca.is_none() {
+        ssl = match &config.ssl_ca {
+            Some(ca) => ssl.with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true),
             // As upstream's driver: without a CA the connection is encrypted, not authenticated.
-            ssl = ssl.with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true);
-        }
+            None => ssl.with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true),
+        };
         if let Some((cert, key)) = &config.ssl_client {
-            ssl =
-                ssl.with_client_identity(Some(ClientIdentity::new(cert.clone().into(), key.clone().into())));
+            let key = client_key(key).await?;
+            ssl = ssl.with_client_identity(Some(ClientIdentity::new(cert.clone().into(), key.into())));
         }
         builder = builder.ssl_opts(Some(ssl));
     }
-    builder.into()
+    Ok(builder.into())
 }
 
 /// How the server is named in messages (no user, no password).

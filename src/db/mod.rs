@@ -27,6 +27,7 @@ mod scope;
 pub mod service;
 pub mod snapshot;
 pub mod stray;
+mod tls;
 pub mod volume;
 pub mod volume_type;
 pub mod worker;

@@ -106,4 +106,18 @@ impl Journal {
             })
             .await
     }
+
+    /// All clients of an instance are gone: it stopped in good order, or was fenced as a whole.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn forget_clients_of(&self, instance: &str) -> Result<()> {
+        self.shared
+            .db
+            .read("forget clients", async |conn| {
+                diesel::delete(clients::table).filter(clients::owner.eq(instance)).execute(conn).await?;
+                Ok(())
+            })
+            .await
+    }
 }

@@ -88,6 +88,14 @@ impl Drop for TestDb {
             };
             runtime.block_on(async {
                 let mut conn = admin(&config).await;
+                // A test that failed half-way may have left transactions open, and the DROP would wait.
+                let others = format!(
+                    "SELECT id FROM information_schema.processlist WHERE db = '{}' AND id <> CONNECTION_ID()",
+                    config.name
+                );
+                for id in conn.query::<u64, _>(others).await.unwrap_or_default() {
+                    conn.query_drop(format!("KILL {id}")).await.ok();
+                }
                 if let Err(e) = conn.query_drop(format!("DROP DATABASE IF EXISTS {}", config.name)).await {
                     eprintln!("{} is left behind: {e}", config.name);
                 }

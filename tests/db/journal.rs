@@ -357,6 +357,9 @@ async fn clients_of_dead_workers_can_be_found_by_instance_and_by_machine() {
     assert_eq!(dead.iter().map(|c| c.pid).collect::<Vec<_>>(), [11, 12]);
     new.forget_client("fsid-a", "10.0.0.1:0/1").await.unwrap();
     assert_eq!(new.dead_clients().await.unwrap().len(), 1);
+    new.forget_clients_of(&old.owner().instance).await.unwrap();
+    assert!(new.dead_clients().await.unwrap().is_empty());
+    assert_eq!(test.row("SELECT COUNT(*) FROM scoria_rbd_clients").await, ["1"]);
 }
 
 #[tokio::test]
