@@ -14,11 +14,13 @@
 //! ```
 
 pub mod attachment;
+pub mod backup;
 pub mod cluster;
 mod connection;
 pub mod displaced;
 pub mod error;
 pub mod failover;
+pub mod group;
 pub mod message;
 pub mod migration;
 pub mod quota;
@@ -27,6 +29,7 @@ mod scope;
 pub mod service;
 pub mod snapshot;
 pub mod stray;
+pub mod unfinished;
 pub mod volume;
 pub mod volume_type;
 pub mod worker;
