@@ -13,6 +13,7 @@ use super::schema::{group_snapshots, groups, snapshots, volumes};
 use super::volume::VolumeChanges;
 use super::{Conn, now};
 use crate::error::Result;
+use crate::model::ReplicationStatus;
 use crate::model::transition::{self, GroupEvent, GroupSnapshotEvent, SnapshotEvent, VolumeEvent};
 
 /// The group with its row locked until the transaction ends; `None` when deleted or unknown.
@@ -31,20 +32,31 @@ pub async fn lock(conn: &mut Conn, id: &str) -> Result<Option<Group>> {
     Ok(row.map(|(id, status, replication_status)| Group { id, status, replication_status }))
 }
 
-/// Lets `event` happen to the group. Returns false when it is gone or in a status that the event does not
+/// Lets `event` happen to the group, with a new replication status if given. Returns false when it is gone or in a status that the event does not
 /// expect: somebody has changed it meanwhile.
 ///
 /// # Errors
 /// `Database`.
-pub async fn transition(conn: &mut Conn, id: &str, event: GroupEvent) -> Result<bool> {
+pub async fn transition(
+    conn: &mut Conn,
+    id: &str,
+    event: GroupEvent,
+    replication: Option<ReplicationStatus>,
+) -> Result<bool> {
     let arrow = transition::group(event);
-    let mut update =
-        diesel::update(groups::table).filter(groups::id.eq(id)).filter(groups::deleted.eq(false)).into_boxed();
+    let mut update = diesel::update(groups::table)
+        .filter(groups::id.eq(id))
+        .filter(groups::deleted.eq(false))
+        .into_boxed();
     if !arrow.from.is_empty() {
         update = update.filter(groups::status.eq_any(arrow.from.to_vec()));
     }
     let matched = update
-        .set((arrow.to.map(|s| groups::status.eq(s)), groups::updated_at.eq(now())))
+        .set((
+            arrow.to.map(|s| groups::status.eq(s)),
+            replication.map(|r| groups::replication_status.eq(r.as_str())),
+            groups::updated_at.eq(now()),
+        ))
         .execute(conn)
         .await?;
     Ok(matched > 0)

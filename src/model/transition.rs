@@ -58,8 +58,10 @@ pub enum VolumeEvent {
     ReimageFailed,
     /// Migration failed: a volume that was locked for it gets its status back.
     MigrationFailed,
-    /// Something about the whole group failed; each of its volumes says so.
-    GroupFailed,
+    /// Deletion of its group failed.
+    GroupDeleteFailed,
+    /// Adding it to a group, or removing it, failed.
+    GroupUpdateFailed,
     /// Enabling, disabling or failing over the replication of its group failed.
     GroupReplicationFailed,
     /// A backup of the volume failed: back to what it was.
@@ -119,8 +121,9 @@ pub fn volume(event: VolumeEvent) -> Transition {
         UploadEnded => (&["uploading"], None),
         ReimageFailed => (&["downloading"], Some("error")),
         MigrationFailed => (&["maintenance", "retyping"], None),
-        // Those that the API lets into a group, out of it, or deletes with it.
-        GroupFailed => (&["available", "in-use", "error", "error_deleting", "deleting"], Some("error")),
+        GroupDeleteFailed => (&["deleting"], Some("error")),
+        // Those that the API lets into a group or out of it.
+        GroupUpdateFailed => (&["available", "in-use", "error", "error_deleting"], Some("error")),
         // The caller names the replication status that the volume must be in instead.
         GroupReplicationFailed => (&[], Some("error")),
         BackupFailed => (&["backing-up"], None),
@@ -148,7 +151,7 @@ pub enum SnapshotEvent {
     /// A backup of it ended.
     BackupEnded,
     /// Deletion of the group snapshot that it belongs to failed.
-    GroupFailed,
+    GroupDeleteFailed,
 }
 
 /// The table of snapshots.
@@ -163,7 +166,7 @@ pub fn snapshot(event: SnapshotEvent) -> Transition {
         Recovered => (&["error"], Some("available")),
         RevertEnded => (&["restoring"], Some("available")),
         BackupEnded => (&["backing-up"], Some("available")),
-        GroupFailed => (&["deleting"], Some("error")),
+        GroupDeleteFailed => (&["deleting"], Some("error")),
     };
     Transition { from, to }
 }
