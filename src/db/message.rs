@@ -22,6 +22,10 @@ pub enum ResourceType {
     Volume,
     Snapshot,
     Backup,
+    /// Not one of upstream's, which tells nothing about groups.
+    Group,
+    /// As [`ResourceType::Group`].
+    GroupSnapshot,
 }
 
 impl ResourceType {
@@ -31,6 +35,8 @@ impl ResourceType {
             ResourceType::Volume => "VOLUME",
             ResourceType::Snapshot => "VOLUME_SNAPSHOT",
             ResourceType::Backup => "VOLUME_BACKUP",
+            ResourceType::Group => "GROUP",
+            ResourceType::GroupSnapshot => "GROUP_SNAPSHOT",
         }
     }
 }
@@ -55,10 +61,12 @@ pub enum Action {
     BackupDelete,
     BackupRestore,
     ReimageVolume,
+    /// One that upstream's list lacks; the API shows "unknown action".
+    Unnamed,
 }
 
 impl Action {
-    /// The number in `action_id`.
+    /// The number in `action_id`, empty where upstream has none.
     pub fn id(self) -> &'static str {
         match self {
             Action::ScheduleAllocateVolume => "001",
@@ -77,6 +85,7 @@ impl Action {
             Action::BackupDelete => "014",
             Action::BackupRestore => "015",
             Action::ReimageVolume => "016",
+            Action::Unnamed => "",
         }
     }
 }
@@ -216,6 +225,11 @@ impl Message {
     /// An error about a snapshot.
     pub fn snapshot(id: &str, action: Action, detail: Detail) -> Self {
         Message { resource_type: ResourceType::Snapshot, ..Message::volume(id, action, detail) }
+    }
+
+    /// An error about any resource.
+    pub fn about(resource_type: ResourceType, id: &str, action: Action, detail: Detail) -> Self {
+        Message { resource_type, ..Message::volume(id, action, detail) }
     }
 
     fn event_id(&self) -> String {

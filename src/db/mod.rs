@@ -14,11 +14,13 @@
 //! ```
 
 pub mod attachment;
+pub mod backup;
 pub mod cluster;
 mod connection;
 pub mod displaced;
 pub mod error;
 pub mod failover;
+pub mod group;
 pub mod message;
 pub mod migration;
 pub mod quota;
@@ -28,6 +30,7 @@ pub mod service;
 pub mod snapshot;
 pub mod stray;
 mod tls;
+pub mod unfinished;
 pub mod volume;
 pub mod volume_type;
 pub mod worker;

@@ -367,6 +367,37 @@ diesel::table! {
 }
 
 diesel::table! {
+    group_snapshots (id) {
+        created_at -> Nullable<Datetime>,
+        updated_at -> Nullable<Datetime>,
+        deleted_at -> Nullable<Datetime>,
+        deleted -> Nullable<Bool>,
+        id -> Text,
+        group_id -> Text,
+        user_id -> Nullable<Text>,
+        project_id -> Nullable<Text>,
+        name -> Nullable<Text>,
+        description -> Nullable<Text>,
+        status -> Nullable<Text>,
+        group_type_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    backups (id) {
+        created_at -> Nullable<Datetime>,
+        updated_at -> Nullable<Datetime>,
+        deleted_at -> Nullable<Datetime>,
+        deleted -> Nullable<Bool>,
+        id -> Text,
+        volume_id -> Text,
+        status -> Nullable<Text>,
+        fail_reason -> Nullable<Text>,
+        snapshot_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
     group_type_specs (id) {
         id -> Integer,
         key -> Nullable<Text>,

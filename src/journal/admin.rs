@@ -1,13 +1,16 @@
 //! The journal as an operator sees it, and how it is kept small.
 
+use std::collections::HashSet;
+
 use chrono::NaiveDateTime;
 use diesel::dsl::sql;
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
 use super::{Journal, micros};
+use crate::db::Conn;
 use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
 use crate::error::Result;
 use crate::model::Scope;
@@ -52,6 +55,12 @@ pub struct Listing {
     pub accepted_at: NaiveDateTime,
     pub updated_at: NaiveDateTime,
     pub closed_at: Option<NaiveDateTime>,
+}
+
+#[derive(QueryableByName)]
+struct Busy {
+    #[diesel(sql_type = Text)]
+    resource_id: String,
 }
 
 impl Journal {
@@ -121,6 +130,29 @@ impl Journal {
                     .await?)
             })
             .await
+    }
+
+    /// Which of these resources somebody is working on, inside the caller's transaction. Nobody can begin
+    /// with another of them until it ends.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn busy(conn: &mut Conn, resource_ids: &[String]) -> Result<HashSet<String>> {
+        let mut busy = HashSet::new();
+        for chunk in resource_ids.chunks(1000) {
+            let marks = vec!["?"; chunk.len()].join(",");
+            let mut query = diesel::sql_query(format!(
+                "SELECT resource_id FROM scoria_operations \
+                 WHERE resource_id IN ({marks}) AND state = 'open' LOCK IN SHARE MODE"
+            ))
+            .into_boxed::<Mysql>();
+            for id in chunk {
+                query = query.bind::<Text, _>(id);
+            }
+            let rows: Vec<Busy> = query.load(conn).await?;
+            busy.extend(rows.into_iter().map(|row| row.resource_id));
+        }
+        Ok(busy)
     }
 
     /// Open operations of a backend or cluster with one of these methods, oldest first: is a failover

@@ -16,7 +16,7 @@ pub use fleet::{Cluster, Scope, Service};
 pub use group::{Group, GroupSnapshot};
 pub use replication::{DriverData, ReplicationStatus};
 pub use snapshot::Snapshot;
-pub use transition::{SnapshotEvent, VolumeEvent};
+pub use transition::{BackupEvent, GroupEvent, GroupSnapshotEvent, SnapshotEvent, VolumeEvent};
 pub use volume::{Volume, VolumeType};
 
 /// Bytes in Cinder's unit of size.

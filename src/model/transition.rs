@@ -50,6 +50,22 @@ pub enum VolumeEvent {
     ManageFailed,
     /// Retype refused or failed: back to what it was.
     RetypeAborted,
+    /// Reverting to a snapshot failed.
+    RevertFailed,
+    /// Upload to an image ended, well or not: the status follows from the attachments.
+    UploadEnded,
+    /// Overwriting with an image failed.
+    ReimageFailed,
+    /// Migration failed: a volume that was locked for it gets its status back.
+    MigrationFailed,
+    /// Deletion of its group failed.
+    GroupDeleteFailed,
+    /// Adding it to a group, or removing it, failed.
+    GroupUpdateFailed,
+    /// Enabling, disabling or failing over the replication of its group failed.
+    GroupReplicationFailed,
+    /// A backup of the volume failed: back to what it was.
+    BackupFailed,
 }
 
 /// One arrow of the table.
@@ -101,6 +117,16 @@ pub fn volume(event: VolumeEvent) -> Transition {
         RestoreFailed => (&["restoring-backup", "creating"], Some("error_restoring")),
         ManageFailed => (&["creating", "managing"], Some("error_managing")),
         RetypeAborted => (&["retyping"], None),
+        RevertFailed => (&["reverting"], Some("error")),
+        UploadEnded => (&["uploading"], None),
+        ReimageFailed => (&["downloading"], Some("error")),
+        MigrationFailed => (&["maintenance", "retyping"], None),
+        GroupDeleteFailed => (&["deleting"], Some("error")),
+        // Those that the API lets into a group or out of it.
+        GroupUpdateFailed => (&["available", "in-use", "error", "error_deleting"], Some("error")),
+        // The caller names the replication status that the volume must be in instead.
+        GroupReplicationFailed => (&[], Some("error")),
+        BackupFailed => (&["backing-up"], None),
     };
     Transition { from, to }
 }
@@ -120,6 +146,12 @@ pub enum SnapshotEvent {
     LostByFailover,
     /// Its volume came back.
     Recovered,
+    /// The volume was, or could not be, reverted to it.
+    RevertEnded,
+    /// A backup of it ended.
+    BackupEnded,
+    /// Deletion of the group snapshot that it belongs to failed.
+    GroupDeleteFailed,
 }
 
 /// The table of snapshots.
@@ -132,6 +164,68 @@ pub fn snapshot(event: SnapshotEvent) -> Transition {
         DeleteFailed => (&[], Some("error_deleting")),
         LostByFailover => (&[], Some("error")),
         Recovered => (&["error"], Some("available")),
+        RevertEnded => (&["restoring"], Some("available")),
+        BackupEnded => (&["backing-up"], Some("available")),
+        GroupDeleteFailed => (&["deleting"], Some("error")),
     };
     Transition { from, to }
+}
+
+/// What happened to a generic volume group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupEvent {
+    /// Creation, also from a source, failed.
+    CreateFailed,
+    /// Deletion failed.
+    DeleteFailed,
+    /// Adding or removing volumes failed.
+    UpdateFailed,
+    /// Enabling, disabling or failing over its replication failed.
+    ReplicationFailed,
+}
+
+/// The table of groups.
+pub fn group(event: GroupEvent) -> Transition {
+    use GroupEvent::*;
+    let (from, to): (&'static [&'static str], Option<&'static str>) = match event {
+        CreateFailed => (&["creating"], Some("error")),
+        DeleteFailed => (&["deleting"], Some("error")),
+        UpdateFailed => (&["updating"], Some("error")),
+        // The caller names the replication status that the group must be in instead.
+        ReplicationFailed => (&[], Some("error")),
+    };
+    Transition { from, to }
+}
+
+/// What happened to a snapshot of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupSnapshotEvent {
+    /// Taking it failed.
+    CreateFailed,
+    /// Deletion failed.
+    DeleteFailed,
+}
+
+/// The table of group snapshots.
+pub fn group_snapshot(event: GroupSnapshotEvent) -> Transition {
+    use GroupSnapshotEvent::*;
+    let (from, to): (&'static [&'static str], Option<&'static str>) = match event {
+        CreateFailed => (&["creating"], Some("error")),
+        DeleteFailed => (&["deleting"], Some("error")),
+    };
+    Transition { from, to }
+}
+
+/// What happened to a backup, as far as the volume service has a say in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackupEvent {
+    /// There is no device to back up from.
+    DeviceFailed,
+}
+
+/// The table of backups.
+pub fn backup(event: BackupEvent) -> Transition {
+    match event {
+        BackupEvent::DeviceFailed => Transition { from: &["creating"], to: Some("error") },
+    }
 }

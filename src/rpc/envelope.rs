@@ -13,7 +13,7 @@ use crate::rpc::fault;
 
 const VERSION_KEY: &str = "oslo.version";
 const MESSAGE_KEY: &str = "oslo.message";
-const CONTEXT_PREFIX: &str = "_context_";
+pub(crate) const CONTEXT_PREFIX: &str = "_context_";
 const TOKEN_KEY: &str = "_context_auth_token";
 
 /// Where the answer of a call goes.

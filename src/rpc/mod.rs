@@ -17,6 +17,7 @@ pub mod objects;
 pub mod publisher;
 pub mod scheduler;
 pub mod server;
+pub mod synthetic;
 #[cfg(test)]
 mod testing;
 mod tls;

@@ -1,1 +1,395 @@
-//! Placeholder.
+//! Requests that Cinder's API sends and that this service does not carry out.
+//!
+//! The API has put the resource into a status that nothing but an answer ends (`retyping`, `uploading`,
+//! `managing` …) and waits for nobody. So each of them ends in the status that `cinder/volume/manager.py`
+//! leaves when the driver refuses, with reserved quota returned and a user message: in one transaction
+//! with the end of the journalled operation, so a crash before it repeats all and a crash after it nothing.
+//! Statuses that somebody has changed meanwhile are left alone.
+//!
+//! What needs no driver on RBD is done truly: [`accept_transfer`], and the successful half of
+//! [`extend_completion`].
+
+mod group;
+
+use tracing::{error, info, warn};
+
+use super::extend::{self, Extend};
+use crate::backend::Backend;
+use crate::context::RequestContext;
+use crate::db::message::{Action, Detail, Message, ResourceType};
+use crate::db::quota::{self, Release};
+use crate::db::snapshot::SnapshotChanges;
+use crate::db::volume::VolumeChanges;
+use crate::db::{self, Conn, Work};
+use crate::error::{Code, Error, Result};
+use crate::journal::{Operation, Outcome};
+use crate::model::{BackupEvent, SnapshotEvent, Volume, VolumeEvent};
+
+pub use group::{
+    GroupReplication, create_group, create_group_from_source, create_group_snapshot, delete_group,
+    delete_group_snapshot, group_replication, update_group,
+};
+
+/// What becomes of a request that is not served; a caller that waits gets it as its answer.
+pub fn unsupported(method: &str) -> Error {
+    Error::new(Code::NotSupported, format!("{method} is not supported by this service yet"))
+}
+
+/// Ends the operation as failed, with what `work` changes. `work` answers whether it found the resource in
+/// the state that the request had put it into: only then is there a message to write and a `workers` row
+/// to drop, since otherwise somebody else has to do with the resource now.
+async fn refuse<F>(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    message: &Message,
+    work: F,
+) -> Result<()>
+where
+    for<'r> F:
+        AsyncFn(&'r mut Conn) -> Result<bool> + Work<&'r mut Conn, Result<bool>, Fut: Send> + Send + Sync,
+{
+    let failure = unsupported(operation.method());
+    end(backend, context, operation, message, &failure, work).await
+}
+
+async fn end<F>(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    message: &Message,
+    failure: &Error,
+    work: F,
+) -> Result<()>
+where
+    for<'r> F:
+        AsyncFn(&'r mut Conn) -> Result<bool> + Work<&'r mut Conn, Result<bool>, Fut: Send> + Send + Sync,
+{
+    let service = backend.service()?;
+    let ttl = backend.globals.message_ttl;
+    let changed = backend
+        .journal
+        .complete(operation, &Outcome::failed(failure), async |conn| {
+            let changed = work(conn).await?;
+            if changed {
+                db::message::create(conn, context, message, ttl).await?;
+                if let Some((kind, id)) = operation.resource() {
+                    db::worker::release_resource(conn, kind, id, service.id).await?;
+                }
+            }
+            Ok(changed)
+        })
+        .await?;
+    let (kind, id) = (message.resource_type.as_str(), message.resource_id.as_str());
+    if changed {
+        error!(resource.kind = kind, resource.id = id, error = %failure, "request refused, its resource says so");
+    } else {
+        warn!(
+            resource.kind = kind, resource.id = id, error = %failure,
+            "request refused; its resource is gone or was changed meanwhile"
+        );
+    }
+    Ok(())
+}
+
+/// True when the transition happened, false when the row is gone or in another status.
+fn happened(transition: Result<()>) -> Result<bool> {
+    match transition {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound | Code::SnapshotNotFound) => {
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+async fn fail_volume(conn: &mut Conn, id: &str, event: VolumeEvent, changes: &VolumeChanges) -> Result<bool> {
+    happened(db::volume::transition(conn, id, event, changes).await)
+}
+
+async fn fail_snapshot(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Result<bool> {
+    happened(db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await)
+}
+
+/// The status that a volume had before a request took hold of it.
+async fn status_before(conn: &mut Conn, volume: &Volume) -> Result<String> {
+    if let Some(status) = volume.previous_status.as_ref().filter(|s| !s.is_empty()) {
+        return Ok(status.clone());
+    }
+    let attached = !db::attachment::list_for_volume(conn, &volume.id).await?.is_empty();
+    Ok(if attached { "in-use" } else { "available" }.to_owned())
+}
+
+fn project(volume: Option<&Volume>, context: &RequestContext) -> String {
+    volume.and_then(|v| v.project_id.clone()).or_else(|| context.project_id.clone()).unwrap_or_default()
+}
+
+/// `revert_to_snapshot`: the volume becomes `error` (its content may be half reverted, for all that
+/// Cinder knows), the snapshot `available` again.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn revert_to_snapshot(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+    snapshot_id: &str,
+) -> Result<()> {
+    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
+    refuse(backend, context, operation, &message, async |conn| {
+        let volume =
+            fail_volume(conn, volume_id, VolumeEvent::RevertFailed, &VolumeChanges::default()).await?;
+        let snapshot = fail_snapshot(conn, snapshot_id, SnapshotEvent::RevertEnded).await?;
+        Ok(volume || snapshot)
+    })
+    .await
+}
+
+/// `copy_volume_to_image`: the volume becomes `in-use` or `available`, as its attachments say. The image
+/// stays in Glance in `queued` or `saving`, where stock would delete it.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn copy_volume_to_image(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+    image_id: &str,
+) -> Result<()> {
+    let message = Message::volume(volume_id, Action::CopyVolumeToImage, Detail::FailedToUploadVolume);
+    let ids = [volume_id.to_owned()];
+    refuse(backend, context, operation, &message, async |conn| {
+        Ok(db::unfinished::end_uploads(conn, &ids).await? > 0)
+    })
+    .await?;
+    warn!(
+        volume.id = volume_id,
+        image.id = image_id,
+        "the image was not uploaded and stays in Glance: delete it there (openstack image delete)"
+    );
+    Ok(())
+}
+
+/// `reimage`: the volume becomes `error`, with `downloading` remembered as stock does.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn reimage(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+) -> Result<()> {
+    let message = Message::volume(volume_id, Action::ReimageVolume, Detail::UnknownError);
+    let changes =
+        VolumeChanges { previous_status: Some(Some("downloading".to_owned())), ..VolumeChanges::default() };
+    refuse(backend, context, operation, &message, async |conn| {
+        fail_volume(conn, volume_id, VolumeEvent::ReimageFailed, &changes).await
+    })
+    .await
+}
+
+/// `migrate_volume`: `migration_status` becomes `error`, and a volume that was locked for the migration
+/// (`maintenance`) gets its status back.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn migrate_volume(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+) -> Result<()> {
+    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
+    let changes =
+        VolumeChanges { migration_status: Some(Some("error".to_owned())), ..VolumeChanges::default() };
+    refuse(backend, context, operation, &message, async |conn| {
+        let volume = match db::volume::lock(conn, volume_id).await {
+            Err(e) if e.code() == Code::VolumeNotFound => return Ok(false),
+            found => found?,
+        };
+        if !matches!(volume.migration_status.as_deref(), Some("starting" | "migrating")) {
+            return Ok(false);
+        }
+        let before = status_before(conn, &volume).await?;
+        let event = VolumeEvent::MigrationFailed;
+        if !happened(db::volume::transition_to(conn, volume_id, event, &before, &changes).await)? {
+            db::volume::update(conn, volume_id, &changes).await?;
+        }
+        Ok(true)
+    })
+    .await
+}
+
+/// The arguments of [`retype`].
+#[derive(Debug, Clone, Default)]
+pub struct Retype {
+    /// The volume.
+    pub volume_id: String,
+    /// What the API reserved under the new type.
+    pub reservations: Vec<String>,
+    /// What it reserved to be given back under the old one.
+    pub old_reservations: Vec<String>,
+}
+
+/// `retype`: the volume gets its status back, and both lists of reservations are cancelled.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn retype(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    request: Retype,
+) -> Result<()> {
+    let id = &request.volume_id;
+    let message = Message::volume(id, Action::Unnamed, Detail::UnknownError);
+    refuse(backend, context, operation, &message, async |conn| {
+        let volume = db::volume::find(conn, id).await?;
+        let project = project(volume.as_ref(), context);
+        quota::roll_back(conn, &project, &request.old_reservations).await?;
+        quota::roll_back(conn, &project, &request.reservations).await?;
+        let Some(volume) = volume else { return Ok(false) };
+        let before = status_before(conn, &volume).await?;
+        let none = VolumeChanges::default();
+        happened(db::volume::transition_to(conn, id, VolumeEvent::RetypeAborted, &before, &none).await)
+    })
+    .await
+}
+
+/// `extend_volume_completion`: somebody else has extended the volume, or could not. After a success the
+/// image is made sure to be as large as the row will say.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn extend_completion(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    request: Extend,
+    failed: bool,
+) -> Result<()> {
+    if !failed {
+        return extend::extend(backend, context, operation, request).await;
+    }
+    let id = &request.volume_id;
+    let message = Message::volume(id, Action::ExtendVolume, Detail::DriverFailedExtend);
+    let failure = Error::new(Code::VolumeBackend, format!("Volume {id}: Error trying to extend volume"));
+    end(backend, context, operation, &message, &failure, async |conn| {
+        let volume = db::volume::find(conn, id).await?;
+        quota::roll_back(conn, &project(volume.as_ref(), context), &request.reservations).await?;
+        fail_volume(conn, id, VolumeEvent::ExtendFailed, &VolumeChanges::default()).await
+    })
+    .await
+}
+
+/// `manage_existing`: the volume becomes `error_managing`. It is no longer counted: deleting it gives no
+/// quota back, by which upstream loses one volume of quota each time.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn manage_existing(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+) -> Result<()> {
+    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
+    let rules = &backend.globals.quota;
+    refuse(backend, context, operation, &message, async |conn| {
+        let Some(volume) = db::volume::find(conn, volume_id).await? else { return Ok(false) };
+        let none = VolumeChanges::default();
+        if !fail_volume(conn, volume_id, VolumeEvent::ManageFailed, &none).await? {
+            return Ok(false);
+        }
+        if let Some(project) = volume.project_id.as_ref().filter(|_| volume.use_quota) {
+            let release = Release::volume(volume.size, Some(&volume.volume_type_id));
+            quota::give_back(conn, project, &release, rules).await?;
+        }
+        Ok(true)
+    })
+    .await
+}
+
+/// `manage_existing_snapshot`: the snapshot becomes `error`.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn manage_existing_snapshot(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot_id: &str,
+) -> Result<()> {
+    let message = Message::snapshot(snapshot_id, Action::Unnamed, Detail::UnknownError);
+    refuse(backend, context, operation, &message, async |conn| {
+        fail_snapshot(conn, snapshot_id, SnapshotEvent::CreateFailed).await
+    })
+    .await
+}
+
+/// The arguments of [`get_backup_device`].
+#[derive(Debug, Clone, Default)]
+pub struct BackupDevice {
+    /// The backup.
+    pub backup_id: String,
+    /// What is backed up.
+    pub volume_id: String,
+    /// Or rather this snapshot of it.
+    pub snapshot_id: Option<String>,
+}
+
+/// `get_backup_device`: the backup becomes `error` with a reason, and its volume or snapshot gets its
+/// status back. Upstream leaves both as they are when this fails, since cinder-backup is not told.
+///
+/// # Errors
+/// `NotSupported` for an old cinder-backup that waits for the answer: it cleans up by itself.
+pub async fn get_backup_device(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    request: BackupDevice,
+) -> Result<()> {
+    let failure = unsupported(operation.method());
+    if operation.reply_to().is_some() {
+        return Err(failure);
+    }
+    let message = Message::about(
+        ResourceType::Backup,
+        &request.backup_id,
+        Action::BackupCreate,
+        Detail::BackupCreateDeviceError,
+    );
+    let changes = VolumeChanges {
+        previous_status: Some(Some("error_backing-up".to_owned())),
+        ..VolumeChanges::default()
+    };
+    refuse(backend, context, operation, &message, async |conn| {
+        let event = BackupEvent::DeviceFailed;
+        if !db::backup::fail(conn, &request.backup_id, event, failure.user()).await? {
+            return Ok(false);
+        }
+        if let Some(snapshot_id) = &request.snapshot_id {
+            fail_snapshot(conn, snapshot_id, SnapshotEvent::BackupEnded).await?;
+        } else if let Some(volume) = db::volume::find(conn, &request.volume_id).await? {
+            let before = status_before(conn, &volume).await?;
+            let event = VolumeEvent::BackupFailed;
+            happened(db::volume::transition_to(conn, &volume.id, event, &before, &changes).await)?;
+        }
+        Ok(true)
+    })
+    .await
+}
+
+/// `accept_transfer`: RBD ties nothing in Ceph to the owner of a volume, and the API moves the rows, so
+/// there is nothing to update. Answered with null.
+///
+/// # Errors
+/// `VolumeNotFound`.
+pub async fn accept_transfer(backend: &Backend, volume_id: &str) -> Result<()> {
+    backend.db.read("volume to transfer", async |conn| db::volume::get(conn, volume_id).await).await?;
+    info!(volume.id = volume_id, "volume transferred");
+    Ok(())
+}
