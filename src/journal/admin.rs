@@ -4,7 +4,7 @@ use chrono::NaiveDateTime;
 use diesel::dsl::sql;
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
 use super::{Journal, micros};
@@ -20,7 +20,7 @@ const BATCH: i64 = 500;
 pub struct ListingFilter {
     /// Only those that have not ended.
     pub open_only: bool,
-    /// Only those of this backend.
+    /// Only those of this backend: `host@backend`, or `cluster@backend`.
     pub backend_host: Option<String>,
     /// Only this method.
     pub method: Option<String>,
@@ -73,7 +73,11 @@ impl Journal {
                     query = query.filter(ops::state.eq("open"));
                 }
                 if let Some(host) = &filter.backend_host {
-                    query = query.filter(ops::backend_host.eq(host));
+                    query = query.filter(
+                        ops::backend_host
+                            .eq(host)
+                            .or(sql::<Bool>("COALESCE(cluster = ").bind::<Text, _>(host).sql(", FALSE)")),
+                    );
                 }
                 if let Some(method) = &filter.method {
                     query = query.filter(ops::method.eq(method));

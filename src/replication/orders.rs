@@ -1,0 +1,157 @@
+//! What an operator's tool may order from the service that owns the Ceph clusters.
+//!
+//! `scoria-manage` never touches Ceph. It writes an order into the journal
+//! ([`Journal::submit`](crate::journal::Journal::submit)), the service of the backend adopts it like any
+//! operation that somebody left behind, and both speak the types below. An argument that a service does
+//! not know is an error, never ignored: it may have been a restriction on what to throw away.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+
+/// Method of [`Order::Resync`].
+pub const RESYNC: &str = "scoria.replication.resync";
+/// Method of [`Order::Retry`].
+pub const RETRY: &str = "scoria.replication.retry";
+
+/// Methods that move volumes between sites: while one of them is open, the active site may change.
+pub const MOVES: &[&str] = &["failover", "failover_host", RETRY];
+/// Every method that works on the replication of a whole backend.
+pub const ALL: &[&str] = &["failover", "failover_host", RETRY, RESYNC];
+
+/// Discard the copies on one site and sync them anew from where the volumes are primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resync {
+    /// Site whose copies are discarded: `default` or a `backend_id`.
+    pub discard: String,
+    /// Only these volumes; `None`: all replicated volumes of the backend.
+    pub volumes: Option<Vec<String>>,
+}
+
+/// Move volumes in `failover-error` to where their backend is active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// Only these volumes; `None`: all in `failover-error`.
+    pub volumes: Option<Vec<String>>,
+}
+
+/// One order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", content = "args")]
+pub enum Order {
+    /// See [`Resync`].
+    #[serde(rename = "scoria.replication.resync")]
+    Resync(Resync),
+    /// See [`Retry`].
+    #[serde(rename = "scoria.replication.retry")]
+    Retry(Retry),
+}
+
+impl Order {
+    /// The method in the journal.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Order::Resync(_) => RESYNC,
+            Order::Retry(_) => RETRY,
+        }
+    }
+}
+
+/// The text of an order in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// What is ordered.
+    #[serde(flatten)]
+    pub order: Order,
+    /// `req-<uuid>`: finds the order's lines in the service's log, and its user messages.
+    pub request_id: String,
+}
+
+impl Request {
+    /// An order with a request id of its own.
+    pub fn new(order: Order) -> Request {
+        Request { order, request_id: format!("req-{}", Uuid::new_v4()) }
+    }
+
+    /// The text for the journal.
+    ///
+    /// # Errors
+    /// `Internal`; cannot fail for these types.
+    pub fn to_text(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| Error::internal("An order cannot be written as JSON").caused_by(e))
+    }
+
+    /// Reads the text of an operation whose method is one of ours.
+    ///
+    /// # Errors
+    /// `BadArguments` when it was written by a program that knows other arguments.
+    pub fn parse(text: &str) -> Result<Request> {
+        serde_json::from_str(text).map_err(|e| {
+            Error::new(
+                Code::BadArguments,
+                "The order in the journal cannot be read; use the scoria-manage of the service's version",
+            )
+            .caused_by(e)
+        })
+    }
+}
+
+/// Which site's content survives when the copy of a volume on `discard` is thrown away: the site that
+/// serves the volume (`stray`, else the active one), unless that is the copy to discard; then the active
+/// one. `None`: there is no other that is known to hold the volume, nothing may be discarded.
+pub fn keeper<'a>(discard: &str, active: &'a str, stray: Option<&'a str>) -> Option<&'a str> {
+    let serving = stray.unwrap_or(active);
+    if serving != discard {
+        Some(serving)
+    } else if active != discard {
+        Some(active)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_has_the_shape_of_a_message() {
+        let order = Order::Resync(Resync { discard: "default".into(), volumes: Some(vec!["v1".into()]) });
+        let request = Request { order: order.clone(), request_id: "req-1".into() };
+        let text = request.to_text().unwrap();
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).unwrap(),
+            serde_json::json!({
+                "method": RESYNC, "args": {"discard": "default", "volumes": ["v1"]}, "request_id": "req-1"
+            })
+        );
+        assert_eq!(Request::parse(&text).unwrap(), request);
+        assert_eq!(order.method(), RESYNC);
+        let retry = Request::new(Order::Retry(Retry { volumes: None }));
+        let text = retry.to_text().unwrap();
+        assert!(text.contains(RETRY) && text.contains(r#""volumes":null"#), "{text}");
+        assert_eq!(Request::parse(&text).unwrap(), retry);
+        assert!(retry.request_id.starts_with("req-"));
+    }
+
+    #[test]
+    fn an_unknown_restriction_is_refused() {
+        let text = r#"{"method":"scoria.replication.resync","args":{"discard":"b","older_than":"1h"},"request_id":"r"}"#;
+        assert_eq!(Request::parse(text).unwrap_err().code(), Code::BadArguments);
+        let other = r#"{"method":"create_volume","args":{},"request_id":"r"}"#;
+        assert_eq!(Request::parse(other).unwrap_err().code(), Code::BadArguments);
+    }
+
+    #[test]
+    fn what_serves_a_volume_is_kept() {
+        assert_eq!(keeper("default", "b", None), Some("b"));
+        assert_eq!(keeper("b", "b", None), None, "the active site's data is never discarded");
+        assert_eq!(keeper("default", "default", Some("b")), Some("b"), "a volume that was left behind on b");
+        assert_eq!(keeper("default", "b", Some("default")), Some("b"), "only when the volume is named");
+        assert_eq!(keeper("c", "default", Some("b")), Some("b"));
+    }
+}
