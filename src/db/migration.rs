@@ -76,11 +76,41 @@ pub async fn run(db: &Db) -> Result<usize> {
     .await
 }
 
+/// The newest version this program knows.
+pub fn newest() -> i32 {
+    MIGRATIONS.last().map_or(0, |m| m.version)
+}
+
+/// The version of Scoria's tables in the database; 0 when there are none.
+///
+/// # Errors
+/// `Database`.
+pub async fn version(conn: &mut Conn) -> Result<i32> {
+    use books::scoria_schema_migrations::dsl;
+    #[derive(QueryableByName)]
+    struct Tables {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        count: i64,
+    }
+    let tables: Tables = diesel::sql_query(
+        "SELECT COUNT(*) AS count FROM information_schema.tables \
+         WHERE table_schema = DATABASE() AND table_name = 'scoria_schema_migrations'",
+    )
+    .get_result(conn)
+    .await?;
+    if tables.count == 0 {
+        return Ok(0);
+    }
+    let version: Option<i32> =
+        dsl::scoria_schema_migrations.select(diesel::dsl::max(dsl::version)).first(conn).await?;
+    Ok(version.unwrap_or(0))
+}
+
 async fn apply(conn: &mut Conn) -> Result<usize> {
     use books::scoria_schema_migrations::dsl;
     conn.batch_execute(BOOKS).await?;
     let applied: Vec<i32> = dsl::scoria_schema_migrations.select(dsl::version).load(conn).await?;
-    let newest = MIGRATIONS.last().map_or(0, |m| m.version);
+    let newest = newest();
     if let Some(unknown) = applied.iter().find(|v| **v > newest) {
         return Err(Error::new(
             Code::Config,

@@ -13,6 +13,7 @@
 //! }).await?;
 //! ```
 
+pub mod admin;
 pub mod attachment;
 pub mod backup;
 pub mod cluster;

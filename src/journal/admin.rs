@@ -23,7 +23,7 @@ const BATCH: i64 = 500;
 pub struct ListingFilter {
     /// Only those that have not ended.
     pub open_only: bool,
-    /// Only those of this backend.
+    /// Only those of this backend: `host@backend`, or `cluster@backend`.
     pub backend_host: Option<String>,
     /// Only this method.
     pub method: Option<String>,
@@ -82,7 +82,11 @@ impl Journal {
                     query = query.filter(ops::state.eq("open"));
                 }
                 if let Some(host) = &filter.backend_host {
-                    query = query.filter(ops::backend_host.eq(host));
+                    query = query.filter(
+                        ops::backend_host
+                            .eq(host)
+                            .or(sql::<Bool>("COALESCE(cluster = ").bind::<Text, _>(host).sql(", FALSE)")),
+                    );
                 }
                 if let Some(method) = &filter.method {
                     query = query.filter(ops::method.eq(method));

@@ -17,6 +17,7 @@ mod clients;
 mod lease;
 mod operation;
 mod types;
+mod submit;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,7 @@ pub use admin::{Listing, ListingFilter};
 pub use clients::RbdClient;
 pub use operation::{Operation, Step};
 pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};
+pub use submit::{Item, Progress, Submitted};
 
 use crate::db::error::is_duplicate;
 use crate::db::schema::scoria_operations as ops;
@@ -258,12 +260,16 @@ impl Journal {
             .await?;
         let mut operations = Vec::with_capacity(rows.len());
         for (row, overdue) in rows {
-            tracing::info!(
-                operation.id = row.id,
-                method = %row.method,
-                former.host = %row.owner_host,
-                "taking over an operation"
-            );
+            if row.owner.is_empty() {
+                tracing::info!(operation.id = row.id, method = %row.method, "taking an operator's order");
+            } else {
+                tracing::info!(
+                    operation.id = row.id,
+                    method = %row.method,
+                    former.host = %row.owner_host,
+                    "taking over an operation"
+                );
+            }
             let operation = Operation::new(row.into_inner(overdue, self.shared.db.clone()));
             self.hold(&owner, operation.clone(), began);
             operations.push(operation);
@@ -503,7 +509,8 @@ impl Row {
                 .reply_queue
                 .map(|queue| ReplyTo { queue, msg_id: self.reply_msg_id.unwrap_or_default() }),
             overdue,
-            former: Some(Owner { instance: self.owner, host: self.owner_host }),
+            // An order that was submitted had no owner before, and nobody's workers to fence.
+            former: (!self.owner.is_empty()).then(|| Owner { instance: self.owner, host: self.owner_host }),
             worker: None::<Worker>,
             db,
             lost: tokio_util::sync::CancellationToken::new(),

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover` and `resync` are the
-//! operations that the API and the admin tool order.
+//! operations that the API and the admin tool order; `orders` is how the latter does.
 
 pub mod enable;
 pub mod engine;

@@ -1,0 +1,247 @@
+//! An order from outside the service: journaled like a request, but owned by nobody.
+//!
+//! The operator's tool owns no Ceph connection and may be gone a second later. So it leaves an operation
+//! whose lease has run out before it began; the service of the backend finds it in its next
+//! [`Journal::adopt`] and finishes it however often either of them dies.
+
+use chrono::NaiveDateTime;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Datetime, Text};
+use diesel_async::RunQueryDsl;
+use serde_json::Value;
+
+use super::{Journal, Listing, NewOperation, Step, db_now};
+use crate::db::Conn;
+use crate::db::error::is_duplicate;
+use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
+use crate::error::{Error, Result};
+
+/// What submitting came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// It is written down under this number; the backend's service will take it.
+    New(i64),
+    /// The same order is open already, under this number; nothing was written.
+    Open(i64),
+}
+
+/// One step as [`Journal::watch`] counts it.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+struct Count {
+    #[diesel(sql_type = Text)]
+    step: String,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// An operation as a follower sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The operation.
+    pub operation: Listing,
+    /// Its own last step.
+    pub step: Option<String>,
+    /// How many of its resources (volumes) are at each step, in the order of the steps' names.
+    pub items: Vec<(String, i64)>,
+}
+
+/// A resource of an operation with its last step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// The step.
+    pub step: Step,
+    /// When it was recorded, by the database's clock.
+    pub updated_at: NaiveDateTime,
+}
+
+impl Item {
+    /// The step's name: a step whose data is a tagged value (`{"step": "failed", …}`) goes by its tag.
+    pub fn name(&self) -> &str {
+        self.step.data.get("step").and_then(Value::as_str).unwrap_or(&self.step.name)
+    }
+}
+
+/// The same in SQL.
+const STEP_NAME: &str =
+    "COALESCE(IF(JSON_VALID(data), JSON_UNQUOTE(JSON_EXTRACT(data, '$.step')), NULL), step)";
+
+impl Listing {
+    /// True for an order that no service has taken yet.
+    pub fn is_waiting(&self) -> bool {
+        self.state == "open" && self.owner.is_empty()
+    }
+
+    /// True when it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state == "closed"
+    }
+}
+
+impl Journal {
+    /// Writes an order down for the service of `new.backend_host` (any member of `new.cluster`) to adopt.
+    /// The same method with the same arguments is not ordered twice while the first is open, whatever its
+    /// request id.
+    ///
+    /// # Errors
+    /// `Internal` when the message is known already (its id must be fresh); `Database`.
+    pub async fn submit(&self, new: &NewOperation) -> Result<Submitted> {
+        self.shared
+            .db
+            .write("submit", async |conn| {
+                if let Some(open) = same_open(conn, new).await? {
+                    return Ok(Submitted::Open(open));
+                }
+                let inserted = diesel::insert_into(ops::table)
+                    .values((
+                        ops::unique_id.eq(&new.unique_id),
+                        ops::method.eq(&new.method),
+                        ops::backend_host.eq(&new.backend_host),
+                        ops::cluster.eq(&new.cluster),
+                        ops::request.eq(&new.request),
+                        ops::state.eq("open"),
+                        ops::owner.eq(""),
+                        ops::owner_host.eq(""),
+                        // The first to adopt it becomes its first owner.
+                        ops::epoch.eq(0),
+                        ops::lease_until.eq(sql::<Datetime>("UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")),
+                        ops::accepted_at.eq(db_now()),
+                        ops::updated_at.eq(db_now()),
+                    ))
+                    .execute(conn)
+                    .await;
+                match inserted {
+                    Ok(_) => {}
+                    Err(e) if is_duplicate(&e) => {
+                        return Err(Error::internal("An order was submitted under a used id"));
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+                let id =
+                    ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?;
+                Ok(Submitted::New(id))
+            })
+            .await
+    }
+
+    /// One operation, `None` when it never was or has been purged.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn find(&self, operation_id: i64) -> Result<Option<Listing>> {
+        self.shared
+            .db
+            .read("find an operation", async |conn| {
+                Ok(ops::table
+                    .filter(ops::id.eq(operation_id))
+                    .select(Listing::as_select())
+                    .first(conn)
+                    .await
+                    .optional()?)
+            })
+            .await
+    }
+
+    /// The request of an operation: the inner message without its token.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn request_of(&self, operation_id: i64) -> Result<Option<String>> {
+        self.shared
+            .db
+            .read("request of an operation", async |conn| {
+                Ok(ops::table
+                    .filter(ops::id.eq(operation_id))
+                    .select(ops::request)
+                    .first(conn)
+                    .await
+                    .optional()?)
+            })
+            .await
+    }
+
+    /// How far an operation is. Counted by the server: asking once a second costs little, however many
+    /// volumes it has.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn watch(&self, operation_id: i64) -> Result<Option<Progress>> {
+        let Some(operation) = self.find(operation_id).await? else {
+            return Ok(None);
+        };
+        self.shared
+            .db
+            .read("progress of an operation", async |conn| {
+                let own = diesel::sql_query(format!(
+                    "SELECT {STEP_NAME} AS step, CAST(1 AS SIGNED) AS count FROM scoria_operation_steps \
+                     WHERE operation_id = ? AND resource_id = ''"
+                ))
+                .bind::<BigInt, _>(operation_id)
+                .get_result::<Count>(conn)
+                .await
+                .optional()?;
+                let items: Vec<Count> = diesel::sql_query(format!(
+                    "SELECT {STEP_NAME} AS step, COUNT(*) AS count FROM scoria_operation_steps \
+                     WHERE operation_id = ? AND resource_id <> '' GROUP BY 1 ORDER BY 1"
+                ))
+                .bind::<BigInt, _>(operation_id)
+                .load(conn)
+                .await?;
+                Ok(Some(Progress {
+                    operation: operation.clone(),
+                    step: own.map(|c| c.step),
+                    items: items.into_iter().map(|c| (c.step, c.count)).collect(),
+                }))
+            })
+            .await
+    }
+
+    /// The last step of each resource of an operation with its data, its own (under an empty id) first.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn items_of(&self, operation_id: i64) -> Result<Vec<Item>> {
+        type Found = (String, String, Option<String>, NaiveDateTime);
+        let rows: Vec<Found> = self
+            .shared
+            .db
+            .read("items of an operation", async |conn| {
+                Ok(steps::table
+                    .filter(steps::operation_id.eq(operation_id))
+                    .select((steps::resource_id, steps::step, steps::data, steps::updated_at))
+                    .order(steps::resource_id)
+                    .load(conn)
+                    .await?)
+            })
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(resource_id, name, data, updated_at)| {
+                let data = data.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or(Value::Null);
+                Item { step: Step { resource_id, name, data }, updated_at }
+            })
+            .collect())
+    }
+}
+
+/// An open operation of the same backend with the same method and arguments. The rows read, and the
+/// gap where the new one goes, stay locked: of two operators who order the same at once, one waits.
+async fn same_open(conn: &mut Conn, new: &NewOperation) -> Result<Option<i64>> {
+    let asked = arguments(&new.request);
+    let query = ops::table
+        .filter(ops::state.eq("open"))
+        .filter(ops::method.eq(&new.method))
+        .select((ops::id, ops::request))
+        .order(ops::id);
+    let open: Vec<(i64, String)> = match &new.cluster {
+        Some(cluster) => query.filter(ops::cluster.eq(cluster)).for_update().load(conn).await?,
+        None => query.filter(ops::backend_host.eq(&new.backend_host)).for_update().load(conn).await?,
+    };
+    Ok(open.into_iter().find(|(_, request)| arguments(request) == asked).map(|(id, _)| id))
+}
+
+/// `args` of an inner message.
+fn arguments(request: &str) -> Option<Value> {
+    let mut message: Value = serde_json::from_str(request).ok()?;
+    message.get_mut("args").map(Value::take)
+}
