@@ -193,28 +193,36 @@ def _remove_one(ctx, name):
     rbd.RBD().remove(ctx, name)
 
 
+def _remove_all(site, pool):
+    left = {}
+    for entry in trash(site, pool):      # restored, so that its snapshots can be removed as well
+        with ioctx(site, pool, "admin") as ctx:
+            try:
+                rbd.RBD().trash_restore(ctx, entry["id"], entry["name"])
+            except rbd.Error as e:
+                left[f"{site}:{pool}/trash/{entry['name']}"] = f"{type(e).__name__}: {e}"
+    for name in images(site, pool):
+        with ioctx(site, pool, "admin") as ctx:
+            try:
+                _remove_one(ctx, name)
+            except rbd.ImageNotFound:
+                pass
+            except rbd.Error as e:
+                left[f"{site}:{pool}/{name}"] = f"{type(e).__name__}: {e}"
+    return left
+
+
 def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
     """Remove every image of both sites, whatever state it is in; what is left, with the reason."""
     end, left = time.monotonic() + seconds, {}
-    lib = rbd.RBD()
-    for site in ("a", "b"):
-        for pool in pools:
-            for entry in trash(site, pool):      # so that its snapshots can be removed as well
-                with ioctx(site, pool, "admin") as ctx:
-                    try:
-                        lib.trash_restore(ctx, entry["id"], entry["name"])
-                    except rbd.Error:
-                        pass
     while time.monotonic() < end:
         left = {}
         for site in ("a", "b"):
             for pool in pools:
-                for name in images(site, pool):
-                    with ioctx(site, pool, "admin") as ctx:
-                        try:
-                            _remove_one(ctx, name)
-                        except rbd.Error as e:
-                            left[f"{site}:{pool}/{name}"] = f"{type(e).__name__}: {e}"
+                try:
+                    left.update(_remove_all(site, pool))
+                except (rbd.Error, rados.Error) as e:      # a site that has only just started
+                    left[f"{site}:{pool}"] = f"{type(e).__name__}: {e}"
         if not left:
             return left
         time.sleep(0.5)

@@ -130,6 +130,8 @@ def publish(routing_key, body, exchange="openstack", expiration=None, content_ty
     channel.events["basic_return"].clear()
     channel.events["basic_return"].add(lambda *info: returned.append(info[1:3]))
     properties = {"content_type": content_type, "content_encoding": "utf-8", "delivery_mode": 2}
+    if isinstance(body, dict):                # bytes that JSON cannot carry
+        body = bytes.fromhex(body["hex"])
     if expiration is not None:
         properties["expiration"] = str(expiration)
     try:

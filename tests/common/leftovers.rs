@@ -124,6 +124,15 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Give up all that was made: for the end of a drill from which stock has no way back.
+    pub(crate) fn forget_everything(&self) {
+        self.stop_service();
+        self.wipe();
+        self.start_service();
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {

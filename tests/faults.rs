@@ -1,0 +1,17 @@
+//! What is accepted is never lost, and what is wrong never hurts: crashes at every kind of step, broker
+//! and database restarts under load, bad messages, backends that cannot come up.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+#[path = "faults/backends.rs"]
+mod backends;
+#[path = "faults/crash.rs"]
+mod crash;
+#[path = "faults/crash_failover.rs"]
+mod crash_failover;
+#[path = "faults/input.rs"]
+mod input;
+#[path = "faults/restarts.rs"]
+mod restarts;

@@ -1,0 +1,153 @@
+//! Failover while site A is alive: planned, so nothing may be lost and nothing may be forced.
+
+use serde_json::json;
+
+use crate::common::{CEPH, Lab, Subject, connector, full, row_str, wait_until};
+use crate::drill::*;
+
+fn there_and_back(lab: &Lab, volume_type: &str) {
+    let mut volumes = mirrored_volumes(lab, volume_type, 2);
+    fail_over(lab, &volumes);
+    for v in &volumes {
+        assert_eq!(lab.image("a", &v.id)["primary"], false, "demoted, not left as a second primary");
+    }
+    expect_served_from_b(lab, &volumes, false);
+    rewrite_on_b(lab, &mut volumes);
+    fail_back(lab, &volumes);
+    expect_served_from_a(lab, &volumes);
+    clean(lab, &volumes);
+}
+
+#[test]
+fn journal_mirrored_volumes_go_to_b_and_back() {
+    let lab = Lab::get();
+    there_and_back(&lab, "replicated");
+}
+
+#[test]
+fn snapshot_mirrored_volumes_go_to_b_and_back() {
+    let lab = Lab::get();
+    if lab.only_scoria("stock mirrors in journal mode only") {
+        there_and_back(&lab, "replicated-snapshot");
+    }
+}
+
+#[test]
+fn a_volume_that_is_not_replicated_is_out_of_reach_until_failback() {
+    let lab = Lab::get();
+    let plain = lab.volume_of_type("ceph");
+    let volumes = mirrored_volumes(&lab, "replicated", 1);
+    fail_over(&lab, &volumes);
+    let row = lab.volume(&plain);
+    assert_eq!((row_str(&row, "status"), row_str(&row, "replication_status")), ("error", "not-capable"));
+    assert_eq!(row["previous_status"], "available");
+    // New volumes cannot be placed there.
+    let refused = lab.create(json!({"volume_type": "replicated"}));
+    wait_until("no valid host", 60, || lab.volume(&refused)["status"] == "error");
+    lab.delete(&[&refused]);
+    settle(&lab, &volumes, "b");
+    fail_back(&lab, &volumes);
+    settle(&lab, &volumes, "a");
+    if lab.subject == Subject::Scoria {
+        let row = lab.volume(&plain);
+        assert_eq!((row_str(&row, "status"), row_str(&row, "replication_status")), ("available", "disabled"));
+    }
+    clean(&lab, &volumes);
+    lab.delete(&[&plain]);
+}
+
+#[test]
+fn a_volume_can_be_attached_and_deleted_while_it_is_failed_over() {
+    let lab = Lab::get();
+    let volumes = mirrored_volumes(&lab, "replicated", 2);
+    fail_over(&lab, &volumes);
+    // What goes through the scheduler (extend, snapshot) is refused there: the backend is disabled.
+    let server = "8935016b-fde4-4085-b496-7ed3396873bc";
+    let made =
+        lab.api("attachments.create", json!([volumes[1].id, connector("c1"), server]), json!({"mode": "rw"}));
+    let attachment = made["id"].as_str().unwrap();
+    lab.api("attachments.complete", json!([attachment]), json!({}));
+    lab.api("attachments.delete", json!([attachment]), json!({}));
+    settle(&lab, &volumes, "b");
+    lab.delete(&[&volumes[0].id]);
+    assert!(lab.image("b", &volumes[0].id).is_null());
+    fail_back(&lab, &volumes[1..]);
+    settle(&lab, &volumes[1..], "a");
+    clean(&lab, &volumes[1..]);
+}
+
+#[test]
+fn an_unknown_target_changes_nothing() {
+    let lab = Lab::get();
+    let volumes = mirrored_volumes(&lab, "replicated", 1);
+    order(&lab, "site-of-dreams");
+    assert_eq!(wait_decided(&lab), "enabled");
+    let row = lab.service(CEPH);
+    assert_eq!(row["disabled"], 0);
+    let row = lab.volume(&volumes[0].id);
+    if lab.subject == Subject::Scoria {
+        assert_eq!((row_str(&row, "replication_status"), row_str(&row, "status")), ("enabled", "available"));
+    }
+    assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
+    clean(&lab, &volumes);
+}
+
+#[test]
+fn volumes_whose_copy_does_not_replay_stay_on_a_and_come_along_later() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock demotes such volumes and promotes the stale copy by force") {
+        return;
+    }
+    let mut volumes = mirrored_volumes(&lab, if full() { "replicated-snapshot" } else { "replicated" }, 2);
+    lab.stop("rbd-mirror-b");
+    let late = lab.volume_of_type("replicated");
+    for v in &volumes {
+        wait_until("B's daemon is known to be away", 90, || {
+            lab.ceph("mirrored", json!({"image": format!("volume-{}", v.id), "to": "b"})) == json!(false)
+        });
+    }
+    order(&lab, "site-b");
+    wait_decided(&lab);
+    for v in &volumes {
+        assert_eq!(lab.volume(&v.id)["replication_status"], "failover-error");
+    }
+    assert_eq!(lab.volume(&late)["replication_status"], "failover-error");
+    for id in volumes.iter().map(|v| &v.id).chain([&late]) {
+        assert_eq!(lab.image("a", id)["primary"], true, "never without a primary");
+        assert_eq!(lab.try_write("a", id, 11), "ok", "still served from site A");
+        assert!(!lab.messages(id).is_empty(), "its owner is told");
+    }
+    for (n, v) in volumes.iter_mut().enumerate() {
+        v.sum = lab.write("a", &v.id, 300 + n as u32);
+    }
+
+    lab.start("rbd-mirror-b");
+    lab.wait_mirroring();
+    for (n, v) in volumes.iter().enumerate() {
+        lab.wait_mirrored(&v.id, "b");
+        lab.wait_replicated(&v.id, "a", 300 + n as u32);
+    }
+    lab.wait_mirrored(&late, "b");
+    make_acceptable(&lab);
+    order(&lab, "site-b");
+    assert_eq!(wait_decided(&lab), "failed-over");
+    for id in volumes.iter().map(|v| &v.id).chain([&late]) {
+        assert_eq!(lab.volume(id)["replication_status"], "failed-over");
+    }
+    expect_served_from_b(&lab, &volumes, false);
+    volumes.push(Known { sum: lab.checksum("b", &late), id: late });
+    settle(&lab, &volumes, "b");
+    fail_back(&lab, &volumes);
+    settle(&lab, &volumes, "a");
+    clean(&lab, &volumes);
+}
+
+/// After a failover that failed as a whole cinder-api refuses the next one; this is the way out.
+fn make_acceptable(lab: &Lab) {
+    let status = lab.service(CEPH)["replication_status"].clone();
+    if status == "failover-error" || status == "error" {
+        let out = lab.manage(&["replication", "reset", "--backend", CEPH]);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "scoria-manage replication reset: {text}");
+    }
+}

@@ -1,0 +1,155 @@
+//! Failover while site A is dead or hung, and the way back through an explicit resync.
+
+use crate::common::{CEPH, Lab, Subject, full, wait_until};
+use crate::drill::*;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Killed,
+    Hung,
+}
+
+impl Loss {
+    fn strike(self, lab: &Lab) {
+        match self {
+            Loss::Killed => lab.kill("site-a"),
+            Loss::Hung => lab.pause("site-a"),
+        }
+    }
+
+    fn mend(self, lab: &Lab) {
+        match self {
+            Loss::Killed => lab.start_site("site-a"),
+            Loss::Hung => {
+                lab.resume("site-a");
+                lab.wait_mirroring();
+            }
+        }
+    }
+}
+
+fn drill(lab: &Lab, volume_type: &str, loss: Loss, restart: bool) {
+    let mut volumes = mirrored_volumes(lab, volume_type, 3);
+    loss.strike(lab);
+    if restart {
+        lab.kill_service();
+        lab.start_service();
+        wait_until("the service is ready for a failover without site A", 90, || {
+            lab.service(CEPH)["replication_status"] == "enabled"
+        });
+    }
+    fail_over(lab, &volumes);
+    expect_served_from_b(lab, &volumes, true);
+    if lab.subject == Subject::Stock {
+        loss.mend(lab);
+        lab.forget_everything();
+        return;
+    }
+    for (n, v) in volumes.iter_mut().enumerate() {
+        v.sum = lab.write("b", &v.id, 400 + n as u32);
+    }
+
+    loss.mend(lab);
+    refused_failback(lab, &volumes);
+    resync(lab, &volumes);
+    fail_back(lab, &volumes);
+    expect_served_from_a(lab, &volumes);
+    clean(lab, &volumes);
+}
+
+/// Both sides have a primary now: going back is refused, and nothing is discarded.
+fn refused_failback(lab: &Lab, volumes: &[Known]) {
+    for v in volumes {
+        assert_eq!(lab.image("a", &v.id)["primary"], true, "the drill needs two primaries");
+    }
+    order(lab, "default");
+    wait_decided(lab);
+    for v in volumes {
+        assert_eq!(lab.volume(&v.id)["replication_status"], "failover-error");
+        assert_eq!(lab.image("a", &v.id)["primary"], true);
+        assert_eq!(lab.image("b", &v.id)["primary"], true);
+        assert_eq!(lab.checksum("b", &v.id), v.sum);
+        assert_eq!(lab.try_write("b", &v.id, 12), "ok", "still served from site B");
+    }
+    let command = "scoria-manage replication resync";
+    let reason = lab.service(CEPH)["disabled_reason"].to_string();
+    assert!(lab.service_log().contains(command) || reason.contains(command), "says which command helps");
+}
+
+/// The explicit order to discard what site A has.
+fn resync(lab: &Lab, volumes: &[Known]) {
+    let common = ["replication", "resync", "--backend", CEPH, "--discard", "default"];
+    let dry = lab.manage(&[&common[..], &["--dry-run"]].concat());
+    let text = String::from_utf8_lossy(&dry.stdout).into_owned() + &String::from_utf8_lossy(&dry.stderr);
+    assert!(dry.status.success(), "{text}");
+    for v in volumes {
+        assert!(text.contains(&v.id), "the preview names volume {}:\n{text}", v.id);
+        assert_eq!(lab.image("a", &v.id)["primary"], true, "a preview changes nothing");
+    }
+    let done = lab.manage(&[&common[..], &["--yes"]].concat());
+    let text = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{text}");
+    for v in volumes {
+        assert_eq!(lab.image("a", &v.id)["primary"], false, "{text}");
+        lab.wait_mirrored(&v.id, "a");
+        assert_eq!(lab.checksum("a", &v.id), v.sum, "site A has what was written on B");
+        assert_eq!(lab.checksum("b", &v.id), v.sum);
+    }
+}
+
+#[test]
+fn site_a_killed_journal_mode() {
+    drill(&Lab::get(), "replicated", Loss::Killed, false);
+}
+
+#[test]
+fn site_a_hung_snapshot_mode() {
+    let lab = Lab::get();
+    if lab.only_scoria("stock mirrors in journal mode only") {
+        drill(&lab, "replicated-snapshot", Loss::Hung, false);
+    }
+}
+
+#[test]
+fn site_a_hung_journal_mode() {
+    if full() {
+        drill(&Lab::get(), "replicated", Loss::Hung, false);
+    }
+}
+
+#[test]
+fn site_a_killed_snapshot_mode() {
+    if full() {
+        let lab = Lab::get();
+        if lab.only_scoria("stock mirrors in journal mode only") {
+            drill(&lab, "replicated-snapshot", Loss::Killed, false);
+        }
+    }
+}
+
+#[test]
+fn the_service_restarts_while_site_a_is_dead_and_still_fails_over() {
+    let lab = Lab::get();
+    if lab.only_scoria("stock's driver does not come up without its primary") {
+        drill(&lab, "replicated", Loss::Killed, true);
+    }
+}
+
+#[test]
+fn a_resync_without_confirmation_or_with_nothing_to_discard_does_nothing() {
+    let lab = Lab::get();
+    if !lab.only_scoria("a command of Scoria's") {
+        return;
+    }
+    let volumes = mirrored_volumes(&lab, "replicated", 1);
+    for site in ["default", "site-b"] {
+        let out = lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", site, "--dry-run"]);
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(!text.contains(&volumes[0].id), "healthy volumes are not among those to discard:\n{text}");
+    }
+    let out = lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", "nowhere", "--yes"]);
+    assert!(!out.status.success());
+    assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
+    lab.wait_mirrored(&volumes[0].id, "b");
+    clean(&lab, &volumes);
+}
