@@ -16,8 +16,8 @@ mod admin;
 mod clients;
 mod lease;
 mod operation;
-mod types;
 mod submit;
+mod types;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +34,8 @@ use uuid::Uuid;
 pub use admin::{Listing, ListingFilter};
 pub use clients::RbdClient;
 pub use operation::{Operation, Step};
-pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};
 pub use submit::{Item, Progress, Submitted};
+pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};
 
 use crate::db::error::is_duplicate;
 use crate::db::schema::scoria_operations as ops;
