@@ -416,3 +416,33 @@ async fn lost_connections_neither_lose_nor_repeat_a_request() {
     served.close().await;
     sender.close().await;
 }
+
+/// Needs `SCORIA_BROKER_RESTART`, a command that restarts the broker and returns when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_come_back_with_their_broker() {
+    let Some(bench) = bench(None) else { return };
+    let Ok(restart) = std::env::var("SCORIA_BROKER_RESTART") else {
+        eprintln!("SCORIA_BROKER_RESTART is not set: nothing tested");
+        return;
+    };
+    let worker = Arc::new(Worker::default());
+    let rpc = bench.rpc();
+    let server = rpc.serve(&bench.host, None, worker.clone());
+    server.ready().await;
+    let before = bench.cast(&rpc).await;
+    until("it is run", || worker.runs(&before) == 1).await;
+    let status = Command::new("sh").args(["-c", &restart]).status().await.unwrap();
+    assert!(status.success());
+    // Confirmed by the broker, and the queue is there: run, and run once. Casts that the broker takes
+    // before queues that died with it are declared again have nowhere to go, with stock services too.
+    until("the consumers notice", || !server.is_ready()).await;
+    server.ready().await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(bench.cast(&rpc).await);
+    }
+    until("all are run", || ids.iter().all(|id| worker.runs(id) == 1)).await;
+    assert_eq!(worker.total(), ids.len() + 1);
+    assert!(server.drain(Duration::from_secs(10)).await);
+    rpc.close().await;
+}
