@@ -28,6 +28,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of the broker on an open connection; heartbeats find a dead one later.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an open answer is checked for whether it can still come.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Longest goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection for one purpose, made again whenever it is lost.
 pub struct Link {
@@ -119,7 +123,8 @@ impl Link {
     /// Says goodbye to the broker.
     pub async fn close(&self) {
         if let Some(connection) = self.current.lock().await.connection.take() {
-            let _ = answered(connection.close(200, "OK".into())).await;
+            let goodbye = connection.close(200, "OK".into());
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
         }
     }
 
@@ -203,12 +208,45 @@ fn mechanism(login_method: &str) -> SASLMechanism {
     }
 }
 
-/// Bounds an answer of the broker: on a connection that died silently there is none.
-pub(crate) async fn answered<T>(future: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, future).await {
-        Ok(result) => result,
-        Err(_) => Err(ErrorKind::MissingHeartbeatError.into()),
+/// What an answer of the broker is awaited on.
+pub(crate) trait Alive {
+    /// False once no answer can come any more.
+    fn is_alive(&self) -> bool;
+}
+
+impl Alive for Connection {
+    fn is_alive(&self) -> bool {
+        self.status().connected()
     }
+}
+
+impl Alive for Channel {
+    fn is_alive(&self) -> bool {
+        self.status().connected()
+    }
+}
+
+/// Bounds an answer of the broker. The library's futures do not all end when their connection does, so
+/// somebody has to look whether it is still there.
+pub(crate) async fn answered<T>(
+    on: &impl Alive,
+    future: impl Future<Output = lapin::Result<T>>,
+) -> lapin::Result<T> {
+    tokio::pin!(future);
+    let until = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+    loop {
+        let alive = on.is_alive();
+        match tokio::time::timeout(LOOK_EVERY, &mut future).await {
+            Ok(result) => return result,
+            Err(_) if alive && tokio::time::Instant::now() < until => {}
+            Err(_) => return Err(ErrorKind::MissingHeartbeatError.into()),
+        }
+    }
+}
+
+/// Closes a channel politely, without waiting for long.
+pub(crate) async fn close(channel: &Channel) {
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())).await;
 }
 
 /// The error of everything here, for those who do not wait for ever.
@@ -232,6 +270,12 @@ fn is_durability_conflict(error: &lapin::Error) -> bool {
 
 pub(crate) fn is_not_found(error: &lapin::Error) -> bool {
     has_code(error, NOT_FOUND)
+}
+
+/// The answer for a queue whose node is down.
+fn is_missing_queue(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e) if e.get_id() == NOT_FOUND
+        && e.get_message().as_str().contains(" queue "))
 }
 
 fn table(arguments: &Arguments) -> FieldTable {
@@ -272,7 +316,7 @@ pub(crate) async fn declare_exchange(connection: &Connection, exchange: &Exchang
 }
 
 async fn try_exchange(connection: &Connection, exchange: &Exchange) -> lapin::Result<()> {
-    let channel = answered(connection.create_channel()).await?;
+    let channel = answered(connection, connection.create_channel()).await?;
     exchange_on(&channel, exchange).await?;
     close(&channel).await;
     Ok(())
@@ -288,12 +332,15 @@ async fn exchange_on(channel: &Channel, exchange: &Exchange) -> lapin::Result<()
         auto_delete: exchange.auto_delete,
         ..Default::default()
     };
-    answered(channel.exchange_declare(exchange.name.as_str().into(), kind, options, FieldTable::default()))
-        .await
+    answered(
+        channel,
+        channel.exchange_declare(exchange.name.as_str().into(), kind, options, FieldTable::default()),
+    )
+    .await
 }
 
 /// Declares a queue with its exchange, and binds it. As upstream: a conflict about durability makes both
-/// non-durable; a queue whose node is down is deleted and declared again.
+/// non-durable; a queue that is not durable and whose node is down is deleted and declared again.
 pub(crate) async fn declare_queue(connection: &Connection, queue: &Queue) -> lapin::Result<()> {
     match try_queue(connection, queue).await {
         Err(error) if queue.durable && is_durability_conflict(&error) => {
@@ -312,13 +359,15 @@ pub(crate) async fn declare_queue(connection: &Connection, queue: &Queue) -> lap
                 other => other,
             }
         }
-        Err(error) if is_not_found(&error) => {
+        // A durable queue comes back with its node, and holds requests: it is waited for, not deleted.
+        Err(error) if !queue.durable && is_missing_queue(&error) => {
             tracing::warn!(
                 amqp.queue = %queue.name, error = %error,
                 "the queue is on a node that is down: deleting it and declaring it again"
             );
-            let channel = answered(connection.create_channel()).await?;
-            let _ = answered(channel.queue_delete(queue.name.as_str().into(), Default::default())).await;
+            let channel = answered(connection, connection.create_channel()).await?;
+            let _ = answered(&channel, channel.queue_delete(queue.name.as_str().into(), Default::default()))
+                .await;
             try_queue(connection, queue).await
         }
         other => other,
@@ -326,7 +375,7 @@ pub(crate) async fn declare_queue(connection: &Connection, queue: &Queue) -> lap
 }
 
 async fn try_queue(connection: &Connection, queue: &Queue) -> lapin::Result<()> {
-    let channel = answered(connection.create_channel()).await?;
+    let channel = answered(connection, connection.create_channel()).await?;
     exchange_on(&channel, &queue.exchange).await?;
     let options = lapin::options::QueueDeclareOptions {
         durable: queue.durable,
@@ -334,21 +383,20 @@ async fn try_queue(connection: &Connection, queue: &Queue) -> lapin::Result<()> 
         ..Default::default()
     };
     let name: lapin::types::ShortString = queue.name.as_str().into();
-    answered(channel.queue_declare(name.clone(), options, table(&queue.arguments))).await?;
-    answered(channel.queue_bind(
-        name,
-        queue.exchange.name.as_str().into(),
-        queue.routing_key.as_str().into(),
-        Default::default(),
-        FieldTable::default(),
-    ))
+    answered(&channel, channel.queue_declare(name.clone(), options, table(&queue.arguments))).await?;
+    answered(
+        &channel,
+        channel.queue_bind(
+            name,
+            queue.exchange.name.as_str().into(),
+            queue.routing_key.as_str().into(),
+            Default::default(),
+            FieldTable::default(),
+        ),
+    )
     .await?;
     close(&channel).await;
     Ok(())
-}
-
-async fn close(channel: &Channel) {
-    let _ = answered(channel.close(200, "OK".into())).await;
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ use crate::rpc::topology::Queue;
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
 /// Upstream's 0 means without limit, which would let one member of a cluster take every message.
 const DEFAULT_PREFETCH: u16 = 100;
+/// How often a channel that says nothing is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A message and what ties it to its channel.
 pub(crate) struct Received {
@@ -90,21 +92,24 @@ impl Consumer {
         for queue in &self.queues {
             connection::declare_queue(&live.connection, queue).await?;
         }
-        let channel = answered(live.connection.create_channel()).await?;
+        let channel = answered(&*live.connection, live.connection.create_channel()).await?;
         let prefetch = match self.link.config().prefetch {
             0 => DEFAULT_PREFETCH,
             count => count,
         };
-        answered(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        answered(&channel, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let mut tags = Vec::with_capacity(self.queues.len());
         let mut streams = Vec::with_capacity(self.queues.len());
         for queue in &self.queues {
-            let consumer = answered(channel.basic_consume(
-                queue.name.as_str().into(),
-                "".into(),
-                BasicConsumeOptions::default(),
-                connection::consumer_table(queue),
-            ))
+            let consumer = answered(
+                &channel,
+                channel.basic_consume(
+                    queue.name.as_str().into(),
+                    "".into(),
+                    BasicConsumeOptions::default(),
+                    connection::consumer_table(queue),
+                ),
+            )
             .await?;
             tags.push(consumer.tag());
             // A consumer that the broker cancels just ends: that must not go unnoticed among others.
@@ -118,11 +123,17 @@ impl Consumer {
         let channel_lost = CancellationToken::new();
         let _abandon = channel_lost.clone().drop_guard();
         let pending = TaskTracker::new();
+        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let message = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 message = consuming.messages.next() => message,
+                // A stream is not sure to end with its channel.
+                _ = look.tick() => match consuming.channel.status().connected() {
+                    true => continue,
+                    false => return Err(lapin::ErrorKind::MissingHeartbeatError.into()),
+                },
             };
             match message.flatten() {
                 Some(Ok(delivery)) => receive(Received {
@@ -142,16 +153,19 @@ impl Consumer {
     /// Takes no more messages, lets those being accepted be acknowledged, and gives the rest back.
     async fn wind_down(&self, channel: &Channel, tags: &[ShortString], pending: &TaskTracker) {
         for tag in tags {
-            let _ = answered(channel.basic_cancel(tag.clone(), BasicCancelOptions::default())).await;
+            let _ = answered(channel, channel.basic_cancel(tag.clone(), BasicCancelOptions::default())).await;
         }
         pending.close();
         if tokio::time::timeout(ACCEPT_LIMIT, pending.wait()).await.is_err() {
             tracing::warn!("messages that could not be journalled in time go back to their queue");
         }
         for queue in self.queues.iter().filter(|q| q.is_temporary) {
-            let _ = answered(channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()))
-                .await;
+            let _ = answered(
+                channel,
+                channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()),
+            )
+            .await;
         }
-        let _ = answered(channel.close(200, "OK".into())).await;
+        connection::close(channel).await;
     }
 }

@@ -198,7 +198,7 @@ impl Publisher {
             mandatory: matches!(to, Destination::Reply(_)),
             ..BasicPublishOptions::default()
         };
-        let confirmation = answered(async {
+        let confirmation = answered(&channel, async {
             channel
                 .basic_publish(
                     exchange.as_str().into(),
@@ -279,8 +279,8 @@ impl Publisher {
                 None => break,
             }
         }
-        let channel = answered(live.connection.create_channel()).await?;
-        answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let channel = answered(&*live.connection, live.connection.create_channel()).await?;
+        answered(&channel, channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 

@@ -357,8 +357,13 @@ fn flatten(outcome: std::thread::Result<Result<Value>>) -> Result<Value> {
 
 /// Acknowledges; false when the channel is gone, and the message will come again.
 async fn acknowledge(received: Received) -> bool {
-    let Received { delivery, pending, .. } = received;
-    let acknowledged = delivery.ack(BasicAckOptions::default()).await;
+    let Received { delivery, pending, channel_lost } = received;
+    let acknowledged = tokio::select! {
+        biased;
+        acknowledged = delivery.ack(BasicAckOptions::default()) => acknowledged.map_err(|e| e.to_string()),
+        // The library's future is not sure to end with its connection.
+        () = channel_lost.cancelled() => Err("the channel is gone".to_owned()),
+    };
     drop(pending);
     if let Err(error) = &acknowledged {
         tracing::warn!(error = %error, "cannot acknowledge: the broker will deliver the message again");
