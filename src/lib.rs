@@ -4,6 +4,7 @@
 //! model`, and no arrow points back. ARCHITECTURE.md walks through two requests end to end.
 
 pub mod backend;
+pub mod cli;
 pub mod config;
 pub mod context;
 pub mod db;

@@ -1,0 +1,77 @@
+//! `operation`: the journal for people.
+
+use clap::Subcommand;
+
+use super::follow::{self, View};
+use super::output::{table, time};
+use super::{Context, Report};
+use crate::error::Result;
+use crate::journal::ListingFilter;
+
+/// Actions of `operation`.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum Action {
+    /// Operations, newest first
+    List {
+        /// Only those that have not ended
+        #[arg(long)]
+        open: bool,
+        /// Only those of HOST@BACKEND or CLUSTER@BACKEND
+        #[arg(long, value_name = "BACKEND")]
+        backend: Option<String>,
+        /// Only this RPC method, e.g. failover_host
+        #[arg(long)]
+        method: Option<String>,
+        /// Only those about this volume or snapshot
+        #[arg(long, value_name = "ID")]
+        resource: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+    /// One operation with its steps; fails (1) when the operation or one of its volumes has failed
+    Show {
+        /// Number of the operation
+        id: i64,
+        /// List every volume, not only those that failed
+        #[arg(long)]
+        all: bool,
+        /// Watch it to its end
+        #[arg(long, conflicts_with = "all")]
+        follow: bool,
+    },
+}
+
+pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
+    context.require_tables().await?;
+    match action {
+        Action::List { open, backend, method, resource, limit } => {
+            let filter = ListingFilter {
+                open_only: open,
+                backend_host: backend,
+                method,
+                resource_id: resource,
+                limit,
+            };
+            let found = context.journal.list(&filter).await?;
+            let rows = found.iter().map(|row| {
+                [
+                    row.id.to_string(),
+                    row.method.clone(),
+                    row.cluster.clone().unwrap_or_else(|| row.backend_host.clone()),
+                    row.resource_id.clone().unwrap_or_default(),
+                    row.outcome.clone().unwrap_or_else(|| follow::state(row).to_owned()),
+                    row.owner_host.clone(),
+                    time(Some(row.accepted_at)),
+                    time(row.closed_at),
+                ]
+            });
+            let head = ["ID", "Method", "Backend", "Resource", "State", "On", "Accepted", "Ended"];
+            let views: Vec<View> = found.iter().map(View::from).collect();
+            Report::new(table(head, rows), &views)
+        }
+        Action::Show { id, follow: true, .. } => follow::follow(context, id).await,
+        Action::Show { id, all, follow: false } => follow::report(context, id, all).await,
+    }
+}

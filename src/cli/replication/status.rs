@@ -1,0 +1,245 @@
+//! `replication status`: everything about a failover on one page.
+
+use std::collections::BTreeMap;
+
+use chrono::NaiveDateTime;
+use serde::Serialize;
+
+use super::super::backend::{enabled, heartbeat};
+use super::super::follow::{View as OperationView, progress_line};
+use super::super::output::{counts, facts, time, volumes};
+use super::super::target::Target;
+use super::super::{Context, Report};
+use crate::db::admin;
+use crate::error::Result;
+use crate::journal::{ListingFilter, Progress};
+use crate::replication::orders::ALL;
+
+#[derive(Debug, Serialize)]
+struct View {
+    backend: String,
+    services: Vec<ServiceView>,
+    cluster: Option<admin::Fields>,
+    active_site: String,
+    sites: Option<Vec<String>>,
+    accepts_failover: bool,
+    volumes: BTreeMap<String, i64>,
+    strays: Vec<Stray>,
+    operation: Option<Operation>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServiceView {
+    host: String,
+    up: bool,
+    heartbeat_age_seconds: Option<i64>,
+    #[serde(flatten)]
+    fields: admin::Fields,
+}
+
+#[derive(Debug, Serialize)]
+struct Stray {
+    volume: String,
+    site: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Operation {
+    #[serde(flatten)]
+    view: OperationView,
+    volumes: BTreeMap<String, i64>,
+    #[serde(skip)]
+    line: String,
+}
+
+pub(super) async fn run(context: &Context, backend: Option<&str>) -> Result<Report> {
+    let targets = match backend {
+        Some(name) => vec![Target::find(context, name).await?],
+        None => Target::all(context).await?,
+    };
+    let now = crate::db::now();
+    let mut views = Vec::with_capacity(targets.len());
+    for target in &targets {
+        views.push(view(context, target, now).await?);
+    }
+    let text = if views.is_empty() {
+        "There is no backend: none is configured here and no volume service has run.".to_owned()
+    } else {
+        views.iter().map(render).collect::<Vec<_>>().join("\n\n")
+    };
+    Report::new(text, &views)
+}
+
+async fn view(context: &Context, target: &Target, now: NaiveDateTime) -> Result<View> {
+    let scope = &target.scope;
+    let (volumes, strays) = context
+        .db
+        .read("volumes of a backend", async |conn| {
+            Ok((admin::replication_counts(conn, scope).await?, admin::strays(conn, scope).await?))
+        })
+        .await?;
+    let operation = latest(context, target).await?.map(|progress| Operation {
+        view: OperationView::from(&progress.operation),
+        line: line(&progress),
+        volumes: progress.items.into_iter().collect(),
+    });
+    let services: Vec<ServiceView> = target
+        .services
+        .iter()
+        .map(|service| ServiceView {
+            host: service.host.clone(),
+            up: super::super::output::is_up(service.updated_at, now, context.config.service_down_time),
+            heartbeat_age_seconds: super::super::output::age(service.updated_at, now),
+            fields: service.into(),
+        })
+        .collect();
+    // cinder-api asks the cluster's row and every member's.
+    let accepts =
+        |f: &admin::Fields| matches!(f.replication_status.as_deref(), Some("enabled" | "failed-over"));
+    let cluster: Option<admin::Fields> = target.cluster.as_ref().map(Into::into);
+    Ok(View {
+        backend: target.name().to_owned(),
+        accepts_failover: !services.is_empty()
+            && services.iter().all(|s| accepts(&s.fields))
+            && cluster.as_ref().is_none_or(accepts),
+        services,
+        cluster,
+        active_site: target.active_site(),
+        sites: target.sites(),
+        volumes,
+        strays: strays.into_iter().map(|(volume, site)| Stray { volume, site }).collect(),
+        operation,
+    })
+}
+
+/// The replication operation that is open, or the last one that was.
+async fn latest(context: &Context, target: &Target) -> Result<Option<Progress>> {
+    let open = context.journal.open_methods(&target.scope, ALL).await?;
+    let mut id = open.first().map(|row| row.id);
+    if id.is_none() {
+        for method in ALL {
+            let filter = ListingFilter {
+                backend_host: Some(target.name().to_owned()),
+                method: Some((*method).to_owned()),
+                limit: 1,
+                ..ListingFilter::default()
+            };
+            let last = context.journal.list(&filter).await?.first().map(|row| row.id);
+            id = id.max(last);
+        }
+    }
+    match id {
+        Some(id) => context.journal.watch(id).await,
+        None => Ok(None),
+    }
+}
+
+fn line(progress: &Progress) -> String {
+    let row = &progress.operation;
+    let when = match row.closed_at {
+        Some(closed) => format!("ended {}", time(Some(closed))),
+        None => format!("since {}", time(Some(row.accepted_at))),
+    };
+    format!("{}; {when}", progress_line(progress).trim_start_matches("operation "))
+}
+
+fn render(view: &View) -> String {
+    let mut rows: Vec<(&str, Option<String>)> = vec![("Backend", Some(view.backend.clone()))];
+    if let Some(cluster) = &view.cluster {
+        rows.push(("Cluster", Some(fields(cluster))));
+    }
+    for service in &view.services {
+        let name = if view.services.len() > 1 { format!("{}: ", service.host) } else { String::new() };
+        let beat = heartbeat(service.up, service.heartbeat_age_seconds);
+        rows.push(("Service", Some(format!("{name}{beat}; {}", fields(&service.fields)))));
+    }
+    if view.services.is_empty() {
+        rows.push(("Service", Some("never ran".to_owned())));
+    }
+    let sites = match &view.sites {
+        Some(sites) if sites.len() > 1 => format!(" of {}", sites.join(", ")),
+        Some(_) => " (no replication_device)".to_owned(),
+        None => " (its configuration is not read here)".to_owned(),
+    };
+    rows.push(("Active site", Some(format!("{}{sites}", view.active_site))));
+    let replicated = view.sites.as_ref().is_none_or(|s| s.len() > 1);
+    rows.push((
+        "Failover",
+        replicated.then(|| match view.accepts_failover {
+            true => "accepted by cinder-api".to_owned(),
+            false => "refused by cinder-api until the row is enabled or failed-over".to_owned(),
+        }),
+    ));
+    let all = counts(view.volumes.iter().map(|(s, n)| (s.as_str(), *n)));
+    rows.push(("Volumes", Some(if all.is_empty() { "none".to_owned() } else { all })));
+    rows.push(("Strays", strays(&view.strays)));
+    rows.push(("Operation", view.operation.as_ref().map(|o| o.line.clone())));
+    facts(rows)
+}
+
+fn fields(fields: &admin::Fields) -> String {
+    let frozen = if fields.frozen { ", frozen" } else { "" };
+    let status = fields.replication_status.as_deref().unwrap_or("no replication status");
+    format!("{status}, {}{frozen}", enabled(fields.disabled, fields.disabled_reason.as_deref()))
+}
+
+/// `2 volumes served from default: v1, v2`, a line a site.
+fn strays(strays: &[Stray]) -> Option<String> {
+    /// Volumes named before it is enough.
+    const NAMED: usize = 5;
+    let mut sites: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for stray in strays {
+        sites.entry(&stray.site).or_default().push(&stray.volume);
+    }
+    let lines: Vec<String> = sites
+        .into_iter()
+        .map(|(site, ids)| {
+            let named = ids.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+            let more = if ids.len() > NAMED { ", …" } else { "" };
+            format!("{} still served from {site}: {named}{more}", volumes(ids.len()))
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_what_counts() {
+        let stuck = admin::Fields {
+            replication_status: Some("failover-error".into()),
+            disabled: true,
+            disabled_reason: Some("failed-over".into()),
+            ..admin::Fields::default()
+        };
+        let view = View {
+            backend: "node1@ceph".into(),
+            services: vec![ServiceView {
+                host: "node1@ceph".into(),
+                up: true,
+                heartbeat_age_seconds: Some(3),
+                fields: stuck,
+            }],
+            cluster: None,
+            active_site: "default".into(),
+            sites: Some(vec!["default".into(), "b".into()]),
+            accepts_failover: false,
+            volumes: BTreeMap::from([("failover-error".into(), 2), ("enabled".into(), 7)]),
+            strays: vec![Stray { volume: "v1".into(), site: "b".into() }],
+            operation: None,
+        };
+        let text = render(&view);
+        for expected in [
+            "up, 3s ago; failover-error, disabled (failed-over)",
+            "default of default, b",
+            "refused by cinder-api",
+            "enabled 7, failover-error 2",
+            "1 volume still served from b: v1",
+        ] {
+            assert!(text.contains(expected), "{expected} in\n{text}");
+        }
+        assert!(!text.contains("Operation"), "{text}");
+    }
+}
