@@ -28,6 +28,10 @@ use crate::rpc::{Rpc, Server};
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
 
+/// How long the start waits for the first answer of a site: long enough for one that is well, short for one
+/// that hangs. The report goes on asking.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+
 /// Periods of a backend's tasks.
 #[derive(Debug, Clone)]
 pub struct Periods {
@@ -77,7 +81,10 @@ impl Running {
             .read("allocated capacity", async |conn| db::volume::allocated_by_pool(conn, &scope).await)
             .await?;
         backend.set_allocated(allocated);
-        backend.refresh_report().await;
+        if tokio::time::timeout(FIRST_LOOK, backend.refresh_report()).await.is_err() {
+            let reason = format!("site {} does not answer yet", backend.active_name());
+            backend.set_condition(Condition::Down { reason });
+        }
         settle_replication_status(&backend).await?;
 
         let stop = CancellationToken::new();
