@@ -316,19 +316,20 @@ impl Backend {
         }
     }
 
-    /// Fails unless the backend can work on volumes.
+    /// Fails when the backend has never been able to work on volumes (upstream's "driver not
+    /// initialized"). One that has been up and does not answer now is worth trying: each call to Ceph has
+    /// its deadline, and a site that is slow for a moment must not turn requests into errors.
     ///
     /// # Errors
     /// `DriverNotInitialized` with the reason.
     pub fn require_up(&self) -> Result<()> {
-        match self.condition() {
-            Condition::Up => Ok(()),
-            Condition::Starting => Err(Error::new(Code::DriverNotInitialized, "Volume driver not ready.")
-                .detail("it is still starting")),
-            Condition::Down { reason } => {
-                Err(Error::new(Code::DriverNotInitialized, "Volume driver not ready.").detail(reason))
-            }
-        }
+        let reason = match self.condition() {
+            Condition::Up => return Ok(()),
+            _ if self.was_ever_up() => return Ok(()),
+            Condition::Starting => "it is still starting".to_owned(),
+            Condition::Down { reason } => reason,
+        };
+        Err(Error::new(Code::DriverNotInitialized, "Volume driver not ready.").detail(reason))
     }
 
     // ---- the service row ----------------------------------------------------------------------

@@ -23,7 +23,8 @@ use crate::db::service::{Registration, ServiceChanges};
 use crate::error::Result;
 use crate::model::ReplicationStatus;
 use crate::replication::{orders, target};
-use crate::rpc::{Rpc, Server};
+use crate::rpc::{Rpc, Server, synthetic};
+use crate::volume::cleanup;
 
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
@@ -101,6 +102,12 @@ impl Running {
             warn!(backend = backend.host(), %error, "could not send the answers that a former instance owed");
         }
         recovery.look().await?;
+        let context = RequestContext::admin();
+        let unfinished = cleanup::at_start(&backend, &context, &synthetic::delete_volume).await?;
+        if !unfinished.is_empty() {
+            let backend = backend.clone();
+            recovered.spawn(async move { cleanup::finish(&backend, &context, unfinished).await });
+        }
         let server = rpc.serve(backend.host(), backend.config.cluster.as_deref(), handler);
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::logging::LogHandle;
+use super::unserved;
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
@@ -24,8 +25,8 @@ use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
 use crate::replication::failover;
 use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
-use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource};
-use crate::volume::{attach, connect, create, delete, extend, snapshot};
+use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
+use crate::volume::{attach, cleanup, connect, create, delete, extend, snapshot};
 
 /// Serves the requests of one backend.
 pub struct BackendHandler {
@@ -206,7 +207,17 @@ impl BackendHandler {
             }
             Method::FreezeHost => self.freeze(operation, true).await,
             Method::ThawHost => self.freeze(operation, false).await,
-            _ => Err(crate::rpc::fault::no_such_method(name)),
+            Method::DoCleanup(a) => {
+                let request = cleanup::Cleanup {
+                    service_id: a.service_id,
+                    resource_type: a.resource_type.clone(),
+                    resource_id: a.resource_id.clone(),
+                    until: a.until,
+                };
+                cleanup::do_cleanup(backend, context, operation, request, &synthetic::delete_volume).await?;
+                Ok(Value::Null)
+            }
+            other => unserved::settle(backend, context, operation, other, name).await,
         }
     }
 

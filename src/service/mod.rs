@@ -6,4 +6,5 @@ pub mod handler;
 pub mod logging;
 pub mod orders;
 pub mod recovery;
+mod unserved;
 pub mod volume;

@@ -263,14 +263,22 @@ async fn succeed(
         shared_targets: Some(Some(false)),
         ..changes.clone()
     };
-    let after = backend
+    let ended = backend
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
             db::volume::transition(conn, &volume.id, event, &changes).await?;
             db::worker::release_resource(conn, "Volume", &volume.id, service.id).await?;
             db::volume::get(conn, &volume.id).await
         })
-        .await?;
+        .await;
+    let after = match ended {
+        // Its row was removed meanwhile (`cinder-manage volume delete`): nobody would ever delete the image.
+        Err(gone) if gone.code() == Code::VolumeNotFound => {
+            undo(backend, volume).await;
+            return Err(gone);
+        }
+        ended => ended?,
+    };
     info!(volume.id = volume.id, "volume created");
     backend.notify_volume(context, "create.end", &after).await;
     Ok(())

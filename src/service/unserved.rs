@@ -1,0 +1,95 @@
+//! Requests that this service does not serve yet, handed to what settles their resources.
+//!
+//! A cast that is merely dropped leaves a volume in `retyping` or `uploading` for ever. Each one therefore
+//! has a function in `volume::unserved` that ends it as Cinder ends that request's failure; a call is
+//! answered as an unknown method, because its caller is waiting.
+
+use serde_json::Value;
+
+use crate::backend::Backend;
+use crate::context::RequestContext;
+use crate::error::Result;
+use crate::journal::Operation;
+use crate::rpc::Method;
+use crate::rpc::fault::no_such_method;
+use crate::volume::extend::Extend;
+use crate::volume::unserved::{self, GroupReplication};
+
+/// Settles the request.
+///
+/// # Errors
+/// `NoSuchMethod` for calls; otherwise only when nothing could be recorded.
+pub(super) async fn settle(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    method: &Method,
+    name: &'static str,
+) -> Result<Value> {
+    let (b, c, o) = (backend, context, operation);
+    match method {
+        Method::RevertToSnapshot(a) => {
+            unserved::revert_to_snapshot(b, c, o, &a.volume.volume.id, &a.snapshot.snapshot.id).await
+        }
+        Method::CopyVolumeToImage(a) => {
+            let image = a.image_meta.get("id").and_then(Value::as_str).unwrap_or_default();
+            unserved::copy_volume_to_image(b, c, o, &a.volume_id, image).await
+        }
+        Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
+        Method::MigrateVolume(a) => unserved::migrate_volume(b, c, o, &a.volume.volume.id).await,
+        Method::Retype(a) => {
+            let request = unserved::Retype {
+                volume_id: a.volume.volume.id.clone(),
+                reservations: a.reservations.clone(),
+                old_reservations: a.old_reservations.clone(),
+            };
+            unserved::retype(b, c, o, request).await
+        }
+        Method::ExtendVolumeCompletion(a) => {
+            let request = Extend {
+                volume_id: a.volume.volume.id.clone(),
+                new_size: a.new_size,
+                reservations: a.reservations.clone(),
+            };
+            unserved::extend_completion(b, c, o, request, a.error).await
+        }
+        Method::ManageExisting(a) => unserved::manage_existing(b, c, o, &a.volume.volume.id).await,
+        Method::ManageExistingSnapshot(a) => {
+            unserved::manage_existing_snapshot(b, c, o, &a.snapshot.snapshot.id).await
+        }
+        Method::GetBackupDevice(a) if o.reply_to().is_none() => {
+            let request = unserved::BackupDevice {
+                backup_id: a.backup.id.clone(),
+                volume_id: a.backup.volume_id.clone(),
+                snapshot_id: a.backup.snapshot_id.clone(),
+            };
+            unserved::get_backup_device(b, c, o, request).await
+        }
+        Method::AcceptTransfer(a) => unserved::accept_transfer(b, &a.volume_id).await,
+        Method::CreateGroup { group } => unserved::create_group(b, c, o, &group.group.id).await,
+        Method::CreateGroupFromSource(a) => {
+            unserved::create_group_from_source(b, c, o, &a.group.group.id).await
+        }
+        Method::DeleteGroup { group } => unserved::delete_group(b, c, o, &group.group.id).await,
+        Method::UpdateGroup(a) => {
+            unserved::update_group(b, c, o, &a.group.group.id, &a.add_volumes, &a.remove_volumes).await
+        }
+        Method::CreateGroupSnapshot { group_snapshot: s } => {
+            unserved::create_group_snapshot(b, c, o, &s.group_snapshot.id).await
+        }
+        Method::DeleteGroupSnapshot { group_snapshot: s } => {
+            unserved::delete_group_snapshot(b, c, o, &s.group_snapshot.id).await
+        }
+        Method::EnableReplication { group } => {
+            unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Enable).await
+        }
+        Method::DisableReplication { group } => {
+            unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Disable).await
+        }
+        Method::FailoverReplication(a) => {
+            unserved::group_replication(b, c, o, &a.group.group.id, GroupReplication::Failover).await
+        }
+        _ => return Err(no_such_method(name)),
+    }?;
+    Ok(Value::Null)
+}
