@@ -11,7 +11,7 @@ use diesel_async::RunQueryDsl;
 
 use super::schema::{group_type_specs, groups, snapshots, volumes};
 use super::volume::{CHUNK, VolumeRow};
-use super::{Conn, InScope, now};
+use super::{Conn, InScope, fitting, now};
 use crate::error::Result;
 use crate::model::transition::{self, SnapshotEvent, VolumeEvent};
 use crate::model::{ReplicationStatus, Scope, Volume};
@@ -130,17 +130,18 @@ pub async fn set_replication_status(conn: &mut Conn, ids: &[String], to: Replica
     Ok(changed)
 }
 
-/// Writes what an operator should know about these volumes' replication (`replication_extended_status`, at
-/// most 255 characters); `None` clears it.
+/// Writes what an operator should know about these volumes' replication (`replication_extended_status`, cut
+/// at 255 characters); `None` clears it.
 ///
 /// # Errors
 /// `Database`.
 pub async fn set_extended_status(conn: &mut Conn, ids: &[String], text: Option<&str>) -> Result<()> {
+    let text = text.map(|t| fitting(t, 255));
     for chunk in ids.chunks(CHUNK) {
         diesel::update(volumes::table)
             .filter(volumes::id.eq_any(chunk))
             .filter(volumes::deleted.eq(false))
-            .set(volumes::replication_extended_status.eq(text))
+            .set(volumes::replication_extended_status.eq(&text))
             .execute(conn)
             .await?;
     }

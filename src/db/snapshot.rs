@@ -1,4 +1,4 @@
-//! The `snapshots` table and its metadata. Status changes go through [`transition`], as for volumes.
+//! The `snapshots` table and its metadata. Status changes go through [`transition()`], as for volumes.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,6 +1,6 @@
 //! The `volumes` table and its metadata.
 //!
-//! A volume's status is written by [`transition`] alone: a conditional UPDATE rendered from
+//! A volume's status is written by [`transition()`] alone: a conditional UPDATE rendered from
 //! `model::transition`, so that a reset by an administrator or a delete that came in between is never
 //! overwritten by a late answer. Everything else about a volume goes through [`update`].
 
@@ -246,11 +246,11 @@ pub async fn transition(
     apply(conn, id, event, arrow.from, arrow.to, changes).await
 }
 
-/// Like [`transition`], for an event whose resulting status is decided by the caller (the table has
+/// Like [`transition()`], for an event whose resulting status is decided by the caller (the table has
 /// `to: None`): `StillReserved`, `Recovered`, `RetypeAborted`.
 ///
 /// # Errors
-/// As [`transition`]; `Internal` when the table names the status itself.
+/// As [`transition()`]; `Internal` when the table names the status itself.
 pub async fn transition_to(
     conn: &mut Conn,
     id: &str,

@@ -100,6 +100,16 @@ async fn failed_volumes_remember_their_status_and_come_back_to_it() {
     );
     assert_eq!(test.row("SELECT status FROM snapshots").await, ["available"]);
 
+    let long = "\u{1F980}x".repeat(200);
+    test.db
+        .write("t", async |conn| failover::set_extended_status(conn, &fine, Some(&long)).await)
+        .await
+        .unwrap();
+    let row = test
+        .row(&format!("SELECT CHAR_LENGTH(replication_extended_status) FROM volumes WHERE id='{}'", fine[0]))
+        .await;
+    assert_eq!(row, ["255"]);
+
     let changes = VolumeChanges { size: Some(7), ..VolumeChanges::default() };
     let extended = test
         .db
