@@ -351,9 +351,11 @@ pub(crate) async fn declare_queue(connection: &Connection, queue: &Queue) -> lap
             );
             let mut fallback = queue.clone();
             fallback.exchange.durable = false;
+            fallback.durable = false;
             match try_queue(connection, &fallback).await {
-                Err(error) if is_durability_conflict(&error) => {
-                    fallback.durable = false;
+                // Upstream stops here; but a quorum queue cannot be non-durable, only its exchange.
+                Err(error) if has_code(&error, PRECONDITION_FAILED) => {
+                    fallback.durable = true;
                     try_queue(connection, &fallback).await
                 }
                 other => other,
