@@ -200,11 +200,10 @@ fn check_version(found: i32, known: i32) -> Result<()> {
     Err(Error::new(Code::Config, text))
 }
 
-/// Where oslo.config looks for project `cinder` when nothing is named, as far as packages use it.
-fn default_sources(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
+/// The file that the service reads when none is named.
+fn default_file(root: &Path) -> Option<PathBuf> {
     let file = root.join("etc/cinder/cinder.conf");
-    let dir = root.join("etc/cinder/cinder.conf.d");
-    (file.is_file().then_some(file).into_iter().collect(), dir.is_dir().then_some(dir).into_iter().collect())
+    file.is_file().then_some(file)
 }
 
 /// Runs one command.
@@ -212,15 +211,15 @@ fn default_sources(root: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
 /// # Errors
 /// What was refused or failed, in words for the operator.
 pub async fn run(arguments: Arguments) -> Result<Report> {
-    let Arguments { config_files: mut files, config_dirs: mut dirs, category, .. } = arguments;
+    let Arguments { config_files: mut files, config_dirs: dirs, category, .. } = arguments;
+    if files.is_empty() {
+        files.extend(default_file(Path::new("/")));
+    }
     if files.is_empty() && dirs.is_empty() {
-        (files, dirs) = default_sources(Path::new("/"));
-        if files.is_empty() && dirs.is_empty() {
-            return Err(Error::new(
-                Code::Config,
-                "There is no /etc/cinder/cinder.conf; name the service's configuration with --config-file",
-            ));
-        }
+        return Err(Error::new(
+            Code::Config,
+            "There is no /etc/cinder/cinder.conf; name the service's configuration with --config-file",
+        ));
     }
     if let Category::Config(action) = category {
         return config::run(&action, &files, &dirs);
@@ -270,11 +269,11 @@ mod tests {
     #[test]
     fn the_packaged_configuration_is_found() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(default_sources(root.path()), (vec![], vec![]));
+        assert_eq!(default_file(root.path()), None);
         std::fs::create_dir_all(root.path().join("etc/cinder")).unwrap();
         let file = root.path().join("etc/cinder/cinder.conf");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(default_sources(root.path()), (vec![file], vec![]));
+        assert_eq!(default_file(root.path()), Some(file));
     }
 
     #[test]
