@@ -106,7 +106,13 @@ async fn images() {
         order: 22,
     };
     a.call(copy.clone()).await.unwrap();
-    assert_eq!(kind(a.call(copy).await), RbdErrorKind::Exists);
+    assert_eq!(kind(a.call(copy.clone()).await), RbdErrorKind::Exists);
+    // Another order brings no striping with it.
+    let other = name("other-order");
+    a.call(ImageCopy { dest: other.clone(), features: features::LAYERING, order: 23, ..copy }).await.unwrap();
+    let info = a.call(ImageStat { pool: "images".to_owned(), image: other.clone() }).await.unwrap();
+    assert_eq!((info.features, info.order, info.stripe_unit), (features::LAYERING, 23, 8 * MIB));
+    a.call(ImageRemove { pool: "images".to_owned(), image: other }).await.unwrap();
     let copied =
         ImageRead { pool: "images".to_owned(), image: image.clone(), snap: None, offset: MIB, length: 6 };
     assert_eq!(a.call(copied).await.unwrap(), b"scoria");
@@ -161,7 +167,7 @@ async fn snapshots_and_clones() {
     let of_clone = ImageStat { pool: "images".to_owned(), image: clone.clone() };
     let info = a.call(of_clone.clone()).await.unwrap();
     let parent = Parent { pool: v(), image: image.clone(), snap: s1.clone() };
-    assert_eq!((info.parent, info.order), (Some(parent), 23));
+    assert_eq!((info.parent, info.order, info.features), (Some(parent), 23, FEATURES));
     let child = ImageName { pool: "images".to_owned(), image: clone.clone(), trash: false };
     for snap in [None, Some(s1.clone())] {
         let children = ImageChildren { pool: v(), image: image.clone(), snap };

@@ -12,6 +12,8 @@ use crate::rbd::types::Watcher;
 const RBD_IMAGE_OPTION_FORMAT: c_int = 0;
 const RBD_IMAGE_OPTION_FEATURES: c_int = 1;
 const RBD_IMAGE_OPTION_ORDER: c_int = 2;
+const RBD_IMAGE_OPTION_STRIPE_UNIT: c_int = 3;
+const RBD_IMAGE_OPTION_STRIPE_COUNT: c_int = 4;
 
 const RBD_MAX_IMAGE_NAME_SIZE: usize = 96;
 const RBD_MAX_BLOCK_NAME_SIZE: usize = 24;
@@ -101,6 +103,10 @@ impl Options {
             (RBD_IMAGE_OPTION_FORMAT, 2),
             (RBD_IMAGE_OPTION_FEATURES, features),
             (RBD_IMAGE_OPTION_ORDER, u64::from(order)),
+            // Otherwise a copy or clone with another order takes over the source's stripe unit, and with
+            // it the feature STRIPINGV2 that nobody asked for. EINVAL for an order that shifts too far.
+            (RBD_IMAGE_OPTION_STRIPE_UNIT, 1u64.checked_shl(u32::from(order)).unwrap_or(0)),
+            (RBD_IMAGE_OPTION_STRIPE_COUNT, 1),
         ] {
             // SAFETY: valid handle.
             let result = unsafe { (api.image.rbd_image_options_set_uint64)(handle, option, value) };
