@@ -3,6 +3,9 @@
 //! A request travels `bin → service → rpc → {volume, replication, backend} → {journal, db, rbd} →
 //! model`, and no arrow points back. ARCHITECTURE.md walks through two requests end to end.
 
+// Not for the test crates, whose shared modules are public to nobody by nature.
+#![warn(unreachable_pub)]
+
 pub mod backend;
 pub mod cli;
 pub mod config;

@@ -79,11 +79,8 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog(stopping.clone()));
 
-    loop {
-        match signals.next().await {
-            Told::Reload => reload(&sources, &log),
-            Told::Stop => break,
-        }
+    while let Told::Reload = signals.next().await {
+        reload(&sources, &log);
     }
     info!("stopping: no new requests, those in flight finish");
     notify(&[sd_notify::NotifyState::Stopping]);

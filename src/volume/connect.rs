@@ -50,7 +50,7 @@ pub(super) async fn connect(backend: &Backend, volume: &Volume, mode: Option<&st
     };
     let access_mode = match (admin.get("attached_mode"), mode) {
         (Some(attached), _) => attached.as_str(),
-        (None, Some(mode)) if mode == "ro" => "ro",
+        (None, Some("ro")) => "ro",
         (None, _) if admin.get("readonly").is_some_and(|r| r == "True") => "ro",
         (None, _) => "rw",
     };
