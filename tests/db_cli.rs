@@ -358,8 +358,8 @@ async fn a_reset_row_is_acceptable_and_true() {
         assert_eq!(site.test.row(FIELDS).await, after);
     }
     let status =
-        site.test.row(&format!("SELECT status, replication_status FROM volumes WHERE id='{volume}'"));
-    assert_eq!(status.await, ["error", "failover-error"], "volumes are not its business");
+        site.test.row(&format!("SELECT status, replication_status FROM volumes WHERE id='{volume}'")).await;
+    assert_eq!(status, ["error", "failover-error"], "volumes are not its business");
     site.test.sql("UPDATE services SET replication_status='disabled'").await;
     assert!(site.refused(&format!("{reset} --yes")).await.contains("not replicated"));
 }
