@@ -1,6 +1,7 @@
 //! scoria-manage against a real MariaDB: the program itself, with the service played by a journal.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+use std::io::{BufRead, Read};
 use std::process::Output;
 use std::time::Duration;
 
@@ -317,6 +318,33 @@ async fn a_good_end_is_exit_code_zero() {
     assert_eq!(site.json(&format!("operation list --backend {BACKEND} --limit 1")).await[0]["id"], id);
     assert_eq!(site.json("operation list --backend other@ceph").await, json!([]));
     assert!(site.refused("operation show 4711").await.contains("no operation 4711"));
+}
+
+#[tokio::test]
+async fn interrupting_the_watching_leaves_the_order() {
+    let site = Site::new().await;
+    let Submitted::New(id) = site.journal.submit(&order("b")).await.unwrap() else { panic!() };
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_scoria-manage"))
+        .env_clear()
+        .arg("--config-file")
+        .arg(site.dir.path().join("cinder.conf"))
+        .args(["operation", "show", &id.to_string(), "--follow"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its first line tells that it is watching.
+    let mut stderr = std::io::BufReader::new(program.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the service to take it"), "{line}");
+    let pid = program.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = program.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    stderr.read_to_string(&mut line).unwrap();
+    assert!(line.contains(&format!("operation show {id} --follow")), "{line}");
+    assert!(site.journal.find(id).await.unwrap().unwrap().is_waiting(), "untouched");
 }
 
 #[tokio::test]

@@ -510,7 +510,7 @@ impl Row {
                 .map(|queue| ReplyTo { queue, msg_id: self.reply_msg_id.unwrap_or_default() }),
             overdue,
             // An order that was submitted had no owner before, and nobody's workers to fence.
-            former: (!self.owner.is_empty()).then(|| Owner { instance: self.owner, host: self.owner_host }),
+            former: (!self.owner.is_empty()).then_some(Owner { instance: self.owner, host: self.owner_host }),
             worker: None::<Worker>,
             db,
             lost: tokio_util::sync::CancellationToken::new(),
