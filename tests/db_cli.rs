@@ -1,6 +1,7 @@
 //! scoria-manage against a real MariaDB: the program itself, with the service played by a journal.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+use std::io::{BufRead, Read};
 use std::process::Output;
 use std::time::Duration;
 
@@ -320,6 +321,33 @@ async fn a_good_end_is_exit_code_zero() {
 }
 
 #[tokio::test]
+async fn interrupting_the_watching_leaves_the_order() {
+    let site = Site::new().await;
+    let Submitted::New(id) = site.journal.submit(&order("b")).await.unwrap() else { panic!() };
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_scoria-manage"))
+        .env_clear()
+        .arg("--config-file")
+        .arg(site.dir.path().join("cinder.conf"))
+        .args(["operation", "show", &id.to_string(), "--follow"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its first line tells that it is watching.
+    let mut stderr = std::io::BufReader::new(program.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the service to take it"), "{line}");
+    let pid = program.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let output = program.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    stderr.read_to_string(&mut line).unwrap();
+    assert!(line.contains(&format!("operation show {id} --follow")), "{line}");
+    assert!(site.journal.find(id).await.unwrap().unwrap().is_waiting(), "untouched");
+}
+
+#[tokio::test]
 async fn nothing_to_retry_orders_nothing() {
     let site = Site::new().await;
     seed::volume(&site.test, 1, "available", ", replication_status='enabled'").await;
@@ -358,8 +386,8 @@ async fn a_reset_row_is_acceptable_and_true() {
         assert_eq!(site.test.row(FIELDS).await, after);
     }
     let status =
-        site.test.row(&format!("SELECT status, replication_status FROM volumes WHERE id='{volume}'"));
-    assert_eq!(status.await, ["error", "failover-error"], "volumes are not its business");
+        site.test.row(&format!("SELECT status, replication_status FROM volumes WHERE id='{volume}'")).await;
+    assert_eq!(status, ["error", "failover-error"], "volumes are not its business");
     site.test.sql("UPDATE services SET replication_status='disabled'").await;
     assert!(site.refused(&format!("{reset} --yes")).await.contains("not replicated"));
 }

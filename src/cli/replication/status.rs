@@ -157,12 +157,12 @@ fn render(view: &View) -> String {
         rows.push(("Service", Some("never ran".to_owned())));
     }
     let sites = match &view.sites {
-        Some(sites) if sites.len() > 1 => format!(" of {}", sites.join(", ")),
+        Some(sites) if sites.len() > 1 => format!(" (sites: {})", sites.join(", ")),
         Some(_) => " (no replication_device)".to_owned(),
         None => " (its configuration is not read here)".to_owned(),
     };
     rows.push(("Active site", Some(format!("{}{sites}", view.active_site))));
-    let replicated = view.sites.as_ref().is_none_or(|s| s.len() > 1);
+    let replicated = !view.services.is_empty() && view.sites.as_ref().is_none_or(|s| s.len() > 1);
     rows.push((
         "Failover",
         replicated.then(|| match view.accepts_failover {
@@ -233,7 +233,7 @@ mod tests {
         let text = render(&view);
         for expected in [
             "up, 3s ago; failover-error, disabled (failed-over)",
-            "default of default, b",
+            "default (sites: default, b)",
             "refused by cinder-api",
             "enabled 7, failover-error 2",
             "1 volume still served from b: v1",
