@@ -14,6 +14,8 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "common/env.rs"]
+mod env;
 #[path = "db/seed.rs"]
 #[allow(dead_code)]
 mod seed;

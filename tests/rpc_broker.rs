@@ -1,8 +1,11 @@
 //! The RPC servers on a real RabbitMQ, asked by an unmodified oslo.messaging client.
 //!
-//! Needs `SCORIA_TRANSPORT_URL` (and `SCORIA_CONF`, if queues are not declared with upstream's defaults)
-//! and `SCORIA_VENV`, a virtual environment with Cinder: `eval "$(tools/lab env)"`.
+//! Uses the lab's broker, options and virtual environment, or those of `SCORIA_TRANSPORT_URL`, `SCORIA_CONF`
+//! and `SCORIA_VENV`.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+#[path = "common/env.rs"]
+mod env;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
@@ -93,17 +96,17 @@ struct Bench {
     config: Config,
     /// `host@backend`, of this test alone.
     host: String,
+    _turn: std::fs::File,
 }
 
-/// Reads the environment; `None`, said aloud, without a broker. `proxy` replaces the broker's address.
-fn bench(proxy: Option<std::net::SocketAddr>) -> Option<Bench> {
+/// The lab's broker, or that of the environment. `proxy` replaces the broker's address; `alone` keeps other
+/// tests away.
+fn bench(proxy: Option<std::net::SocketAddr>, alone: bool) -> Bench {
+    let turn = env::turn(alone);
     // Shown by the test runner when a test fails.
     let filter = tracing_subscriber::EnvFilter::new("info,lapin=error");
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-    let Ok(mut url) = std::env::var("SCORIA_TRANSPORT_URL") else {
-        eprintln!("SCORIA_TRANSPORT_URL is not set: nothing tested (eval \"$(tools/lab env)\")");
-        return None;
-    };
+    let mut url = env::var_in_turn("SCORIA_TRANSPORT_URL");
     if let Some(proxy) = proxy {
         let (before, after) = url.rsplit_once('@').unwrap();
         let vhost = after.split_once('/').map_or("", |(_, vhost)| vhost);
@@ -121,12 +124,11 @@ fn bench(proxy: Option<std::net::SocketAddr>) -> Option<Bench> {
          [oslo_messaging_rabbit]\nkombu_missing_consumer_retry_timeout=3\n{options}\n"
     )
     .unwrap();
-    let mut files: Vec<std::path::PathBuf> =
-        std::env::var("SCORIA_CONF").into_iter().map(Into::into).collect();
+    let mut files: Vec<std::path::PathBuf> = vec![env::var_in_turn("SCORIA_CONF").into()];
     files.push(file.path().to_owned());
     let (config, _) = Config::load(&files, &[], std::iter::empty()).unwrap();
     let host = format!("t{}@rbd", uuid::Uuid::new_v4().simple());
-    Some(Bench { files, _file: file, config, host })
+    Bench { files, _file: file, config, host, _turn: turn }
 }
 
 impl Bench {
@@ -164,9 +166,8 @@ struct Client {
 }
 
 impl Client {
-    /// `None` without a virtual environment.
-    fn start(bench: &Bench) -> Option<Client> {
-        let python = std::path::Path::new(&std::env::var("SCORIA_VENV").ok()?).join("bin/python");
+    fn start(bench: &Bench) -> Client {
+        let python = std::path::Path::new(&env::var_in_turn("SCORIA_VENV")).join("bin/python");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rpc/client.py");
         let mut child = Command::new(python)
             .arg(script)
@@ -177,13 +178,13 @@ impl Client {
             .spawn()
             .unwrap();
         let target = bench.target();
-        Some(Client {
+        Client {
             stdin: child.stdin.take().unwrap(),
             stdout: BufReader::new(child.stdout.take().unwrap()).lines(),
             _child: child,
             topic: target.topic,
             server: target.server,
-        })
+        }
     }
 
     async fn ask(&mut self, mut request: Value) -> Value {
@@ -201,11 +202,8 @@ impl Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_oslo_client_is_served_and_gets_cinders_exceptions() {
-    let Some(bench) = bench(None) else { return };
-    let Some(mut client) = Client::start(&bench) else {
-        eprintln!("SCORIA_VENV is not set: nothing tested");
-        return;
-    };
+    let bench = bench(None, false);
+    let mut client = Client::start(&bench);
     let worker = Arc::new(Worker::default());
     let rpc = bench.rpc();
     let server = rpc.serve(&bench.host, Some("cl@rbd"), worker.clone());
@@ -262,7 +260,7 @@ async fn an_oslo_client_is_served_and_gets_cinders_exceptions() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_waits_in_its_queue_until_the_journal_is_back() {
-    let Some(bench) = bench(None) else { return };
+    let bench = bench(None, false);
     let worker = Arc::new(Worker::default());
     worker.failures.store(4, Ordering::SeqCst);
     let rpc = bench.rpc();
@@ -286,7 +284,7 @@ async fn a_request_waits_in_its_queue_until_the_journal_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_removed_from_the_queue_and_harms_nobody() {
-    let Some(bench) = bench(None) else { return };
+    let bench = bench(None, false);
     let worker = Arc::new(Worker::default());
     let rpc = bench.rpc();
     let server = rpc.serve(&bench.host, None, worker.clone());
@@ -305,7 +303,7 @@ async fn garbage_is_removed_from_the_queue_and_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_server_leaves_messages_for_the_next() {
-    let Some(bench) = bench(None) else { return };
+    let bench = bench(None, false);
     let rpc = bench.rpc();
     let first = Arc::new(Worker::default());
     let server = rpc.serve(&bench.host, None, first.clone());
@@ -338,7 +336,7 @@ async fn a_stopped_server_leaves_messages_for_the_next() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_to_a_caller_who_is_gone_is_given_up() {
-    let Some(bench) = bench(None) else { return };
+    let bench = bench(None, false);
     let rpc = bench.rpc();
     let to = scoria::rpc::ReplyTo {
         queue: format!("reply_{}", uuid::Uuid::new_v4().simple()),
@@ -377,10 +375,10 @@ async fn proxy(broker: String) -> (std::net::SocketAddr, watch::Sender<(u64, boo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_connections_neither_lose_nor_repeat_a_request() {
-    let Some(direct) = bench(None) else { return };
+    let direct = bench(None, false);
     let broker = &direct.config.rabbit.hosts[0];
     let (address, control) = proxy(format!("{}:{}", broker.host, broker.port)).await;
-    let mut through = bench(Some(address)).unwrap();
+    let mut through = bench(Some(address), false);
     through.host.clone_from(&direct.host);
 
     let worker = Arc::new(Worker::default());
@@ -417,21 +415,23 @@ async fn lost_connections_neither_lose_nor_repeat_a_request() {
     sender.close().await;
 }
 
-/// Needs `SCORIA_BROKER_RESTART`, a command that restarts the broker and returns when it is back.
+/// Restarts the lab's broker, alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumers_come_back_with_their_broker() {
-    let Some(bench) = bench(None) else { return };
-    let Ok(restart) = std::env::var("SCORIA_BROKER_RESTART") else {
-        eprintln!("SCORIA_BROKER_RESTART is not set: nothing tested");
-        return;
-    };
+    let bench = bench(None, true);
     let worker = Arc::new(Worker::default());
     let rpc = bench.rpc();
     let server = rpc.serve(&bench.host, None, worker.clone());
     server.ready().await;
     let before = bench.cast(&rpc).await;
     until("it is run", || worker.runs(&before) == 1).await;
-    let status = Command::new("sh").args(["-c", &restart]).status().await.unwrap();
+    let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/lab");
+    let status = Command::new(tool)
+        .args(["restart", "rabbitmq"])
+        .env("SCORIA_LAB", env::root())
+        .status()
+        .await
+        .unwrap();
     assert!(status.success());
     // Confirmed by the broker, and the queue is there: run, and run once. Casts that the broker takes
     // before queues that died with it are declared again have nowhere to go, with stock services too.

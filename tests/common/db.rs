@@ -110,8 +110,7 @@ impl Drop for TestDb {
 
 /// The lab's server, as configuration.
 fn server() -> DatabaseConfig {
-    let text = std::env::var(VARIABLE)
-        .unwrap_or_else(|_| panic!("{VARIABLE} is not set: run `eval \"$(tools/lab env)\"` first"));
+    let text = super::env::var(VARIABLE);
     let url = Url::parse(&text).unwrap_or_else(|e| panic!("{VARIABLE} is no URL: {e}"));
     let decode = |text: &str| percent_decode(text);
     DatabaseConfig {

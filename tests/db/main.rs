@@ -1,6 +1,8 @@
 //! Cinder's database and the journal against a real MariaDB.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+#[path = "../common/env.rs"]
+mod env;
 #[path = "../common/db.rs"]
 mod support;
 

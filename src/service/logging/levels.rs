@@ -40,21 +40,22 @@ const LOGGERS: &[(&str, &[&str])] = &[
 ];
 
 /// Libraries that have no Python counterpart and talk too much at INFO or DEBUG.
-const QUIET: &[&str] = &[
-    "amq_protocol",
-    "diesel",
-    "diesel_async",
-    "executor_trait",
-    "h2",
-    "hyper",
-    "lapin",
-    "mio",
-    "mysql_async",
-    "reactor_trait",
-    "rustls",
-    "tcp_stream",
-    "tokio",
-    "want",
+const QUIET: &[(&str, LevelFilter)] = &[
+    ("amq_protocol", LevelFilter::WARN),
+    ("diesel", LevelFilter::WARN),
+    ("diesel_async", LevelFilter::WARN),
+    ("executor_trait", LevelFilter::WARN),
+    ("h2", LevelFilter::WARN),
+    ("hyper", LevelFilter::WARN),
+    // At WARN it logs the bodies of messages that came back.
+    ("lapin", LevelFilter::ERROR),
+    ("mio", LevelFilter::WARN),
+    ("mysql_async", LevelFilter::WARN),
+    ("reactor_trait", LevelFilter::WARN),
+    ("rustls", LevelFilter::WARN),
+    ("tcp_stream", LevelFilter::WARN),
+    ("tokio", LevelFilter::WARN),
+    ("want", LevelFilter::WARN),
 ];
 
 /// A level by oslo.log's names or Python's numbers.
@@ -103,7 +104,7 @@ impl Levels {
     /// `debug`, then `default_log_levels` in order.
     pub(super) fn from_config(config: &LogConfig) -> Levels {
         let default = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        let quiet = QUIET.iter().map(|target| ((*target).to_owned(), LevelFilter::WARN));
+        let quiet = QUIET.iter().map(|(target, level)| ((*target).to_owned(), *level));
         let mut levels = Levels { default, targets: quiet.collect() };
         for (logger, level) in &config.levels {
             let Some(level) = parse_level(level) else { continue };

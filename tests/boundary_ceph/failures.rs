@@ -35,7 +35,6 @@ fn site_with(lab: &Lab, conf: PathBuf, user: &str) -> Site {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn a_site_that_cannot_be_used_says_why() {
     let lab = lab();
     let missing = site_with(&lab, "/nonexistent/ceph.conf".into(), "cinder").call(Fsid {}).await.unwrap_err();
@@ -76,7 +75,6 @@ async fn a_site_that_cannot_be_used_says_why() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn the_service_never_maps_librados_and_a_worker_has_one_connection() {
     let lab = lab();
     let mut alias = lab.a.connection().clone();
@@ -124,7 +122,6 @@ fn monitor_connections(pid: u32) -> usize {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn workers_killed_under_calls_lose_nothing_that_repeating_does_not_bring() {
     let lab = lab();
     let names: Vec<String> = (0..40).map(|_| name("killed")).collect();
@@ -171,7 +168,6 @@ async fn workers_killed_under_calls_lose_nothing_that_repeating_does_not_bring()
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn a_stopped_worker_costs_one_deadline_and_is_replaced() {
     let lab = lab();
     lab.a.call(ImageList { pool: v() }).await.unwrap();
@@ -191,7 +187,6 @@ async fn a_stopped_worker_costs_one_deadline_and_is_replaced() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn a_fenced_worker_connects_anew() {
     let lab = lab();
     lab.a.call(ImageList { pool: v() }).await.unwrap();
@@ -214,7 +209,6 @@ async fn a_fenced_worker_connects_anew() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn a_hung_site_is_noticed_by_every_deadline_and_used_again_when_it_is_back() {
     let lab = lab_alone();
     let b = &lab.b;

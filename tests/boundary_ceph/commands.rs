@@ -14,7 +14,6 @@ fn v() -> String {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn the_cluster() {
     let lab = lab();
     let fsid = lab.a.call(ProbeMon {}).await.unwrap();
@@ -41,7 +40,6 @@ async fn the_cluster() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn images() {
     let lab = lab();
     let a = &lab.a;
@@ -128,7 +126,6 @@ async fn images() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn snapshots_and_clones() {
     let lab = lab();
     let a = &lab.a;
@@ -196,7 +193,6 @@ async fn snapshots_and_clones() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn trash() {
     let lab = lab();
     let a = &lab.a;
@@ -222,7 +218,6 @@ async fn trash() {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn a_lock_that_is_not_given_up_is_seen_and_can_be_broken() {
     const HOLDER: &str = "
 import rados, rbd, sys
@@ -269,7 +264,6 @@ print('locked', flush=True); sys.stdin.read()
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn mirroring_of_a_pool() {
     let lab = lab();
     assert_eq!(lab.a.call(MirrorPoolMode { pool: v() }).await.unwrap(), PoolMirrorMode::Image);

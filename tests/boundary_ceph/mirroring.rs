@@ -95,20 +95,17 @@ async fn there_and_back(mode: MirrorMode) {
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn there_and_back_by_journal() {
     there_and_back(MirrorMode::Journal).await;
 }
 
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn there_and_back_by_snapshot() {
     there_and_back(MirrorMode::Snapshot).await;
 }
 
 /// The trap of an unplanned failover: primary, and yet every write fails.
 #[tokio::test]
-#[ignore = "needs two Ceph sites: see tests/ceph_boundary/main.rs"]
 async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broken() {
     let lab = lab_alone();
     let (a, b) = (&lab.a, &lab.b);

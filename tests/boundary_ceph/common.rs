@@ -41,9 +41,7 @@ pub(crate) struct Lab {
 }
 
 pub(crate) fn conf(variable: &str) -> PathBuf {
-    PathBuf::from(
-        std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}: see this file's head")),
-    )
+    PathBuf::from(super::env::var_in_turn(variable))
 }
 
 pub(crate) fn connection(site: &str, conf: PathBuf, user: &str) -> Connection {
@@ -52,12 +50,7 @@ pub(crate) fn connection(site: &str, conf: PathBuf, user: &str) -> Connection {
 }
 
 fn lab_with(alone: bool, arguments: &[&str]) -> Lab {
-    let turn = File::create(std::env::temp_dir().join("scoria-ceph-boundary.lock")).unwrap();
-    if alone {
-        turn.lock().unwrap()
-    } else {
-        turn.lock_shared().unwrap()
-    }
+    let turn = super::env::turn(alone);
     let mut settings = Settings::new(env!("CARGO_BIN_EXE_scoria-rbd-worker"));
     settings.arguments = arguments.iter().map(Into::into).collect();
     let clients = Arc::new(Clients::default());
