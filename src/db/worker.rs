@@ -78,6 +78,7 @@ async fn try_claim(conn: &mut Conn, claim: &Claim) -> Result<Option<Worker>> {
         .filter(workers::resource_type.eq(&claim.resource_type))
         .filter(workers::resource_id.eq(&claim.resource_id))
         .select(Worker::as_select())
+        .for_update()
         .first(conn)
         .await
         .optional()?;

@@ -57,12 +57,6 @@ pub struct Listing {
     pub closed_at: Option<NaiveDateTime>,
 }
 
-#[derive(QueryableByName)]
-struct Busy {
-    #[diesel(sql_type = Text)]
-    resource_id: String,
-}
-
 impl Journal {
     /// Operations, newest first.
     ///
@@ -136,25 +130,21 @@ impl Journal {
             .await
     }
 
-    /// Which of these resources somebody is working on, inside the caller's transaction. Nobody can begin
-    /// with another of them until it ends.
+    /// Which of these resources somebody is working on, inside the caller's transaction. Who has locked a
+    /// resource's `workers` row before knows that nobody is about to claim it: accepting waits for it.
     ///
     /// # Errors
     /// `Database`.
     pub async fn busy(conn: &mut Conn, resource_ids: &[String]) -> Result<HashSet<String>> {
         let mut busy = HashSet::new();
         for chunk in resource_ids.chunks(1000) {
-            let marks = vec!["?"; chunk.len()].join(",");
-            let mut query = diesel::sql_query(format!(
-                "SELECT resource_id FROM scoria_operations \
-                 WHERE resource_id IN ({marks}) AND state = 'open' LOCK IN SHARE MODE"
-            ))
-            .into_boxed::<Mysql>();
-            for id in chunk {
-                query = query.bind::<Text, _>(id);
-            }
-            let rows: Vec<Busy> = query.load(conn).await?;
-            busy.extend(rows.into_iter().map(|row| row.resource_id));
+            let rows: Vec<Option<String>> = ops::table
+                .filter(ops::resource_id.eq_any(chunk))
+                .filter(ops::state.eq("open"))
+                .select(ops::resource_id)
+                .load(conn)
+                .await?;
+            busy.extend(rows.into_iter().flatten());
         }
         Ok(busy)
     }

@@ -4,6 +4,7 @@
 #[path = "../common/db.rs"]
 mod support;
 
+mod cleanup;
 mod failover;
 mod journal;
 mod lease;
@@ -13,3 +14,5 @@ mod retry;
 mod rows;
 mod seed;
 mod services;
+mod stage;
+mod unserved;

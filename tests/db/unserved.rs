@@ -1,0 +1,390 @@
+//! Requests that are not served leave the rows that stock leaves when its driver refuses.
+
+use scoria::error::Code;
+use scoria::journal::{NewOperation, ReplyTo};
+use scoria::volume::extend::Extend;
+use scoria::volume::unserved::{self, BackupDevice, GroupReplication, Retype};
+
+use crate::journal::accept;
+use crate::seed::{self, BACKEND, PROJECT};
+use crate::stage::Stage;
+use crate::support::TestDb;
+
+async fn column(test: &TestDb, table: &str, column: &str, id: &str) -> String {
+    test.row(&format!("SELECT {column} FROM {table} WHERE id='{id}'")).await.remove(0)
+}
+
+async fn status(stage: &Stage, volume: &str) -> String {
+    column(&stage.test, "volumes", "status", volume).await
+}
+
+/// Usage rows and open reservations of two GiB each, as the API leaves them.
+async fn reserve(test: &TestDb, uuids: &[&str], resource: &str, delta: i32) {
+    test.sql(&format!(
+        "INSERT INTO quota_usages (project_id, resource, in_use, reserved, race_preventer, deleted)
+         VALUES ('{PROJECT}', '{resource}', 10, {}, 1, 0)",
+        delta.max(0)
+    ))
+    .await;
+    for uuid in uuids {
+        test.sql(&format!(
+            "INSERT INTO reservations (uuid, usage_id, project_id, resource, delta, expire, deleted)
+             SELECT '{uuid}', id, project_id, resource, {delta}, '2099-01-01', 0
+             FROM quota_usages WHERE resource='{resource}'"
+        ))
+        .await;
+    }
+}
+
+async fn usages(test: &TestDb) -> Vec<Vec<String>> {
+    test.rows("SELECT resource, in_use, reserved FROM quota_usages ORDER BY resource").await
+}
+
+#[tokio::test]
+async fn a_refused_revert_ends_both_the_volume_and_the_snapshot() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "reverting", "").await;
+    let snapshot = seed::snapshot(&stage.test, 1, &volume, "restoring").await;
+    let operation = stage.operation("revert_to_snapshot", Some(("Volume", &volume))).await;
+    unserved::revert_to_snapshot(&stage.backend, &stage.context, &operation, &volume, &snapshot)
+        .await
+        .unwrap();
+    assert_eq!(status(&stage, &volume).await, "error");
+    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "available");
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "", "001"]]);
+
+    // Delivered to somebody else once more, or run again by a former owner: nothing is left to do.
+    let again = unserved::revert_to_snapshot(&stage.backend, &stage.context, &operation, &volume, &snapshot);
+    assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(stage.messages().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_somebody_changed_meanwhile_is_left_alone_and_nobody_is_told() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "available", "").await;
+    stage
+        .test
+        .sql(&format!(
+            "INSERT INTO workers (resource_type, resource_id, status, service_id, race_preventer, deleted)
+             VALUES ('Volume', '{volume}', 'deleting', 1, 0, 0)"
+        ))
+        .await;
+    let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
+    unserved::reimage(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
+    let operation = stage.operation("manage_existing", Some(("Volume", "gone"))).await;
+    unserved::manage_existing(&stage.backend, &stage.context, &operation, "gone").await.unwrap();
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+    assert_eq!(status(&stage, &volume).await, "available");
+    assert!(stage.messages().await.is_empty());
+    assert_eq!(stage.test.row("SELECT COUNT(*) FROM workers WHERE resource_id <> ''").await, ["1"]);
+}
+
+#[tokio::test]
+async fn a_refused_upload_leaves_what_the_attachments_say_and_drops_the_worker() {
+    let stage = Stage::new().await;
+    let loose = seed::volume(&stage.test, 1, "uploading", "").await;
+    let attached = seed::volume(&stage.test, 2, "uploading", "").await;
+    stage
+        .test
+        .sql(&format!(
+            "INSERT INTO volume_attachment (id, volume_id, attach_status, deleted) VALUES
+               ('a', '{attached}', 'attached', 0), ('b', '{loose}', 'detached', 1);
+             INSERT INTO workers (resource_type, resource_id, status, service_id, race_preventer, deleted)
+             VALUES ('Volume', '{loose}', 'uploading', 1, 0, 0)"
+        ))
+        .await;
+    for volume in [&loose, &attached] {
+        let operation = stage.operation("copy_volume_to_image", Some(("Volume", volume))).await;
+        unserved::copy_volume_to_image(&stage.backend, &stage.context, &operation, volume, "i")
+            .await
+            .unwrap();
+    }
+    assert_eq!(status(&stage, &loose).await, "available");
+    assert_eq!(status(&stage, &attached).await, "in-use");
+    assert_eq!(stage.messages().await[0], ["VOLUME", loose.as_str(), "003", "004"]);
+    assert_eq!(
+        stage.test.row(&format!("SELECT COUNT(*) FROM workers WHERE resource_id='{loose}'")).await,
+        ["0"]
+    );
+}
+
+#[tokio::test]
+async fn a_refused_reimage_is_an_error() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "downloading", ", previous_status='available'").await;
+    let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
+    unserved::reimage(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
+    assert_eq!(status(&stage, &volume).await, "error");
+    assert_eq!(column(&stage.test, "volumes", "previous_status", &volume).await, "downloading");
+    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "016", "001"]]);
+}
+
+#[tokio::test]
+async fn a_refused_migration_unlocks_the_volume() {
+    let stage = Stage::new().await;
+    for (number, before, extra, after, migration) in [
+        (
+            1,
+            "maintenance",
+            ", migration_status='starting', previous_status='available'",
+            "available",
+            "error",
+        ),
+        (2, "in-use", ", migration_status='starting', previous_status='in-use'", "in-use", "error"),
+        (3, "available", ", migration_status='success', previous_status='error'", "available", "success"),
+    ] {
+        let volume = seed::volume(&stage.test, number, before, extra).await;
+        let operation = stage.operation("migrate_volume", Some(("Volume", &volume))).await;
+        unserved::migrate_volume(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
+        let row = format!("SELECT status, migration_status FROM volumes WHERE id='{volume}'");
+        assert_eq!(stage.test.row(&row).await, [after, migration]);
+    }
+    assert_eq!(stage.messages().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_retype_gives_back_status_and_both_reservations() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "retyping", ", previous_status='in-use'").await;
+    let nameless = seed::volume(&stage.test, 2, "retyping", "").await;
+    reserve(&stage.test, &["new"], "volumes_fast", 1).await;
+    reserve(&stage.test, &["old"], "volumes_plain", -1).await;
+    for id in [&volume, &nameless] {
+        let operation = stage.operation("retype", Some(("Volume", id))).await;
+        let request = Retype {
+            volume_id: id.clone(),
+            reservations: vec!["new".into()],
+            old_reservations: vec!["old".into()],
+        };
+        unserved::retype(&stage.backend, &stage.context, &operation, request).await.unwrap();
+    }
+    assert_eq!(status(&stage, &volume).await, "in-use");
+    assert_eq!(status(&stage, &nameless).await, "available");
+    assert_eq!(usages(&stage.test).await, [["volumes_fast", "10", "0"], ["volumes_plain", "10", "0"]]);
+    assert_eq!(stage.test.row("SELECT COUNT(*) FROM reservations WHERE deleted=0").await, ["0"]);
+}
+
+#[tokio::test]
+async fn an_extension_that_failed_elsewhere_returns_its_quota() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "extending", "").await;
+    reserve(&stage.test, &["r"], "gigabytes", 3).await;
+    let operation = stage.operation("extend_volume_completion", Some(("Volume", &volume))).await;
+    let request = Extend { volume_id: volume.clone(), new_size: 5, reservations: vec!["r".into()] };
+    unserved::extend_completion(&stage.backend, &stage.context, &operation, request, true).await.unwrap();
+    assert_eq!(
+        stage.test.row(&format!("SELECT status, size FROM volumes WHERE id='{volume}'")).await,
+        ["error_extending", "2"]
+    );
+    assert_eq!(usages(&stage.test).await, [["gigabytes", "10", "0"]]);
+    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "007", "010"]]);
+}
+
+#[tokio::test]
+async fn a_volume_that_could_not_be_managed_counts_no_longer() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "managing", ", size=0").await;
+    reserve(&stage.test, &[], "volumes", 0).await;
+    reserve(&stage.test, &[], "volumes_plain", 0).await;
+    let operation = stage.operation("manage_existing", Some(("Volume", &volume))).await;
+    unserved::manage_existing(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
+    assert_eq!(status(&stage, &volume).await, "error_managing");
+    let used = stage
+        .test
+        .rows("SELECT resource, in_use FROM quota_usages WHERE resource LIKE 'volumes%' ORDER BY resource")
+        .await;
+    assert_eq!(used, [["volumes", "9"], ["volumes_plain", "9"]]);
+
+    let snapshot = seed::snapshot(&stage.test, 1, &volume, "creating").await;
+    let operation = stage.operation("manage_existing_snapshot", Some(("Snapshot", &snapshot))).await;
+    unserved::manage_existing_snapshot(&stage.backend, &stage.context, &operation, &snapshot).await.unwrap();
+    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "error");
+    assert_eq!(stage.messages().await[1], ["VOLUME_SNAPSHOT", snapshot.as_str(), "", "001"]);
+}
+
+#[tokio::test]
+async fn a_backup_without_a_device_fails_and_frees_its_source() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "backing-up", ", previous_status='in-use'").await;
+    let snapshot = seed::snapshot(&stage.test, 1, &volume, "backing-up").await;
+    let (of_volume, of_snapshot) = (seed::id(4, 1), seed::id(4, 2));
+    for id in [&of_volume, &of_snapshot] {
+        let insert = format!(
+            "INSERT INTO backups (id, volume_id, status, deleted) VALUES ('{id}', '{volume}', 'creating', 0)"
+        );
+        stage.test.sql(&insert).await;
+    }
+    let request = |backup: &str, snapshot: Option<&str>| BackupDevice {
+        backup_id: backup.to_owned(),
+        volume_id: volume.clone(),
+        snapshot_id: snapshot.map(str::to_owned),
+    };
+    let operation = stage.operation("get_backup_device", Some(("Backup", &of_snapshot))).await;
+    let asked = request(&of_snapshot, Some(&snapshot));
+    unserved::get_backup_device(&stage.backend, &stage.context, &operation, asked).await.unwrap();
+    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "available");
+    assert_eq!(status(&stage, &volume).await, "backing-up", "that is another backup's");
+
+    let operation = stage.operation("get_backup_device", Some(("Backup", &of_volume))).await;
+    let asked = request(&of_volume, None);
+    unserved::get_backup_device(&stage.backend, &stage.context, &operation, asked).await.unwrap();
+    let row = format!("SELECT status, previous_status FROM volumes WHERE id='{volume}'");
+    assert_eq!(stage.test.row(&row).await, ["in-use", "error_backing-up"]);
+    for id in [&of_volume, &of_snapshot] {
+        let row = stage.test.row(&format!("SELECT status, fail_reason FROM backups WHERE id='{id}'")).await;
+        assert_eq!(row, ["error", "get_backup_device is not supported by this service yet"]);
+    }
+    assert_eq!(stage.messages().await[0], ["VOLUME_BACKUP", of_volume.as_str(), "013", "019"]);
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_for_a_backup_device_gets_the_error_and_cleans_up_itself() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "backing-up", "").await;
+    let new = NewOperation {
+        unique_id: "u".into(),
+        method: "get_backup_device".into(),
+        backend_host: BACKEND.into(),
+        request: "{}".into(),
+        reply: Some(ReplyTo { queue: "q".into(), msg_id: "m".into() }),
+        ..NewOperation::default()
+    };
+    let operation = accept(&stage.backend.journal, new).await;
+    let request = BackupDevice { volume_id: volume.clone(), ..BackupDevice::default() };
+    let answer = unserved::get_backup_device(&stage.backend, &stage.context, &operation, request).await;
+    assert_eq!(answer.unwrap_err().code(), Code::NotSupported);
+    assert_eq!(status(&stage, &volume).await, "backing-up");
+    assert_eq!(stage.ended(&operation).await[0], "open", "whoever answers closes it");
+}
+
+#[tokio::test]
+async fn a_transfer_is_accepted_for_any_volume_that_exists() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "awaiting-transfer", "").await;
+    unserved::accept_transfer(&stage.backend, &volume).await.unwrap();
+    let missing = unserved::accept_transfer(&stage.backend, "gone").await.unwrap_err();
+    assert_eq!(missing.code(), Code::VolumeNotFound);
+}
+
+async fn group(test: &TestDb, number: u32, status: &str, replication: &str) -> String {
+    let id = seed::id(5, number);
+    test.sql(&format!(
+        "INSERT INTO `groups` (id, status, replication_status, host, deleted, project_id)
+         VALUES ('{id}', '{status}', '{replication}', '{BACKEND}#pool', 0, '{PROJECT}')"
+    ))
+    .await;
+    id
+}
+
+#[tokio::test]
+async fn a_refused_group_request_ends_the_group_and_its_members() {
+    let stage = Stage::new().await;
+    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
+    let plain = group(test, 1, "creating", "disabled").await;
+    let operation = stage.operation("create_group", Some(("Group", &plain))).await;
+    unserved::create_group(backend, context, &operation, &plain).await.unwrap();
+    assert_eq!(column(test, "`groups`", "status", &plain).await, "error");
+    assert_eq!(stage.messages().await, [["GROUP", plain.as_str(), "", "001"]]);
+
+    let copied = group(test, 2, "creating", "disabled").await;
+    let new = seed::volume(test, 1, "creating", &format!(", group_id='{copied}'")).await;
+    let operation = stage.operation("create_group_from_src", Some(("Group", &copied))).await;
+    unserved::create_group_from_source(backend, context, &operation, &copied).await.unwrap();
+    assert_eq!(column(test, "`groups`", "status", &copied).await, "error");
+    assert_eq!(status(&stage, &new).await, "error");
+
+    let deleted = group(test, 3, "deleting", "disabled").await;
+    let doomed = seed::volume(test, 2, "deleting", &format!(", group_id='{deleted}'")).await;
+    let operation = stage.operation("delete_group", Some(("Group", &deleted))).await;
+    unserved::delete_group(backend, context, &operation, &deleted).await.unwrap();
+    assert_eq!(column(test, "`groups`", "status", &deleted).await, "error");
+    assert_eq!(status(&stage, &doomed).await, "error");
+
+    let changed = group(test, 4, "updating", "disabled").await;
+    let member = seed::volume(test, 3, "available", &format!(", group_id='{changed}'")).await;
+    let added = seed::volume(test, 4, "in-use", "").await;
+    let removed = seed::volume(test, 5, "error_deleting", &format!(", group_id='{changed}'")).await;
+    let operation = stage.operation("update_group", Some(("Group", &changed))).await;
+    let (add, remove) = (vec![added.clone()], vec![removed.clone()]);
+    unserved::update_group(backend, context, &operation, &changed, &add, &remove).await.unwrap();
+    assert_eq!(column(test, "`groups`", "status", &changed).await, "error");
+    for volume in [&added, &removed] {
+        assert_eq!(status(&stage, volume).await, "error");
+    }
+    assert_eq!(status(&stage, &member).await, "available");
+    assert_eq!(stage.messages().await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_late_group_update_does_not_touch_volumes() {
+    let stage = Stage::new().await;
+    let id = group(&stage.test, 1, "available", "disabled").await;
+    let added = seed::volume(&stage.test, 1, "in-use", "").await;
+    let operation = stage.operation("update_group", Some(("Group", &id))).await;
+    let add = vec![added.clone()];
+    unserved::update_group(&stage.backend, &stage.context, &operation, &id, &add, &[]).await.unwrap();
+    assert_eq!(status(&stage, &added).await, "in-use");
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+}
+
+#[tokio::test]
+async fn a_refused_group_snapshot_ends_its_snapshots() {
+    let stage = Stage::new().await;
+    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
+    let owner = group(test, 1, "available", "disabled").await;
+    let volume = seed::volume(test, 1, "available", &format!(", group_id='{owner}'")).await;
+    for (number, begun) in [(1, "creating"), (2, "deleting")] {
+        let id = seed::id(6, number);
+        let snapshot = seed::snapshot(test, number, &volume, begun).await;
+        let bystander = seed::snapshot(test, number + 10, &volume, begun).await;
+        test.sql(&format!(
+            "INSERT INTO group_snapshots (id, group_id, status, deleted) VALUES ('{id}', '{owner}', '{begun}', 0);
+             UPDATE snapshots SET group_snapshot_id='{id}' WHERE id='{snapshot}'"
+        ))
+        .await;
+        let operation = stage.operation("group_snapshot", Some(("GroupSnapshot", &id))).await;
+        if begun == "creating" {
+            unserved::create_group_snapshot(backend, context, &operation, &id).await.unwrap();
+        } else {
+            unserved::delete_group_snapshot(backend, context, &operation, &id).await.unwrap();
+        }
+        assert_eq!(column(test, "group_snapshots", "status", &id).await, "error");
+        assert_eq!(column(test, "snapshots", "status", &snapshot).await, "error");
+        assert_eq!(column(test, "snapshots", "status", &bystander).await, begun);
+    }
+    assert_eq!(stage.messages().await.len(), 2);
+}
+
+#[tokio::test]
+async fn refused_replication_of_a_group_is_an_error_of_group_and_volumes() {
+    let stage = Stage::new().await;
+    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
+    for (number, request, waiting) in [
+        (1, GroupReplication::Enable, "enabling"),
+        (2, GroupReplication::Disable, "disabling"),
+        (3, GroupReplication::Failover, "failing-over"),
+    ] {
+        let id = group(test, number, "available", waiting).await;
+        let extra = format!(", group_id='{id}', replication_status='{waiting}'");
+        let volume = seed::volume(test, number, "in-use", &extra).await;
+        let extra = format!(", group_id='{id}', replication_status='enabled'");
+        let other = seed::volume(test, number + 10, "available", &extra).await;
+        let operation = stage.operation("enable_replication", Some(("Group", &id))).await;
+        unserved::group_replication(backend, context, &operation, &id, request).await.unwrap();
+        for (table, id, expected) in [
+            ("`groups`", &id, ["error", "error"]),
+            ("volumes", &volume, ["error", "error"]),
+            ("volumes", &other, ["available", "enabled"]),
+        ] {
+            let row = format!("SELECT status, replication_status FROM {table} WHERE id='{id}'");
+            assert_eq!(test.row(&row).await, expected, "{waiting} {table}");
+        }
+    }
+    let late = group(test, 9, "available", "enabled").await;
+    let operation = stage.operation("enable_replication", Some(("Group", &late))).await;
+    unserved::group_replication(backend, context, &operation, &late, GroupReplication::Enable).await.unwrap();
+    assert_eq!(column(test, "`groups`", "status", &late).await, "available");
+    assert_eq!(stage.messages().await.len(), 3);
+}
