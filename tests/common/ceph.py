@@ -91,7 +91,7 @@ def info(site, image, pool="volumes"):
             with rbd.Image(ctx, image, read_only=True) as img:
                 mirror = img.mirror_image_get_info()
                 found = {
-                    "size": img.size(), "features": img.features(),
+                    "id": img.id(), "size": img.size(), "features": img.features(),
                     "state": STATES.get(mirror["state"], str(mirror["state"])),
                     "primary": mirror["primary"], "global_id": mirror["global_id"],
                     "snapshots": [s["name"] for s in img.list_snaps()

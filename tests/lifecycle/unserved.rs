@@ -84,7 +84,7 @@ fn uploads_reverts_and_reimages_end() {
     told(&lab, &id);
 
     let snapshot = lab.snapshot_of(&id);
-    lab.api("volumes.revert_to_snapshot", json!([id, {"id": snapshot}]), json!({}));
+    lab.api("volumes.revert_to_snapshot", json!([id, snapshot]), json!({}));
     wait_until("revert ended", 60, || lab.volume(&id)["status"] == "error");
     assert_eq!(lab.snapshot(&snapshot)["status"], "available");
     assert_eq!(lab.checksum("a", &id), sum);

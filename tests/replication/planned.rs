@@ -115,7 +115,10 @@ fn volumes_whose_copy_does_not_replay_stay_on_a_and_come_along_later() {
     for id in volumes.iter().map(|v| &v.id).chain([&late]) {
         assert_eq!(lab.image("a", id)["primary"], true, "never without a primary");
         assert_eq!(lab.try_write("a", id, 11), "ok", "still served from site A");
-        assert!(!lab.messages(id).is_empty(), "its owner is told");
+        // The one column that says why, and what to do about it.
+        let why = row_str(&lab.volume(id), "replication_extended_status").to_owned();
+        assert!(why.contains("not replaying") && why.contains("served from default"), "{why}");
+        assert!(why.contains("scoria-manage replication retry"), "{why}");
     }
     for (n, v) in volumes.iter_mut().enumerate() {
         v.sum = lab.write("a", &v.id, 300 + n as u32);

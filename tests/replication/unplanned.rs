@@ -1,6 +1,6 @@
 //! Failover while site A is dead or hung, and the way back through an explicit resync.
 
-use crate::common::{CEPH, Lab, Subject, full, wait_until};
+use crate::common::{CEPH, Lab, Subject, full, row_str, wait_until};
 use crate::drill::*;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,9 +71,11 @@ fn refused_failback(lab: &Lab, volumes: &[Known]) {
         assert_eq!(lab.checksum("b", &v.id), v.sum);
         assert_eq!(lab.try_write("b", &v.id, 12), "ok", "still served from site B");
     }
-    let command = "scoria-manage replication resync";
-    let reason = lab.service(CEPH)["disabled_reason"].to_string();
-    assert!(lab.service_log().contains(command) || reason.contains(command), "says which command helps");
+    for v in volumes {
+        let why = row_str(&lab.volume(&v.id), "replication_extended_status").to_owned();
+        let command = format!("scoria-manage replication resync --backend {CEPH} --discard default");
+        assert!(why.contains("primary on both sites") && why.contains(&command), "{why}");
+    }
 }
 
 /// The explicit order to discard what site A has.
@@ -142,11 +144,11 @@ fn a_resync_without_confirmation_or_with_nothing_to_discard_does_nothing() {
         return;
     }
     let volumes = mirrored_volumes(&lab, "replicated", 1);
-    for site in ["default", "site-b"] {
-        let out = lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", site, "--dry-run"]);
-        let text = String::from_utf8_lossy(&out.stdout);
-        assert!(!text.contains(&volumes[0].id), "healthy volumes are not among those to discard:\n{text}");
-    }
+    let replica = lab.image("b", &volumes[0].id)["id"].clone();
+    let out = lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", "site-b", "--yes"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    eprintln!("{text}");
+    assert_eq!(lab.image("b", &volumes[0].id)["id"], replica, "a healthy copy is not thrown away");
     let out = lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", "nowhere", "--yes"]);
     assert!(!out.status.success());
     assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
