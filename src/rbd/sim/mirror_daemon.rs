@@ -318,7 +318,8 @@ impl World {
             size: image.size,
             order: image.order,
             features: image.features & !NON_PRIMARY,
-            data: image.data.clone(),
+            data: mirror.unflattened.as_ref().unwrap_or(&image.data).clone(),
+            whole: image.data.clone(),
             snaps: image.visible_snaps().map(|(_, s)| s.clone()).collect(),
             metadata: image.metadata.clone(),
             lineage: mirror.lineage.clone(),
@@ -356,9 +357,13 @@ impl World {
                 }
             }
             Step::Start => {
-                let Some(content) = content else { return };
+                let Some(mut content) = content else { return };
                 let Some((_, mine)) = self.pair_image(site, key) else { return };
                 if content.lineage.starts_with(&mine.lineage) {
+                    if !mine.complete {
+                        content.data = content.whole.clone();
+                        self.forget_flattening(peer.as_deref().unwrap_or_default(), key);
+                    }
                     self.fill(site, key, content);
                     self.set_phase(site, key, Phase::Replaying);
                 } else {
@@ -453,6 +458,7 @@ impl World {
                 synced: 0,
                 complete: false,
                 resync: false,
+                unflattened: None,
             }),
             lock: None,
             watchers: vec![],
@@ -464,6 +470,16 @@ impl World {
         let empty = content.snaps.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect();
         self.add_snaps(site, key, empty);
         self.set_phase(site, key, Phase::Idle);
+    }
+
+    /// The peer has made a full copy: what a flattening brought is there now.
+    fn forget_flattening(&mut self, site: &str, key: &PairKey) {
+        if let Some(m) = self.mirror_side_mut(site, key) {
+            m.unflattened = None;
+            if let Some(published) = &mut m.published {
+                published.data = published.whole.clone();
+            }
+        }
     }
 
     fn add_snaps(&mut self, site: &str, key: &PairKey, snaps: Vec<SnapState>) {

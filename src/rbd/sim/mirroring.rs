@@ -57,6 +57,11 @@ impl World {
             return if m.mode == mode {
                 Ok(())
             } else {
+                if mode == MirrorMode::Journal {
+                    // Refused, but not without a trace.
+                    self.image_mut(site, pool, image)?.features |=
+                        features::EXCLUSIVE_LOCK | features::JOURNALING;
+                }
                 refuse(Kind::Invalid, format!("{pool}/{image} is mirrored in the other mode"))
             };
         }
@@ -91,6 +96,7 @@ impl World {
             synced: 0,
             complete: true,
             resync: false,
+            unflattened: None,
         });
         let id = i.id.clone();
         self.pool_mut(site, pool)?.by_global_id.insert(global_id.clone(), id);

@@ -1,6 +1,7 @@
 //! Snapshots, clones and the trash.
 
 use super::images::{Answer, refuse};
+use super::mirror_daemon::NON_PRIMARY;
 use super::state::{ParentRef, SnapState, Trash, World};
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::types::{ImageName, Snap, TrashEntry, features};
@@ -43,6 +44,9 @@ impl World {
     }
 
     pub(super) fn snap_protect(&mut self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<()> {
+        if self.image(site, pool, image)?.features & NON_PRIMARY != 0 {
+            self.primary(site, pool, image)?;
+        }
         let (id, state) = self.snap(site, pool, image, snap)?;
         if state.protected {
             return refuse(Kind::Busy, format!("{pool}/{image}@{snap} is protected"));

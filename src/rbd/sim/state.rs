@@ -19,7 +19,7 @@ use crate::rbd::types::MirrorMode;
 pub(super) const EPOCH: i64 = 1_700_000_000;
 
 /// Kind of "no such pool", which the worker pool will set apart from "no such image".
-const NO_POOL: RbdErrorKind = RbdErrorKind::NotFound;
+const NO_POOL: RbdErrorKind = RbdErrorKind::NoPool;
 
 /// Identifies an image on both sides: pool and mirroring's global id.
 pub(super) type PairKey = (String, String);
@@ -73,7 +73,10 @@ pub(super) struct Content {
     pub(super) size: u64,
     pub(super) order: u8,
     pub(super) features: u64,
+    /// What an incremental copy brings.
     pub(super) data: Data,
+    /// What a first copy brings.
+    pub(super) whole: Data,
     pub(super) snaps: Vec<SnapState>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) lineage: Vec<u64>,
@@ -96,6 +99,9 @@ pub(super) struct MirrorSide {
     /// The first full copy has come through.
     pub(super) complete: bool,
     pub(super) resync: bool,
+    /// Snapshot mode, after a flattening: the data without what was copied from the parent, which no
+    /// incremental copy brings (Ceph 16.2.15).
+    pub(super) unflattened: Option<Data>,
 }
 
 #[derive(Debug, Clone)]
