@@ -1,0 +1,1 @@
+"""Measurements of Scoria beside stock cinder-volume 29, in a lab of tools/labkit."""
