@@ -106,7 +106,13 @@ impl Running {
         let unfinished = cleanup::at_start(&backend, &context, &synthetic::delete_volume).await?;
         if !unfinished.is_empty() {
             let backend = backend.clone();
-            recovered.spawn(async move { cleanup::finish(&backend, &context, unfinished).await });
+            recovered.spawn(async move {
+                // A site that is away for a moment must not turn them into `error_deleting`.
+                while backend.require_up().is_err() {
+                    tokio::time::sleep(RETRY_DOWN).await;
+                }
+                cleanup::finish(&backend, &context, unfinished).await;
+            });
         }
         let server = rpc.serve(backend.host(), backend.config.cluster.as_deref(), handler);
         tasks.spawn(recovery.watch(stop.clone()));

@@ -102,6 +102,11 @@ impl BackendHandler {
                 connect::terminate(backend, volume_id, None).await?;
                 Ok(Value::Null)
             }
+            (Method::AcceptTransfer(a), None) => {
+                // The API moves the rows; an RBD image has no owner.
+                crate::volume::unserved::accept_transfer(backend, &a.volume_id).await?;
+                Ok(Value::Null)
+            }
             (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
             (Method::SetLogLevels(level), None) => {
                 self.log.set(
