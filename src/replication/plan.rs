@@ -313,6 +313,7 @@ fn target_is_unknown(case: &Case) -> Action {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 

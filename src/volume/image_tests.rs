@@ -311,7 +311,8 @@ async fn what_a_failed_creation_left_is_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_worker_is_survived_without_a_restart() {
-    let operations: [fn(Place) -> futures::future::BoxFuture<'static, Result<(), RbdError>>; 5] = [
+    type Operation = fn(Place) -> futures::future::BoxFuture<'static, Result<(), RbdError>>;
+    let operations: [Operation; 5] = [
         |p| Box::pin(async move { p.create("new", MIB, SHAPE, Attempt::First).await }),
         |p| Box::pin(async move { p.clone_volume("base", "new", 2 * MIB, SHAPE, 5, Attempt::First).await }),
         |p| Box::pin(async move { p.clone_volume("base", "new", 2 * MIB, SHAPE, 1, Attempt::First).await }),
