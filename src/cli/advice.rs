@@ -69,7 +69,9 @@ fn not_moved(reason: NotMoved) -> &'static str {
         NotMoved::PromoteNotAccepted => {
             "check rbd-mirror and the link between the sites (the demotion did not arrive), then replication retry"
         }
-        NotMoved::TargetUnreadable => "bring the target site back, then replication retry",
+        NotMoved::TargetUnreadable | NotMoved::TargetSilent => {
+            "bring the target site back, then replication retry"
+        }
         NotMoved::SourceUnreadable => {
             "the old site answers in part: repair it or stop it for good, then replication retry"
         }

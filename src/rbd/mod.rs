@@ -69,6 +69,19 @@ impl Site {
         self.call_within(deadline, command).await
     }
 
+    /// Runs a `command` that may be repeated without harm. Its worker may die under it for the sake of
+    /// another call that was overdue: that is no answer, so it is asked again.
+    pub async fn insist<C: Command + Clone>(&self, command: C) -> Result<C::Reply, RbdError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.call(command.clone()).await {
+                Err(error) if error.kind == RbdErrorKind::WorkerLost && tries < 3 => {}
+                other => return other,
+            }
+        }
+    }
+
     /// Runs `command` with a deadline of the caller's.
     pub async fn call_within<C: Command>(
         &self,

@@ -33,12 +33,12 @@ pub async fn enable(
         MirrorMode::Snapshot => {}
     }
     let ask = MirrorEnable { pool: pool.to_owned(), image: image.to_owned(), mode };
-    match site.call(ask).await {
+    match site.insist(ask).await {
         Ok(()) => Ok(data),
         Err(error) => {
             // A repeated enable, or one whose answer was lost, is seen in the state.
             let info = MirrorInfo { pool: pool.to_owned(), image: image.to_owned() };
-            match site.call(info).await {
+            match site.insist(info).await {
                 Ok(info) if info.state == MirrorState::Enabled && info.mode == mode => Ok(data),
                 _ => Err(error),
             }
@@ -46,15 +46,14 @@ pub async fn enable(
     }
 }
 
-/// Disables mirroring and takes away the features that enabling had added. Repeatable.
+/// Disables mirroring and leaves the image with the features that it had before it was enabled. Repeatable.
 pub async fn disable(site: &Site, pool: &str, image: &str, data: DriverData) -> Result<(), RbdError> {
-    let info = site.call(MirrorInfo { pool: pool.to_owned(), image: image.to_owned() }).await?;
+    let info = site.insist(MirrorInfo { pool: pool.to_owned(), image: image.to_owned() }).await?;
     if info.state != MirrorState::Disabled {
-        site.call(MirrorDisable { pool: pool.to_owned(), image: image.to_owned(), force: false }).await?;
+        site.insist(MirrorDisable { pool: pool.to_owned(), image: image.to_owned(), force: false }).await?;
     }
-    if !data.had_journaling {
-        switch_feature(site, pool, image, features::JOURNALING, false).await?;
-    }
+    // Ceph takes journaling away with the mirroring by journal, whoever had switched it on.
+    switch_feature(site, pool, image, features::JOURNALING, data.had_journaling).await?;
     if !data.had_exclusive_lock {
         switch_feature(site, pool, image, features::EXCLUSIVE_LOCK, false).await?;
     }
@@ -62,15 +61,15 @@ pub async fn disable(site: &Site, pool: &str, image: &str, data: DriverData) -> 
 }
 
 async fn switch_feature(site: &Site, pool: &str, image: &str, bit: u64, on: bool) -> Result<(), RbdError> {
-    let stat = site.call(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
+    let stat = site.insist(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
     if (stat.features & bit != 0) == on {
         return Ok(());
     }
     let switch = ImageFeatures { pool: pool.to_owned(), image: image.to_owned(), features: bit, enable: on };
-    match site.call(switch).await {
+    match site.insist(switch).await {
         // Enabling what is on (EINVAL) can only come from a repeated call that had taken effect.
         Err(e) if e.kind == RbdErrorKind::Invalid => {
-            let stat = site.call(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
+            let stat = site.insist(ImageStat { pool: pool.to_owned(), image: image.to_owned() }).await?;
             if (stat.features & bit != 0) == on { Ok(()) } else { Err(e) }
         }
         other => other,

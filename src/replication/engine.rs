@@ -5,19 +5,20 @@
 //! one loop, bounded by a concurrency limit, serves failover, failback, retry and resume alike. It
 //! knows no SQL: rows are `failover`'s business.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::sync::{Mutex, RwLock, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use super::judge::Judge;
 use super::plan::{Action, Case, Peer, Reason, Side, Step, plan};
-use super::verdict::{self, Verdict};
+use super::verdict::Verdict;
 use crate::error::Result;
 use crate::rbd::protocol::*;
 use crate::rbd::types::MirrorReport;
@@ -114,52 +115,13 @@ fn replays(report: &MirrorReport) -> bool {
     report.local.as_ref().is_some_and(|l| l.up && l.state == "replaying")
 }
 
-/// How old a verdict may be before a call that failed on its site asks for a new one.
-const VERDICT_AGE: Duration = Duration::from_secs(2);
 /// Images asked for in one request.
 const CHUNK: usize = 128;
-
-/// The verdict on a site, retaken when a call on the site fails, by one volume for all.
-struct Judge {
-    site: Site,
-    pool: String,
-    timeout: Duration,
-    held: RwLock<(Verdict, Instant)>,
-    taking: Mutex<()>,
-}
-
-impl Judge {
-    async fn new(site: Site, pool: &str, timeout: Duration) -> Judge {
-        let verdict = verdict::take(&site, pool, timeout).await;
-        Judge {
-            site,
-            pool: pool.to_owned(),
-            timeout,
-            held: RwLock::new((verdict, Instant::now())),
-            taking: Mutex::new(()),
-        }
-    }
-
-    async fn verdict(&self) -> Verdict {
-        self.held.read().await.0
-    }
-
-    /// Called after `error` on this site: silence may mean that the site has died since.
-    async fn doubt(&self, error: &RbdError) {
-        if !matches!(
-            error.kind,
-            RbdErrorKind::TimedOut | RbdErrorKind::Unreachable | RbdErrorKind::WorkerLost
-        ) {
-            return;
-        }
-        let _one_at_a_time = self.taking.lock().await;
-        if self.held.read().await.1.elapsed() < VERDICT_AGE {
-            return;
-        }
-        let verdict = verdict::take(&self.site, &self.pool, self.timeout).await;
-        *self.held.write().await = (verdict, Instant::now());
-    }
-}
+/// How long such a request may hold up its images, before each of them is asked for by itself.
+const SURVEY: Duration = Duration::from_secs(2);
+/// How long a volume counts against the concurrency limit. One that takes longer is waiting for something
+/// that the limit does not protect (a copy, a daemon, a stuck image), and must not delay those behind it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A move of volumes of one pool from `source` to `target`.
 pub struct Engine {
@@ -171,8 +133,8 @@ pub struct Engine {
     source_judge: Judge,
     target_judge: Judge,
     slots: Semaphore,
-    /// One at a time, so that fifty volumes behind one daemon's lock break it once.
-    breaking: Mutex<()>,
+    /// Daemons whose locks were broken. One at a time, so that fifty volumes behind one daemon break it once.
+    broken: Mutex<BTreeSet<String>>,
 }
 
 /// What the engine believes of one image right now.
@@ -207,7 +169,7 @@ impl Engine {
             source_judge,
             target_judge,
             slots: Semaphore::new(limits.concurrency.max(1)),
-            breaking: Mutex::new(()),
+            broken: Mutex::default(),
         }
     }
 
@@ -219,6 +181,14 @@ impl Engine {
     /// Moves all jobs; answers each volume's final step. Fails only when steps cannot be recorded
     /// any more: then somebody else owns the operation, or the service is going down.
     pub async fn run(&self, jobs: Vec<Job>) -> Result<HashMap<String, Step>> {
+        tokio::select! {
+            biased;
+            outcome = self.run_all(jobs) => outcome,
+            (never, _) = async { tokio::join!(self.source_judge.watch(), self.target_judge.watch()) } => match never {},
+        }
+    }
+
+    async fn run_all(&self, jobs: Vec<Job>) -> Result<HashMap<String, Step>> {
         let images: Vec<String> = jobs.iter().map(|j| j.image.clone()).collect();
         let (sources, targets) = tokio::join!(
             self.survey(&self.source, &self.source_judge, &images),
@@ -227,7 +197,7 @@ impl Engine {
         let mut running: FuturesUnordered<_> = jobs
             .into_iter()
             .zip(sources.into_iter().zip(targets))
-            .map(|(job, (source, target))| self.volume(job, source, target))
+            .map(|(job, (source, target))| self.take_turn(job, source, target))
             .collect();
         let mut outcome = HashMap::new();
         while let Some(done) = running.next().await {
@@ -248,10 +218,11 @@ impl Engine {
 
     async fn survey_chunk(&self, site: &Site, judge: &Judge, images: &[String]) -> Vec<Side> {
         let ask = MirrorInfoMany { pool: self.pool.clone(), images: images.to_vec() };
-        match site.call(ask).await {
-            Ok(found) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
-            // One stuck image spoils its chunk: each of them is then asked for by itself.
-            Err(error) => {
+        // One stuck image spoils its chunk: each of them is then asked for by itself.
+        match timeout(SURVEY, site.call(ask)).await {
+            Ok(Ok(found)) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
+            Err(_) => vec![Side::Unknown; images.len()],
+            Ok(Err(error)) => {
                 debug!(site = site.name(), %error, "could not survey images at once");
                 judge.doubt(&error).await;
                 vec![Side::Unknown; images.len()]
@@ -259,9 +230,21 @@ impl Engine {
         }
     }
 
-    async fn volume(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
+    /// Moves one volume when it is its turn; a turn ends with it, or when it has taken too long.
+    async fn take_turn(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
         // A semaphore that is never closed always grants.
-        let _slot = self.slots.acquire().await;
+        let slot = self.slots.acquire().await;
+        let mut volume = std::pin::pin!(self.volume(job, source, target));
+        match timeout(PATIENCE, &mut volume).await {
+            Ok(done) => done,
+            Err(_) => {
+                drop(slot);
+                volume.await
+            }
+        }
+    }
+
+    async fn volume(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
         let started = Instant::now();
         let mut sight = Sight {
             source,
@@ -272,10 +255,19 @@ impl Engine {
             pause: Pause::default(),
         };
         loop {
+            let (source_verdict, target_verdict) = self.verdicts().await;
+            // What was seen before a site died says nothing about what it will be when it is back. (That a
+            // demotion or a promotion was acknowledged stays true.)
+            if source_verdict == Verdict::Dead && sight.source == Side::Primary {
+                sight.source = Side::Unknown;
+            }
+            if target_verdict == Verdict::Dead && sight.target == Side::Secondary {
+                sight.target = Side::Unknown;
+            }
             let case = Case {
                 step: sight.step.clone(),
-                source_verdict: self.source_judge.verdict().await,
-                target_verdict: self.target_judge.verdict().await,
+                source_verdict,
+                target_verdict,
                 source: sight.source,
                 target: sight.target,
                 peer: sight.peer,
@@ -342,10 +334,9 @@ impl Engine {
                 if sight.peer != Peer::Unknown {
                     sight.pause.rest().await;
                 }
-                if sight.target != Side::Secondary {
-                    self.look(job, sight).await;
-                }
-                sight.peer = self.peer(job).await;
+                // The source may die while its copy is awaited.
+                let (peer, ()) = tokio::join!(self.peer(job), self.look(job, sight));
+                sight.peer = peer;
             }
             Action::Demote => {
                 self.enter(job, sight, Step::Demoting).await?;
@@ -411,7 +402,16 @@ impl Engine {
                     self.trouble(job, action, &error);
                 }
                 sight.pause.rest().await;
-                sight.target = self.side(&self.target, &self.target_judge, job).await;
+                // The source may have died, and the demotion with it.
+                let (source, target) = tokio::join!(
+                    self.side(&self.source, &self.source_judge, job),
+                    self.side(&self.target, &self.target_judge, job)
+                );
+                sight.target = target;
+                // That it was demoted stays true while it does not answer.
+                if source != Side::Unknown || self.source_judge.verdict().await == Verdict::Dead {
+                    sight.source = source;
+                }
             }
         }
     }
@@ -421,19 +421,19 @@ impl Engine {
     /// daemon's lock is broken: on one image that fences the daemon for all. A lock whose owner is not
     /// known to be a daemon is never touched: it may be a running VM.
     async fn ensure_writable(&self, job: &Job) -> bool {
-        let check = || CheckWritable { pool: self.pool.clone(), image: job.image.clone() };
-        let refused = match self.target.call_within(self.limits.verdict * 2, check()).await {
+        let within = self.limits.verdict * 2;
+        let (pool, image) = (self.pool.clone(), job.image.clone());
+        let check =
+            || self.target.call_within(within, CheckWritable { pool: pool.clone(), image: image.clone() });
+        let refused = match check().await {
             Ok(()) => return true,
             Err(error) => error,
         };
         self.target_judge.doubt(&refused).await;
-        let _one_at_a_time = self.breaking.lock().await;
-        if self.target.call_within(self.limits.verdict * 2, check()).await.is_ok() {
-            return true;
-        }
-        let owners = LockOwners { pool: self.pool.clone(), image: job.image.clone() };
-        let daemons = MirrorDaemons { pool: self.pool.clone() };
-        let (owners, daemons) = tokio::join!(self.target.call(owners), self.target.call(daemons));
+        let owners = LockOwners { pool: pool.clone(), image: image.clone() };
+        let daemons = MirrorDaemons { pool: pool.clone() };
+        let (owners, daemons) =
+            tokio::join!(self.target.call_within(within, owners), self.target.call_within(within, daemons));
         let (owners, daemons) = match (owners, daemons) {
             (Ok(owners), Ok(daemons)) => (owners, daemons),
             (Err(error), _) | (_, Err(error)) => {
@@ -445,9 +445,28 @@ impl Engine {
             debug!(volume.id = job.volume_id, ?owners, ?daemons, %refused, "not writable yet");
             return false;
         };
+        let (broke, again) = {
+            let mut broken = self.broken.lock().await;
+            let again = broken.contains(owner);
+            if !again && self.break_lock(job, owner).await {
+                broken.insert(owner.clone());
+            }
+            (broken.contains(owner), again)
+        };
+        if !broke {
+            return false;
+        }
+        if check().await.is_ok() {
+            return true;
+        }
+        // Fenced by way of another image, and yet it holds this one.
+        again && self.break_lock(job, owner).await && check().await.is_ok()
+    }
+
+    async fn break_lock(&self, job: &Job, owner: &str) -> bool {
         let lock_break =
-            LockBreak { pool: self.pool.clone(), image: job.image.clone(), owner: owner.clone() };
-        match self.target.call(lock_break).await {
+            LockBreak { pool: self.pool.clone(), image: job.image.clone(), owner: owner.to_owned() };
+        match self.target.call_within(self.limits.verdict * 2, lock_break).await {
             Ok(()) => {
                 info!(
                     volume.id = job.volume_id,
@@ -455,8 +474,10 @@ impl Engine {
                     owner,
                     "broke the lock of the site's own rbd-mirror, which waits for the dead peer"
                 );
-                self.target.call_within(self.limits.verdict * 2, check()).await.is_ok()
+                true
             }
+            // Nobody holds it any more.
+            Err(error) if error.is_not_found() => true,
             Err(error) => {
                 self.trouble(job, Action::EnsureWritable, &error);
                 false

@@ -7,9 +7,12 @@
 pub mod enable;
 pub mod engine;
 pub mod failover;
+mod judge;
 mod ledger;
 pub mod orders;
 pub mod plan;
 pub mod resync;
+#[cfg(test)]
+mod sim_tests;
 pub mod target;
 pub mod verdict;

@@ -103,6 +103,13 @@ pub async fn take(site: &Site, pool: &str, timeout: Duration) -> Verdict {
     verdict
 }
 
+/// Whether both halves of a site answer one probe each: a cheap look at a site that was dead.
+pub async fn answers(site: &Site, pool: &str, timeout: Duration) -> bool {
+    let (mon, osd) =
+        tokio::join!(once(site, pool, timeout, Half::Monitors), once(site, pool, timeout, Half::Osds));
+    mon != Probe::Silent && osd != Probe::Silent
+}
+
 #[derive(Clone, Copy)]
 enum Half {
     Monitors,
@@ -112,17 +119,21 @@ enum Half {
 async fn probe(site: &Site, pool: &str, timeout: Duration, half: Half) -> Vec<Probe> {
     let mut outcomes = Vec::new();
     while outcomes.len() < TRIES {
-        let answer = match half {
-            Half::Monitors => site.call_within(timeout, ProbeMon {}).await.map(|_| ()),
-            Half::Osds => site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await,
-        };
-        let outcome = Probe::from(&answer);
+        let outcome = once(site, pool, timeout, half).await;
         outcomes.push(outcome);
         if outcome != Probe::Silent {
             break;
         }
     }
     outcomes
+}
+
+async fn once(site: &Site, pool: &str, timeout: Duration, half: Half) -> Probe {
+    let answer = match half {
+        Half::Monitors => site.call_within(timeout, ProbeMon {}).await.map(|_| ()),
+        Half::Osds => site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await,
+    };
+    Probe::from(&answer)
 }
 
 #[cfg(test)]

@@ -367,7 +367,12 @@ async fn finish_reschedule(
 async fn undo(backend: &Backend, volume: &Volume) {
     let Ok(site) = backend.active_site() else { return };
     let place = Place { site, pool: backend.config.pool.clone() };
-    if let Err(error) = place.undo_create(&backend.image_name(volume)).await {
+    let source = match &volume.source_volid {
+        Some(id) => backend.db.read("source volume", async |conn| db::volume::get(conn, id).await).await.ok(),
+        None => None,
+    };
+    let source = source.map(|v| backend.image_name(&v));
+    if let Err(error) = place.undo_create(&backend.image_name(volume), source.as_deref()).await {
         warn!(volume.id = volume.id, %error, "could not remove the image of a failed creation");
     }
 }

@@ -6,6 +6,7 @@
 
 use tracing::{error, info, warn};
 
+use super::image::Place;
 use super::{crash, transition_if_still};
 use crate::backend::Backend;
 use crate::context::RequestContext;
@@ -16,6 +17,10 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{Snapshot, Volume, VolumeEvent, backend_of};
 use crate::rbd::RbdErrorKind;
+use crate::rbd::types::Parent;
+
+/// Journal step with what the image was cloned from.
+const HELPERS: &str = "helpers";
 
 /// The request.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +51,7 @@ pub async fn delete(
         return backend.journal.finish(operation, &backend.done()).await;
     };
     crash::point("delete_volume:accepted");
-    match remove(backend, context, &volume, &request).await {
+    match remove(backend, context, operation, &volume, &request).await {
         Ok(()) => succeed(backend, context, operation, &volume, &request).await,
         Err(failure) if failure.code() == Code::Cancelled => Err(failure),
         Err(failure) => fail(backend, operation, &volume, &request, failure).await,
@@ -57,6 +62,7 @@ pub async fn delete(
 async fn remove(
     backend: &Backend,
     context: &RequestContext,
+    operation: &Operation,
     volume: &Volume,
     request: &Delete,
 ) -> Result<()> {
@@ -102,7 +108,8 @@ async fn remove(
         }
     }
     let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
-    place.delete(&image, trash).await.map_err(|e| {
+    let helpers = helpers(operation, &place, &image).await?;
+    place.delete(&image, trash, &helpers).await.map_err(|e| {
         if e.kind == RbdErrorKind::Busy {
             Error::new(
                 Code::VolumeBusy,
@@ -115,6 +122,21 @@ async fn remove(
     })?;
     crash::point("delete_volume:image_deleted");
     Ok(())
+}
+
+/// What the image was cloned from. Once it is gone nothing else would tell which helper snapshots and which
+/// parents without a volume it has left behind, so it is remembered first.
+async fn helpers(operation: &Operation, place: &Place, image: &str) -> Result<Vec<Parent>> {
+    if let Some((name, helpers)) = operation.data::<Vec<Parent>>().await?
+        && name == HELPERS
+    {
+        return Ok(helpers);
+    }
+    let helpers = place.helpers(image).await?;
+    if !helpers.is_empty() {
+        operation.step(HELPERS, &helpers).await?;
+    }
+    Ok(helpers)
 }
 
 async fn snapshots(backend: &Backend, volume: &Volume) -> Result<Vec<Snapshot>> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use crate::rbd::protocol::*;
-use crate::rbd::types::{ImageInfo, ImageName, features};
+use crate::rbd::types::{ImageInfo, ImageName, Parent, features};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
@@ -90,7 +90,7 @@ impl Place {
 
     /// Reads what is known of an image.
     pub async fn stat(&self, image: &str) -> Result<ImageInfo, RbdError> {
-        self.site.call(self.image(image)).await
+        self.site.insist(self.image(image)).await
     }
 
     /// Creates an empty image of `bytes`.
@@ -149,7 +149,7 @@ impl Place {
     pub async fn flatten(&self, image: &str) -> Result<(), RbdError> {
         let flatten = ImageFlatten { pool: self.pool.clone(), image: image.to_owned() };
         // "Invalid" on an image without parent: flattened already.
-        match self.site.call(flatten).await {
+        match self.site.insist(flatten).await {
             Err(e) if e.kind == RbdErrorKind::Invalid && self.stat(image).await?.parent.is_none() => Ok(()),
             other => other,
         }
@@ -214,11 +214,8 @@ impl Place {
         let mut depth = 0;
         let mut current = image.to_owned();
         loop {
-            let Some(parent) = self.stat(&current).await?.parent else { return Ok(depth) };
-            let plain = current.strip_suffix(DELETED).unwrap_or(&current);
-            if parent.pool != self.pool || parent.snap != format!("{plain}{CLONE_SNAP}") {
-                return Ok(depth);
-            }
+            let parent = self.stat(&current).await?.parent;
+            let Some(parent) = parent.filter(|p| self.is_helper(p, &current)) else { return Ok(depth) };
             depth += 1;
             current = parent.image;
         }
@@ -262,7 +259,7 @@ impl Place {
     async fn flatten_children(&self, image: &str, snap: Option<&str>) -> Result<(), RbdError> {
         let ask =
             ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: snap.map(str::to_owned) };
-        for child in self.site.call(ask).await? {
+        for child in self.site.insist(ask).await? {
             self.flatten_child(&child).await?;
         }
         Ok(())
@@ -290,33 +287,41 @@ impl Place {
         repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
     }
 
-    /// Removes what a failed creation left: the image, and the helper snapshot on its parent. Errors are
-    /// for the caller's log: the volume is in error anyway, and deleting it tries again.
-    pub async fn undo_create(&self, image: &str) -> Result<(), RbdError> {
-        let parent = match self.stat(image).await {
-            Ok(stat) => stat.parent,
-            Err(e) if e.is_not_found() => return Ok(()),
-            Err(e) => return Err(e),
-        };
+    /// Removes what a failed creation left: the image, and the helper snapshot on its `source`, the image of
+    /// the volume that it was to be a clone of. Errors are for the caller's log: the volume is in error
+    /// anyway, and deleting it tries again.
+    pub async fn undo_create(&self, image: &str, source: Option<&str>) -> Result<(), RbdError> {
         self.remove_if_there(image).await?;
-        if let Some(parent) =
-            parent.filter(|p| p.pool == self.pool && p.snap == format!("{image}{CLONE_SNAP}"))
-        {
-            self.drop_snapshot_quietly(&parent.image, &parent.snap).await;
+        if let Some(source) = source {
+            self.drop_snapshot_quietly(source, &format!("{image}{CLONE_SNAP}")).await;
         }
         Ok(())
     }
 
     /// Deletes a volume's image as upstream's `delete_volume` does (reference rbd_driver.md 4.7), and then
     /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
-    /// nobody needs any more. `Busy` when it has watchers.
-    pub async fn delete(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
-        let stat = match self.stat(image).await {
-            Ok(stat) => stat,
-            Err(e) if e.is_not_found() => return Ok(()),
+    /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt.
+    /// `Busy` when it has watchers.
+    pub async fn delete(
+        &self,
+        image: &str,
+        trash_delay: Option<Duration>,
+        helpers: &[Parent],
+    ) -> Result<(), RbdError> {
+        match self.stat(image).await {
+            Ok(_) => {}
+            Err(e) if e.is_not_found() => {
+                // Renamed by a former attempt because clones need it: they need its parent, too.
+                match self.stat(&format!("{image}{DELETED}")).await {
+                    Ok(_) => {}
+                    Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
+                    Err(e) => return Err(e),
+                }
+                return Ok(());
+            }
             Err(e) => return Err(e),
-        };
-        let snaps = self.site.call(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
+        }
+        let snaps = self.site.insist(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
         for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
             self.remove_snapshot(image, &snap.name).await?;
         }
@@ -337,35 +342,62 @@ impl Place {
             return repeat(&self.site, rename, Attempt::First, RbdErrorKind::NotFound).await;
         }
         self.remove_patiently(image, trash_delay).await?;
-        let mut child = image.to_owned();
-        let mut parent = stat.parent;
-        // Upwards as long as each parent is only kept for the child just removed.
-        while let Some(p) = parent.take() {
-            let plain = child.strip_suffix(DELETED).unwrap_or(&child);
-            if p.pool != self.pool || p.snap != format!("{plain}{CLONE_SNAP}") {
-                break;
+        self.tidy(helpers, trash_delay).await;
+        Ok(())
+    }
+
+    /// What a volume was cloned from by way of helper snapshots, nearest first: what deleting it may leave
+    /// behind. To be remembered before [`Place::delete`], for when that has to be run again.
+    pub async fn helpers(&self, image: &str) -> Result<Vec<Parent>, RbdError> {
+        let mut helpers = Vec::new();
+        let mut current = image.to_owned();
+        loop {
+            let parent = match self.stat(&current).await {
+                Ok(stat) => stat.parent,
+                Err(e) if e.is_not_found() => None,
+                Err(e) => return Err(e),
+            };
+            let Some(parent) = parent.filter(|p| self.is_helper(p, &current)) else { return Ok(helpers) };
+            current = parent.image.clone();
+            helpers.push(parent);
+        }
+    }
+
+    /// Whether `image` hangs on `parent` as a clone of a volume, and nothing else does.
+    fn is_helper(&self, parent: &Parent, image: &str) -> bool {
+        let plain = image.strip_suffix(DELETED).unwrap_or(image);
+        parent.pool == self.pool && parent.snap == format!("{plain}{CLONE_SNAP}")
+    }
+
+    /// Upwards as long as each parent is only kept for the child just removed. Errors are for the log: what
+    /// stays is removed with the parent.
+    async fn tidy(&self, helpers: &[Parent], trash_delay: Option<Duration>) {
+        for p in helpers {
+            // A parent that was deleted since has another name.
+            let mut name = p.image.clone();
+            if !name.ends_with(DELETED) && matches!(self.stat(&name).await, Err(e) if e.is_not_found()) {
+                name.push_str(DELETED);
             }
-            if let Err(error) = self.remove_snapshot(&p.image, &p.snap).await {
-                warn!(image = p.image, snap = p.snap, %error, "could not remove the helper snapshot of a deleted clone");
-                break;
+            if let Err(error) = self.remove_snapshot(&name, &p.snap).await {
+                warn!(image = name, snap = p.snap, %error, "could not remove the helper snapshot of a deleted clone");
+                return;
             }
-            if !p.image.ends_with(DELETED) {
-                break;
+            if !name.ends_with(DELETED) {
+                return;
             }
-            let list = SnapList { pool: self.pool.clone(), image: p.image.clone() };
-            match (self.site.call(list).await, self.stat(&p.image).await) {
-                (Ok(snaps), Ok(stat)) if snaps.is_empty() => {
-                    if let Err(error) = self.remove_patiently(&p.image, trash_delay).await {
-                        warn!(image = p.image, %error, "could not remove a parent that nobody needs any more");
-                        break;
+            let list = SnapList { pool: self.pool.clone(), image: name.clone() };
+            match self.site.insist(list).await {
+                Ok(snaps) if snaps.is_empty() => {
+                    if let Err(error) = self.remove_patiently(&name, trash_delay).await {
+                        warn!(image = name, %error, "could not remove a parent that nobody needs any more");
+                        return;
                     }
-                    child = p.image;
-                    parent = stat.parent;
                 }
-                _ => break,
+                // Removed by a former attempt; its own parent may not have been seen to.
+                Err(error) if error.is_not_found() => {}
+                Ok(_) | Err(_) => return,
             }
         }
-        Ok(())
     }
 
     async fn children(&self, image: &str, snap: &str) -> Result<Vec<ImageName>, RbdError> {
@@ -432,6 +464,10 @@ pub fn default_features(option: Option<&str>) -> u64 {
     };
     if bits == 0 { features::LAYERING } else { bits }
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod steps;
 
 #[cfg(test)]
 mod tests {

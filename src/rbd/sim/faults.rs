@@ -131,10 +131,15 @@ impl Fault {
         self
     }
 
-    fn fits(&self, site: &str, request: &str, subject: &Subject) -> bool {
-        self.request.as_deref().is_none_or(|r| r == request)
+    fn fits(&self, site: &str, request: &Request, subject: &Subject) -> bool {
+        // A question about many images suffers with each of them.
+        let among = |image: &str| match request {
+            Request::MirrorInfoMany(r) => r.images.iter().any(|i| i == image),
+            _ => subject.image.as_deref() == Some(image),
+        };
+        self.request.as_deref().is_none_or(|r| r == request.name())
             && self.site.as_deref().is_none_or(|s| s == site)
-            && self.image.as_deref().is_none_or(|i| subject.image.as_deref() == Some(i))
+            && self.image.as_deref().is_none_or(among)
     }
 }
 
@@ -211,7 +216,7 @@ impl World {
         }
         let subject = Subject::of(request);
         for fault in &mut self.faults {
-            if !fault.fits(site, request.name(), &subject) {
+            if !fault.fits(site, request, &subject) {
                 continue;
             }
             if fault.skip > 0 {

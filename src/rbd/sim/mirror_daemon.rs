@@ -123,7 +123,14 @@ impl World {
                     if let Some(s) = self.sites.get_mut(&site)
                         && s.daemon.state == DaemonState::Until(at.0)
                     {
-                        s.daemon = Daemon::new(format!("127.0.0.1:0/{}", 2_000_000_000 + n));
+                        let (old, new) = (s.daemon_address(), format!("127.0.0.1:0/{}", 2_000_000_000 + n));
+                        // What it still holds (it was only paused) stays its own.
+                        for image in s.pools.values_mut().flat_map(|p| p.images.values_mut()) {
+                            if image.lock.as_ref() == Some(&old) {
+                                image.lock = Some(new.clone());
+                            }
+                        }
+                        s.daemon = Daemon::new(new);
                         self.touch_all();
                     }
                 }
@@ -425,7 +432,11 @@ impl World {
         s.replayers.entry(key.clone()).or_default().phase = phase;
         if let Some(image) = s.pools.get_mut(&key.0).and_then(|p| p.of_pair_mut(&key.1)) {
             let journal = image.mirror.as_ref().is_some_and(|m| m.mode == MirrorMode::Journal);
-            image.lock = (phase == Phase::Replaying && journal).then_some(address);
+            // What a client holds, a daemon can neither take nor give up.
+            let foreign = image.lock.as_ref().is_some_and(|owner| *owner != address);
+            if !foreign {
+                image.lock = (phase == Phase::Replaying && journal).then_some(address);
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use super::engine::{Ledger, Pause, look_at, peer_of};
 use super::plan::{Peer, Side};
 use crate::error::Result;
 use crate::rbd::Site;
-use crate::rbd::protocol::{MirrorDemote, MirrorResync};
+use crate::rbd::protocol::{ImageStat, MirrorDemote, MirrorResync};
 
 /// One volume whose copy is to be discarded.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ async fn volume(
     // A semaphore that is never closed always grants.
     let _slot = slots.acquire().await;
     let (mut step, mut since, mut pause) = (job.step.clone(), Instant::now(), Pause::default());
-    let started = since;
+    let (started, mut told) = (since, false);
     loop {
         let (kept, lost) = tokio::join!(
             look_at(keeper, pool, &job.image, limits.answer),
@@ -96,11 +96,21 @@ async fn volume(
         let limit = match step {
             Step::Pending => limits.settle,
             Step::Demoting => limits.demote,
-            Step::Resyncing => limits.sync,
+            Step::Resyncing { .. } => limits.sync,
             Step::Replaying | Step::Failed { .. } => Duration::ZERO,
         };
-        let case =
-            Case { step: step.clone(), keeper: kept, loser: lost, peer, expired: since.elapsed() >= limit };
+        // When it cannot be told which copy it is, nothing is ordered.
+        let (renewed, ordered) = match &step {
+            Step::Resyncing { discarded: Some(old) } if lost == Side::Secondary => {
+                match copy_of(loser, pool, &job.image, limits.answer).await {
+                    Some(id) => (id != *old, told),
+                    None => (false, true),
+                }
+            }
+            _ => (true, told),
+        };
+        let expired = since.elapsed() >= limit;
+        let case = Case { step: step.clone(), keeper: kept, loser: lost, peer, renewed, ordered, expired };
         let action = plan(&case);
         debug!(volume.id = job.volume_id, ?case, ?action, "planned");
         let next = match action {
@@ -109,7 +119,16 @@ async fn volume(
                 continue;
             }
             Action::Demote => Step::Demoting,
-            Action::Resync => Step::Resyncing,
+            Action::Resync => match &step {
+                Step::Resyncing { .. } => step.clone(),
+                _ => match copy_of(loser, pool, &job.image, limits.answer).await {
+                    None if !case.expired => {
+                        pause.rest().await;
+                        continue;
+                    }
+                    discarded => Step::Resyncing { discarded },
+                },
+            },
             Action::Finish => Step::Replaying,
             Action::Fail(reason) => Step::Failed { reason },
         };
@@ -126,11 +145,20 @@ async fn volume(
                 return Ok((job.volume_id, step));
             }
         };
-        if let Err(error) = done {
-            debug!(volume.id = job.volume_id, ?action, %error, "step has not succeeded yet");
+        match done {
+            Ok(()) => told = action == Action::Resync,
+            Err(error) => {
+                debug!(volume.id = job.volume_id, ?action, %error, "step has not succeeded yet");
+            }
         }
         pause.rest().await;
     }
+}
+
+/// Internal id of an image; `None` when the site did not say.
+async fn copy_of(site: &Site, pool: &str, image: &str, within: Duration) -> Option<String> {
+    let stat = ImageStat { pool: pool.to_owned(), image: image.to_owned() };
+    site.call_within(within, stat).await.ok().map(|info| info.id)
 }
 
 fn report(job: &Job, step: &Step, started: Instant) {

@@ -17,7 +17,11 @@ pub enum Step {
     /// The losing side was told to demote.
     Demoting,
     /// The losing side was told to throw its copy away and sync anew.
-    Resyncing,
+    Resyncing {
+        /// Internal id of the image that was to be thrown away; its successor has another.
+        #[serde(default)]
+        discarded: Option<String>,
+    },
     /// The losing side replays. Final.
     Replaying,
     /// Given up. Final.
@@ -67,6 +71,10 @@ pub struct Case {
     pub loser: Side,
     /// Whether the loser's daemon replays the image, freshly asked.
     pub peer: Peer,
+    /// What the loser has is another image than the one that was to be thrown away (or it cannot be told).
+    pub renewed: bool,
+    /// The loser has acknowledged the order since this process began.
+    pub ordered: bool,
     /// The current step has had its time.
     pub expired: bool,
 }
@@ -91,7 +99,7 @@ pub fn plan(case: &Case) -> Action {
     match &case.step {
         Step::Replaying => return Action::Finish,
         Step::Failed { reason } => return Action::Fail(*reason),
-        Step::Pending | Step::Demoting | Step::Resyncing => {}
+        Step::Pending | Step::Demoting | Step::Resyncing { .. } => {}
     }
     match case.keeper {
         Side::Primary => {}
@@ -104,12 +112,25 @@ pub fn plan(case: &Case) -> Action {
         (Side::Primary, Step::Demoting) if case.expired => Action::Fail(Reason::DemoteFailed),
         (Side::Primary, _) => Action::Demote,
         // While the daemon deletes and recreates the copy, it is not mirrored for a moment.
-        (Side::Plain, Step::Resyncing) if !case.expired => Action::Observe,
+        (Side::Plain, Step::Resyncing { .. }) if !case.expired => Action::Observe,
         (Side::Plain, _) => Action::Fail(Reason::NotMirrored),
         (Side::Unknown, _) if case.expired => Action::Fail(Reason::Unreadable),
         (Side::Unknown, _) => Action::Observe,
         // A healthy copy needs no resync, whoever asked for one.
-        (Side::Secondary, Step::Pending | Step::Resyncing) if case.peer == Peer::Replaying => Action::Finish,
+        (Side::Secondary, Step::Pending) if case.peer == Peer::Replaying => Action::Finish,
+        (Side::Secondary, Step::Resyncing { .. }) if case.renewed => match case.peer {
+            Peer::Replaying => Action::Finish,
+            Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::NotReplaying),
+            Peer::Unknown | Peer::NotReplaying => Action::Observe,
+        },
+        // The copy to be thrown away is still there. Ordering that twice does no harm, and whether it was
+        // ordered before a restart is not known; but one that has come to replay meanwhile is healthy.
+        (Side::Secondary, Step::Resyncing { .. }) if !case.ordered => match case.peer {
+            Peer::Replaying => Action::Finish,
+            Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::NotReplaying),
+            Peer::Unknown => Action::Observe,
+            Peer::NotReplaying => Action::Resync,
+        },
         // What we demoted had been written to: it is split, whatever its daemon said a moment ago.
         (Side::Secondary, Step::Demoting) => Action::Resync,
         // Found demoted: wait until it either replays by itself or has had its time to.
@@ -125,7 +146,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn cases() -> impl Strategy<Value = Case> {
-        let step = prop_oneof![Just(Step::Pending), Just(Step::Demoting), Just(Step::Resyncing)];
+        let step = prop_oneof![
+            Just(Step::Pending),
+            Just(Step::Demoting),
+            Just(Step::Resyncing { discarded: Some("1".into()) })
+        ];
         let side = || {
             prop_oneof![
                 Just(Side::Unknown),
@@ -136,12 +161,15 @@ mod tests {
             ]
         };
         let peer = prop_oneof![Just(Peer::Unknown), Just(Peer::Replaying), Just(Peer::NotReplaying)];
-        (step, side(), side(), peer, any::<bool>()).prop_map(|(step, keeper, loser, peer, expired)| Case {
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+        (step, side(), side(), peer, flags).prop_map(|(step, keeper, loser, peer, flags)| Case {
             step,
             keeper,
             loser,
             peer,
-            expired,
+            renewed: flags.0,
+            ordered: flags.1,
+            expired: flags.2,
         })
     }
 
@@ -162,6 +190,13 @@ mod tests {
         }
 
         #[test]
+        fn a_new_copy_is_never_thrown_away_again(case in cases()) {
+            if plan(&case) == Action::Resync && matches!(case.step, Step::Resyncing { .. }) {
+                prop_assert!(!case.renewed && !case.ordered);
+            }
+        }
+
+        #[test]
         fn waiting_ends(case in cases()) {
             let case = Case { expired: true, ..case };
             prop_assert!(plan(&case) != Action::Observe, "{:?}", case);
@@ -170,10 +205,23 @@ mod tests {
 
     #[test]
     fn a_split_brain_is_demoted_resynced_and_awaited() {
-        let case = |step, loser, peer| Case { step, keeper: Side::Primary, loser, peer, expired: false };
+        let resyncing = || Step::Resyncing { discarded: Some("1".into()) };
+        let case = |step, loser, peer| Case {
+            step,
+            keeper: Side::Primary,
+            loser,
+            peer,
+            renewed: true,
+            ordered: true,
+            expired: false,
+        };
         assert_eq!(plan(&case(Step::Pending, Side::Primary, Peer::Unknown)), Action::Demote);
         assert_eq!(plan(&case(Step::Demoting, Side::Secondary, Peer::Replaying)), Action::Resync);
-        assert_eq!(plan(&case(Step::Resyncing, Side::Absent, Peer::NotReplaying)), Action::Observe);
-        assert_eq!(plan(&case(Step::Resyncing, Side::Secondary, Peer::Replaying)), Action::Finish);
+        assert_eq!(plan(&case(resyncing(), Side::Absent, Peer::NotReplaying)), Action::Observe);
+        assert_eq!(plan(&case(resyncing(), Side::Secondary, Peer::Replaying)), Action::Finish);
+        // Recorded, and killed before the loser was told.
+        let told = Case { renewed: false, ..case(resyncing(), Side::Secondary, Peer::NotReplaying) };
+        assert_eq!(plan(&told), Action::Observe);
+        assert_eq!(plan(&Case { ordered: false, ..told }), Action::Resync);
     }
 }

@@ -1,0 +1,333 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Operations on images, killed at every call to Ceph and run again.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::rbd::sim::crash::{Attempt as Run, Killed, for_every_crash_point};
+use crate::rbd::sim::{ImageView, Sim, SimConfig, When};
+use crate::rbd::types::MirrorMode;
+
+const POOL: &str = "volumes";
+const MIB: u64 = 1 << 20;
+const SHAPE: Shape = Shape { order: 22, features: 61 };
+
+fn place(sim: &Sim) -> Place {
+    Place { site: sim.site("a"), pool: POOL.to_owned() }
+}
+
+fn attempt(run: Run) -> Attempt {
+    match run {
+        Run::First => Attempt::First,
+        Run::Resumed => Attempt::Again,
+    }
+}
+
+async fn write(sim: &Sim, image: &str, text: &str) {
+    let (pool, image, data) = (POOL.to_owned(), image.to_owned(), text.as_bytes().to_vec());
+    sim.site("a").call(ImageWrite { pool, image, offset: 4096, data }).await.unwrap();
+}
+
+/// Somebody else's images, which no operation may touch: a volume with a snapshot and a clone of it.
+async fn with_bystanders(config: SimConfig) -> Sim {
+    let sim = Sim::new(config);
+    let p = place(&sim);
+    p.create("other", MIB, SHAPE, Attempt::First).await.unwrap();
+    write(&sim, "other", "other").await;
+    p.snapshot("other", "snapshot-other", Attempt::First).await.unwrap();
+    p.clone_from("other", "snapshot-other", "other-clone", MIB, SHAPE, Attempt::First).await.unwrap();
+    p.create("base", MIB, SHAPE, Attempt::First).await.unwrap();
+    write(&sim, "base", "base").await;
+    sim
+}
+
+/// All that can be seen of a pool, watchers left out: a dead worker's watch ends by itself.
+fn pool(sim: &Sim) -> Vec<(String, ImageView)> {
+    let view = |name: String| {
+        let image = sim.image("a", POOL, &name).unwrap();
+        (name, ImageView { watchers: vec![], ..image })
+    };
+    sim.images("a", POOL).into_iter().map(view).collect()
+}
+
+/// What an operation has remembered, and finds again when it is resumed.
+type Journal = Mutex<Option<Vec<Parent>>>;
+
+/// As `delete_volume` does it.
+async fn delete(p: &Place, image: &str, journal: &Journal) -> Result<(), RbdError> {
+    let known = journal.lock().unwrap().clone();
+    let helpers = match known {
+        Some(helpers) => helpers,
+        None => p.helpers(image).await?,
+    };
+    *journal.lock().unwrap() = Some(helpers.clone());
+    p.delete(image, None, &helpers).await
+}
+
+/// Runs `operation` undisturbed, then killed at each of its calls and run again by the next service, which
+/// fences the dead one as recovery does: the same images with the same contents are there at the end.
+async fn same_end(
+    config: fn() -> SimConfig,
+    prepare: impl AsyncFn(&Sim),
+    operation: impl AsyncFn(Place, Attempt, &Journal) -> Result<(), RbdError>,
+) -> Vec<String> {
+    let build = async || {
+        let sim = with_bystanders(config()).await;
+        prepare(&sim).await;
+        (sim.clone(), (sim.client_address(), Arc::new(Journal::default())))
+    };
+    let (sim, (_, journal)) = build().await;
+    let before = pool(&sim);
+    operation(place(&sim), Attempt::First, &journal).await.unwrap();
+    let end = pool(&sim);
+    for name in ["other", "other-clone"] {
+        let of = |p: &Vec<(String, ImageView)>| p.iter().find(|(n, _)| n == name).cloned();
+        assert_eq!(of(&before), of(&end), "{name} is somebody else's");
+    }
+    let run = async |sim: Sim, (dead, journal): (String, Arc<Journal>), run: Run| {
+        if run == Run::Resumed {
+            sim.site("a").call(BlocklistAdd { address: dead, seconds: 60 }).await.unwrap();
+        }
+        operation(place(&sim), attempt(run), &journal).await
+    };
+    let check = async |sim: Sim, _| assert_eq!(pool(&sim), end, "{}", sim.log_text());
+    assert!(for_every_crash_point(Killed::Service, build, run, check).await > 0);
+    end.into_iter().map(|(name, _)| name).collect()
+}
+
+fn plain() -> SimConfig {
+    SimConfig::default()
+}
+
+fn second_format() -> SimConfig {
+    SimConfig { clone_v2: true, ..SimConfig::default() }
+}
+
+const FORMATS: [fn() -> SimConfig; 2] = [plain, second_format];
+
+#[tokio::test(start_paused = true)]
+async fn creation() {
+    let names =
+        same_end(plain, async |_| {}, async |p: Place, a, _: &Journal| p.create("new", MIB, SHAPE, a).await)
+            .await;
+    assert_eq!(names, ["base", "new", "other", "other-clone"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_made_is_not_taken_for_our_own() {
+    let sim = with_bystanders(plain()).await;
+    let before = pool(&sim);
+    let p = place(&sim);
+    let exists = |e: RbdError| assert_eq!(e.kind, RbdErrorKind::Exists);
+    exists(p.create("other", MIB, SHAPE, Attempt::First).await.unwrap_err());
+    exists(p.snapshot("other", "snapshot-other", Attempt::First).await.unwrap_err());
+    exists(p.clone_volume("base", "other", MIB, SHAPE, 5, Attempt::First).await.unwrap_err());
+    exists(p.clone_volume("base", "other", MIB, SHAPE, 0, Attempt::First).await.unwrap_err());
+    exists(p.clone_from("other", "snapshot-other", "base", MIB, SHAPE, Attempt::First).await.unwrap_err());
+    assert_eq!(pool(&sim), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_a_snapshot_that_grows_and_is_flattened() {
+    for config in FORMATS {
+        for flatten in [false, true] {
+            let prepare =
+                async |sim: &Sim| place(sim).snapshot("base", "snap", Attempt::First).await.unwrap();
+            let operation = async |p: Place, a, _: &Journal| {
+                p.clone_from("base", "snap", "new", 3 * MIB, SHAPE, a).await?;
+                if flatten { p.flatten("new").await } else { Ok(()) }
+            };
+            same_end(config, prepare, operation).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clones_of_a_volume_by_depth() {
+    for config in FORMATS {
+        for depth in [0, 1, 2, 5] {
+            // base <- middle <- new: with a depth of 1, new is flattened.
+            let prepare = async |sim: &Sim| {
+                let p = place(sim);
+                p.clone_volume("base", "middle", MIB, SHAPE, 5, Attempt::First).await.unwrap();
+                write(sim, "middle", "middle").await;
+            };
+            let operation = async |p: Place, a, _: &Journal| {
+                p.clone_volume("middle", "new", 2 * MIB, SHAPE, depth, a).await
+            };
+            same_end(config, prepare, operation).await;
+        }
+    }
+    let sim = with_bystanders(plain()).await;
+    let p = place(&sim);
+    p.clone_volume("base", "one", MIB, SHAPE, 2, Attempt::First).await.unwrap();
+    p.clone_volume("one", "two", MIB, SHAPE, 2, Attempt::First).await.unwrap();
+    assert_eq!(p.clone_depth("two").await.unwrap(), 2);
+    p.clone_volume("two", "three", MIB, SHAPE, 2, Attempt::First).await.unwrap();
+    assert_eq!(p.clone_depth("three").await.unwrap(), 0, "flattened");
+    assert!(sim.image("a", POOL, "two").unwrap().snaps.is_empty());
+    assert_eq!(
+        sim.image("a", POOL, "three").unwrap().checksum,
+        sim.image("a", POOL, "base").unwrap().checksum
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots() {
+    for config in FORMATS {
+        let take = async |p: Place, a, _: &Journal| p.snapshot("base", "snap", a).await;
+        same_end(config, async |_| {}, take).await;
+        for children in [0, 2] {
+            let prepare = async |sim: &Sim| {
+                let p = place(sim);
+                p.snapshot("base", "snap", Attempt::First).await.unwrap();
+                for n in 0..children {
+                    let child = format!("child{n}");
+                    p.clone_from("base", "snap", &child, MIB, SHAPE, Attempt::First).await.unwrap();
+                }
+            };
+            let remove = async |p: Place, _, _: &Journal| p.remove_snapshot("base", "snap").await;
+            same_end(config, prepare, remove).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn growth() {
+    let prepare = async |sim: &Sim| {
+        let (pool, image) = (POOL.to_owned(), "base".to_owned());
+        sim.site("a").call(MirrorEnable { pool, image, mode: MirrorMode::Snapshot }).await.unwrap();
+    };
+    same_end(plain, prepare, async |p: Place, _, _: &Journal| p.grow("base", 7 * MIB).await).await;
+    let sim = with_bystanders(plain()).await;
+    place(&sim).grow("base", 1).await.unwrap();
+    assert_eq!(sim.image("a", POOL, "base").unwrap().size, MIB, "never made smaller");
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_a_plain_and_of_a_mirrored_volume() {
+    let names =
+        same_end(plain, async |_| {}, async |p: Place, _, j: &Journal| delete(&p, "base", j).await).await;
+    assert_eq!(names, ["other", "other-clone"]);
+    for mode in [MirrorMode::Journal, MirrorMode::Snapshot] {
+        let prepare = async |sim: &Sim| {
+            let (pool, image) = (POOL.to_owned(), "base".to_owned());
+            sim.site("a").call(MirrorEnable { pool, image, mode }).await.unwrap();
+            sim.advance(Duration::from_secs(60)).await;
+        };
+        same_end(plain, prepare, async |p: Place, _, j: &Journal| delete(&p, "base", j).await).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_a_volume_with_backup_snapshots() {
+    let prepare = async |sim: &Sim| {
+        let p = place(sim);
+        p.snapshot("base", "backup.1a.snap.17.5", Attempt::First).await.unwrap();
+    };
+    let names = same_end(plain, prepare, async |p: Place, _, j: &Journal| delete(&p, "base", j).await).await;
+    assert_eq!(names, ["other", "other-clone"]);
+}
+
+/// base <- one <- two, by `.clone_snap`.
+async fn chain(sim: &Sim) {
+    let p = place(sim);
+    p.clone_volume("base", "one", MIB, SHAPE, 5, Attempt::First).await.unwrap();
+    p.clone_volume("one", "two", MIB, SHAPE, 5, Attempt::First).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_a_volume_whose_clones_need_it_renames_it() {
+    for config in FORMATS {
+        let names =
+            same_end(config, chain, async |p: Place, _, j: &Journal| delete(&p, "one", j).await).await;
+        assert_eq!(names, ["base", "one.deleted", "other", "other-clone", "two"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_the_last_clone_takes_its_deleted_ancestors_along() {
+    for config in FORMATS {
+        let prepare = async |sim: &Sim| {
+            chain(sim).await;
+            let p = place(sim);
+            delete(&p, "base", &Journal::default()).await.unwrap();
+            delete(&p, "one", &Journal::default()).await.unwrap();
+        };
+        let names =
+            same_end(config, prepare, async |p: Place, _, j: &Journal| delete(&p, "two", j).await).await;
+        assert_eq!(names, ["other", "other-clone"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_of_a_clone_takes_its_helper_snapshot_along() {
+    for config in FORMATS {
+        let names =
+            same_end(config, chain, async |p: Place, _, j: &Journal| delete(&p, "two", j).await).await;
+        assert_eq!(names, ["base", "one", "other", "other-clone"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_use_is_busy_and_whole() {
+    let sim = with_bystanders(plain()).await;
+    let watcher = sim.watch("a", POOL, "base").unwrap();
+    let before = pool(&sim);
+    assert_eq!(delete(&place(&sim), "base", &Journal::default()).await.unwrap_err().kind, RbdErrorKind::Busy);
+    assert_eq!(pool(&sim), before);
+    sim.release("a", POOL, "base", &watcher);
+    delete(&place(&sim), "base", &Journal::default()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_creation_left_is_removed() {
+    for config in FORMATS {
+        // Failed at any call, then undone, which is killed anywhere too.
+        let prepare = async |sim: &Sim| {
+            let p = place(sim);
+            p.clone_volume("base", "new", MIB, SHAPE, 5, Attempt::First).await.unwrap();
+        };
+        let names = same_end(config, prepare, async |p: Place, _, _: &Journal| {
+            p.undo_create("new", Some("base")).await
+        })
+        .await;
+        assert_eq!(names, ["base", "other", "other-clone"]);
+        for k in 1..=12 {
+            for when in [When::Before, When::After] {
+                let sim = with_bystanders(config()).await;
+                let (p, before) = (place(&sim), pool(&sim));
+                let dead = sim.client_address();
+                sim.crash_at(k, when);
+                let _ = p.clone_volume("base", "new", 2 * MIB, SHAPE, 1, Attempt::First).await;
+                sim.restart();
+                p.site.call(BlocklistAdd { address: dead, seconds: 60 }).await.unwrap();
+                p.undo_create("new", Some("base")).await.unwrap();
+                assert_eq!(pool(&sim), before, "{when:?} {k}\n{}", sim.log_text());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_worker_is_survived_without_a_restart() {
+    type Operation = fn(Place) -> futures::future::BoxFuture<'static, Result<(), RbdError>>;
+    let operations: [Operation; 5] = [
+        |p| Box::pin(async move { p.create("new", MIB, SHAPE, Attempt::First).await }),
+        |p| Box::pin(async move { p.clone_volume("base", "new", 2 * MIB, SHAPE, 5, Attempt::First).await }),
+        |p| Box::pin(async move { p.clone_volume("base", "new", 2 * MIB, SHAPE, 1, Attempt::First).await }),
+        |p| Box::pin(async move { p.snapshot("base", "snap", Attempt::First).await }),
+        |p| Box::pin(async move { p.grow("base", 2 * MIB).await }),
+    ];
+    for operation in operations {
+        // Lives and is fenced by the service, so that it leaves no watch for long.
+        let config = || SimConfig { lost_worker_leaves_watch: false, ..plain() };
+        let sim = with_bystanders(config()).await;
+        operation(place(&sim)).await.unwrap();
+        let end = pool(&sim);
+        let build = async || (with_bystanders(config()).await, ());
+        let run = async |sim: Sim, (), _| operation(place(&sim)).await;
+        let check = async |sim: Sim, ()| assert_eq!(pool(&sim), end);
+        assert!(for_every_crash_point(Killed::Worker, build, run, check).await > 0);
+    }
+}
