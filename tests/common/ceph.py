@@ -84,6 +84,17 @@ def trash(site, pool="volumes"):
                 for t in rbd.RBD().trash_list(ctx)]
 
 
+def status_of_pool(site, pool="volumes"):
+    """Fails unless every placement group can be read: an object that is not there is asked for in each."""
+    with ioctx(site, pool, "admin") as ctx:
+        for number in range(64):
+            try:
+                ctx.stat(f"scoria-tests-{number}")
+            except rados.ObjectNotFound:
+                pass
+    return True
+
+
 def info(site, image, pool="volumes"):
     """Everything about an image that a test may want; null when it is not there."""
     with ioctx(site, pool, "admin") as ctx:
@@ -229,7 +240,7 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
     return left
 
 
-OPS = {f.__name__: f for f in (write, checksum, try_write, images, trash, info, status, owners, mirrored,
+OPS = {f.__name__: f for f in (write, checksum, try_write, images, trash, status_of_pool, info, status, owners, mirrored,
                                caught_up, mirror_snapshot, demote, promote, create, hold, release,
                                wipe)}
 

@@ -157,9 +157,13 @@ impl Lab {
         tool_ok(&["resume", name], &[]);
     }
 
-    /// Start a whole site again and wait until both mirror daemons are well.
+    /// Start a whole site again and wait until it serves and both mirror daemons are well.
     pub(crate) fn start_site(&self, site: &str) {
         tool_ok(&["start", site], &[]);
+        let name = site.trim_start_matches("site-");
+        wait_until(&format!("{site} answers"), 120, || {
+            self.ceph.call("status_of_pool", json!({"site": name})).is_ok()
+        });
         self.wait_mirroring();
     }
 

@@ -63,7 +63,11 @@ impl Lab {
                         }
                     };
                     let entries = listed.as_array().cloned().unwrap_or_default();
-                    found.extend(entries.iter().map(|name| format!("{op}, site {site}, {pool}: {name}")));
+                    found.extend(entries.iter().map(|name| {
+                        let status = json!({"site": site, "pool": pool, "image": name});
+                        let status = self.ceph.call("status", status).unwrap_or_default();
+                        format!("{op}, site {site}, {pool}: {name}, mirror status {status}")
+                    }));
                 }
             }
         }
