@@ -3,7 +3,7 @@
 //! The environment of the real run: `SITE_A_CONF` and `SITE_B_CONF` (ceph.conf of each site),
 //! `SITE_USER` (default `cinder`), `SITE_POOL` (mirrored both ways, default `volumes`), `SITE_PLAIN_POOL`
 //! (not mirrored, default `backups`). The real cases are ignored unless asked for
-//! (`cargo nextest run --test rbd_behaviour --run-ignored only`), and fail when the first two are not set: a case that
+//! (`cargo nextest run --test boundary_behaviour --run-ignored only`), and fail when the first two are not set: a case that
 //! did nothing must not look like one that passed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]

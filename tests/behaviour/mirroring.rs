@@ -383,7 +383,11 @@ pub async fn journal_replica_lock_is_the_daemons(env: &Env) -> Case {
     ensure!(!daemons.is_empty(), "no daemons");
     env.eventually("the daemon's lock", async || {
         let owners = env.b.call(LockOwners { pool: env.pool.clone(), image: image.clone() }).await?;
-        Ok::<_, RbdError>(owners.first().filter(|o| daemons.contains(o)).map(|_| ()))
+        ensure!(
+            owners.iter().all(|o| daemons.contains(o)),
+            "owned by {owners:?}, the daemons are {daemons:?}"
+        );
+        Ok(owners.first().map(|_| ()))
     })
     .await?;
     ensure!(env.a.call(MirrorDaemons { pool: env.pool.clone() }).await? != daemons, "each site has its own");
