@@ -157,7 +157,7 @@ def _output(*command):
     return (done.stdout.strip().splitlines() or ["unknown"])[0]
 
 
-def _header(args, sizes, binaries):
+def _header(args, sizes, binary):
     import importlib.metadata
     with open("/proc/meminfo") as f:
         memory = int(f.readline().split()[1]) / 2**20
@@ -166,19 +166,19 @@ def _header(args, sizes, binaries):
                      platform.machine())
     packages = {name: _output("dpkg-query", "-W", "-f", "${Version}", package) for name, package in (
         ("Ceph", "librbd1"), ("RabbitMQ", "rabbitmq-server"), ("MariaDB", "mariadb-server-core"))}
-    profile = binaries.parent.name
+    operations = ", ".join(f"{k}: {v}" for k, v in sizes.operations.items())
     load = os.getloadavg()[0]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} cores ({model}), {memory:.1f} GiB, Linux "
                    f"{platform.release()}, load {load:.1f} before the start",
-        "scoria": f"{_output(str(binaries), '--version')} ({profile}), commit "
+        "scoria": f"{_output(str(binary), '--version')} ({binary.parent.name}), commit "
                   f"{_output('git', 'describe', '--always', '--dirty', '--abbrev=10')}",
         "stock": f"cinder {importlib.metadata.version('cinder')}, Python {platform.python_version()}",
         "beside": ", ".join(f"{k} {v}" for k, v in packages.items()),
-        "sizes": f"{sizes.runs} round{'s' * (sizes.runs > 1)}; sections {' '.join(args.sections)}; operations by number in "
-                 f"flight {', '.join(f'{k}: {v}' for k, v in sizes.operations.items())}; calls for "
-                 f"{sizes.seconds:g} s; 1 GiB volumes, not mirrored",
+        "sizes": f"{sizes.runs} round{'s' * (sizes.runs > 1)}; sections {' '.join(args.sections)}; "
+                 f"operations by number in flight {operations}; calls for {sizes.seconds:g} s; 1 GiB "
+                 "volumes, not mirrored",
     }
 
 
