@@ -56,7 +56,8 @@ pub fn is_cleanable(resource_type: &str, status: &str) -> bool {
 
 /// Makes the resource's row ours, creating it when the sender made none (`set_worker`). Where stock gives
 /// up when somebody changed the row in the same moment, this looks again: the message is accepted once
-/// only, and would be lost.
+/// only, and would be lost. The row stays locked until the transaction ends, also when it is ours already:
+/// a clean-up of unfinished work comes first, or sees the operation that was accepted with the claim.
 ///
 /// # Errors
 /// `CleanableInUse` when the row keeps changing.
