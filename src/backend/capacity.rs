@@ -93,6 +93,22 @@ pub fn capabilities(
     caps
 }
 
+/// `get_capabilities` answers the report with the properties that volume types can ask for
+/// (`BaseVD.init_capabilities`, `cinder/volume/driver.py`); the scheduler gets it without.
+pub fn with_properties(mut report: Map<String, Value>) -> Map<String, Value> {
+    let property = |title: &str, description: &str| json!({"title": title, "description": description, "type": "boolean"});
+    report.insert(
+        "properties".to_owned(),
+        json!({
+            "thin_provisioning": property("Thin Provisioning", "Sets thin provisioning."),
+            "compression": property("Compression", "Enables compression."),
+            "qos": property("QoS", "Enables QoS."),
+            "replication_enabled": property("Replication", "Enables replication."),
+        }),
+    );
+    report
+}
+
 /// `cluster:conf:fsid:user:pool`, by which migrations recognise the same cluster.
 fn location_info(config: &BackendConfig, fsid: &str) -> String {
     format!(

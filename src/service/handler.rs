@@ -14,8 +14,8 @@ use tracing::warn;
 
 use super::logging::LogHandle;
 use super::unserved;
-use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
+use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::service::ServiceChanges;
@@ -81,7 +81,7 @@ impl BackendHandler {
             (method, Some(operation)) => self.journaled(method, context, operation, call.name).await,
             (Method::GetCapabilities { discover }, None) => {
                 let report = if *discover { backend.refresh_report().await } else { backend.report() };
-                Ok(Value::Object(report))
+                Ok(Value::Object(capacity::with_properties(report)))
             }
             (Method::PublishServiceCapabilities, None) => {
                 backend.want_report();

@@ -19,6 +19,7 @@ use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{GIB, ReplicationStatus, Volume, VolumeEvent, VolumeType, pool_of};
+use crate::rbd::{RbdError, RbdErrorKind};
 use crate::replication::enable;
 
 /// The request.
@@ -305,7 +306,9 @@ async fn fail(
     create: &Create,
     failure: Error,
 ) -> Result<()> {
-    undo(backend, volume).await;
+    if !found_foreign(&failure) {
+        undo(backend, volume).await;
+    }
     let message = source.message(&volume.id, failure.code());
     let ttl = backend.globals.message_ttl;
     let service = backend.service()?;
@@ -361,6 +364,12 @@ async fn finish_reschedule(
         .journal
         .finish(operation, &Outcome { detail: Some("rescheduled".into()), ..Outcome::succeeded() })
         .await
+}
+
+/// True when an image of that name was there before the first attempt: it is somebody's, and stays.
+fn found_foreign(failure: &Error) -> bool {
+    let cause = std::error::Error::source(failure).and_then(|c| c.downcast_ref::<RbdError>());
+    cause.is_some_and(|e| e.kind == RbdErrorKind::Exists)
 }
 
 /// Removes what was made; a leftover is removed again when the volume in error is deleted.

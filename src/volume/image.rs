@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 
 use crate::rbd::protocol::*;
 use crate::rbd::types::{ImageInfo, ImageName, Parent, features};
+use crate::rbd::types::{MirrorMode, MirrorState};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
@@ -270,6 +271,26 @@ impl Place {
             return Ok(());
         }
         let place = Place { site: self.site.clone(), pool: child.pool.clone() };
+        // Ceph 16 silently loses the replica's data when a clone that is mirrored by snapshots is flattened
+        // (it reads zeros there while its status says replaying), so such a clone keeps its parent.
+        let ask = MirrorInfo { pool: child.pool.clone(), image: child.image.clone() };
+        let mirrored = match self.site.call(ask).await {
+            Ok(info) => info.state == MirrorState::Enabled && info.mode == MirrorMode::Snapshot,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if mirrored {
+            return Err(RbdError {
+                kind: RbdErrorKind::Busy,
+                op: "ImageFlatten".to_owned(),
+                site: self.site.name().to_owned(),
+                errno: 0,
+                message: format!(
+                    "{}/{} depends on it and is mirrored by snapshots: flattening it would lose its replica's data",
+                    child.pool, child.image
+                ),
+            });
+        }
         match place.flatten(&child.image).await {
             Err(e) if e.is_not_found() => Ok(()),
             other => other,

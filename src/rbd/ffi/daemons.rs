@@ -147,9 +147,15 @@ impl IoCtx {
     }
 }
 
-/// The first `count` NUL-ended strings of a buffer.
+/// The first `count` NUL-ended addresses of a buffer, in the form that `rbd_lock_get_owners` answers: without
+/// the protocol that librados puts in front.
 fn strings(buffer: &[u8], count: usize) -> Vec<String> {
-    buffer.split(|b| *b == 0).take(count).map(|s| String::from_utf8_lossy(s).into_owned()).collect()
+    let plain = |address: &[u8]| {
+        let text = String::from_utf8_lossy(address);
+        let bare = ["v1:", "v2:", "any:"].iter().find_map(|protocol| text.strip_prefix(protocol));
+        bare.unwrap_or(&text).to_owned()
+    };
+    buffer.split(|b| *b == 0).take(count).map(plain).collect()
 }
 
 #[cfg(test)]
@@ -159,6 +165,7 @@ mod tests {
     #[test]
     fn strings_end_with_nul() {
         assert_eq!(strings(b"127.0.0.1:0/1\0[::1]:0/2\0\0\0", 2), ["127.0.0.1:0/1", "[::1]:0/2"]);
+        assert_eq!(strings(b"v1:127.0.0.1:0/7\0", 1), ["127.0.0.1:0/7"]);
         assert_eq!(strings(b"\0\0", 0), Vec::<String>::new());
     }
 }
