@@ -147,9 +147,9 @@ def table(results):
 
 
 def summary(results):
-    """How many aims are met, and which are not."""
+    """How many aims are met, and a line for each that is not."""
     judged = [(t, m) for t, metrics in results.sections.items() for m in metrics.values()
               if m.met is not None]
     missed = [f"{t}, {m.label} ({ratio_text(m.ratio())})" for t, m in judged if not m.met]
     return (f"aims met: {len(judged) - len(missed)} of {len(judged)}"
-            + ("; missed: " + "; ".join(missed) if missed else ""))
+            + "".join(f"\n  missed: {m}" for m in missed))

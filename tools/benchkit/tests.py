@@ -59,7 +59,7 @@ class Report(unittest.TestCase):
 
     def test_what_is_missed_is_named(self):
         self.assertEqual(results.summary(self.filled()),
-                         "aims met: 0 of 1; missed: latency, 10 in flight (0.517)")
+                         "aims met: 0 of 1\n  missed: latency, 10 in flight (0.517)")
 
     def test_json_has_every_sample(self):
         found = json.loads(self.filled().as_json({"date": "today"}))
