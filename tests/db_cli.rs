@@ -306,7 +306,7 @@ async fn a_good_end_is_exit_code_zero() {
     let Submitted::New(id) = site.journal.submit(&order("b")).await.unwrap() else { panic!() };
     let adopted = site.journal.adopt(&Scope::Host(BACKEND.into())).await.unwrap().pop().unwrap();
     adopted.step("running", &json!({})).await.unwrap();
-    adopted.item_steps("volume", &[(seed::id(1, 1), Step::Resyncing)]).await.unwrap();
+    adopted.item_steps("volume", &[(seed::id(1, 1), Step::Resyncing { discarded: None })]).await.unwrap();
     let progress = site.journal.watch(id).await.unwrap().unwrap();
     assert_eq!(progress.step.as_deref(), Some("running"));
     assert_eq!(progress.items, [("resyncing".to_owned(), 1)], "the tag of the step's data");

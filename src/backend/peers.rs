@@ -2,7 +2,7 @@
 //! Cinder cluster.
 //!
 //! Operations state what they have to say through these traits and know nothing of AMQP; `rpc` implements
-//! them over the broker, [`testing::Recorder`] in tests.
+//! them over the broker, `testing::Recorder` in tests.
 
 use std::collections::BTreeMap;
 

@@ -62,7 +62,7 @@ pub async fn transition(
     Ok(matched > 0)
 }
 
-/// As [`transition`], for a snapshot of a group.
+/// As [`transition()`], for a snapshot of a group.
 ///
 /// # Errors
 /// `Database`.

@@ -1,6 +1,6 @@
 //! The typed requests that cross the pipe between the service and a worker process.
 //!
-//! One list ([`commands!`]) names every command once, with its arguments and its answer; the request
+//! One list (`commands!`) names every command once, with its arguments and its answer; the request
 //! and reply enums, their serialised form and the typed call are derived from it. A command is one
 //! short librbd/librados action on one site; it must be *repeatable*: a caller that does not know
 //! whether it took effect sends it again, so "already so" answers are reported by kind and judged by the

@@ -2,7 +2,7 @@
 //!
 //! Brokers restart, hosts fail over, networks drop. A [`Link`] keeps at most one connection: whoever
 //! needs it asks, and waits as long as it takes. What was declared on a lost connection is declared anew
-//! by its users ([`super::consumer`], [`super::publisher`]), which know what they need; a library's own
+//! by its users (`consumer`, [`super::publisher`]), which know what they need; a library's own
 //! recovery would replay what it once saw, on the one host that just failed. Reference: rpc.md 1.10.
 
 use std::sync::Arc;

@@ -111,7 +111,7 @@ async fn work_that_the_journal_knows_is_recoverys() {
     at_start(&stage).await;
     assert_eq!(status(&stage, "volumes", &ours).await, "creating");
     assert_eq!(status(&stage, "volumes", &stocks).await, "error");
-    assert_eq!(left(&stage).await, [ours.clone()]);
+    assert_eq!(left(&stage).await, std::slice::from_ref(&ours));
 
     stage.backend.journal.finish(&operation, &Outcome::succeeded()).await.unwrap();
     at_start(&stage).await;
