@@ -95,7 +95,11 @@ pub fn capabilities(
 
 /// `get_capabilities` answers the report with the properties that volume types can ask for
 /// (`BaseVD.init_capabilities`, `cinder/volume/driver.py`); the scheduler gets it without.
+/// Stock's answer is what the driver said at its start, before the manager adds what it has allocated.
 pub fn with_properties(mut report: Map<String, Value>) -> Map<String, Value> {
+    for managers in ["allocated_capacity_gb", "filter_function", "goodness_function"] {
+        report.remove(managers);
+    }
     let property = |title: &str, description: &str| json!({"title": title, "description": description, "type": "boolean"});
     report.insert(
         "properties".to_owned(),
