@@ -216,8 +216,11 @@ def _remove_all(site, pool):
         with ioctx(site, pool, "admin") as ctx:
             try:
                 _remove_one(ctx, name)
-            except rbd.ImageNotFound:
-                pass
+            except rbd.ImageNotFound:      # gone meanwhile, or half of one: then this removes the rest
+                try:
+                    rbd.RBD().remove(ctx, name)
+                except rbd.ImageNotFound:
+                    pass
             except rbd.Error as e:
                 left[f"{site}:{pool}/{name}"] = f"{type(e).__name__}: {e}"
     return left
