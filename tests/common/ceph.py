@@ -204,6 +204,15 @@ def _remove_one(ctx, name):
     rbd.RBD().remove(ctx, name)
 
 
+def _fence_watchers(site, pool, name):
+    """A client killed at the wrong moment leaves a watch that no timeout ends; blocklisting it does."""
+    with ioctx(site, pool, "admin") as ctx, rbd.Image(ctx, name, read_only=True) as img:
+        addresses = [w["addr"] for w in img.watchers_list()]
+    for address in addresses:
+        command = {"prefix": "osd blocklist", "blocklistop": "add", "addr": address, "expire": 600.0}
+        cluster(site, "admin").mon_command(json.dumps(command), b"")
+
+
 def _remove_all(site, pool):
     left = {}
     for entry in trash(site, pool):      # restored, so that its snapshots can be removed as well
@@ -216,8 +225,11 @@ def _remove_all(site, pool):
         with ioctx(site, pool, "admin") as ctx:
             try:
                 _remove_one(ctx, name)
-            except rbd.ImageNotFound:
-                pass
+            except rbd.ImageNotFound:      # gone meanwhile, or half of one: then this removes the rest
+                try:
+                    rbd.RBD().remove(ctx, name)
+                except rbd.ImageNotFound:
+                    pass
             except rbd.Error as e:
                 left[f"{site}:{pool}/{name}"] = f"{type(e).__name__}: {e}"
     return left
@@ -225,7 +237,8 @@ def _remove_all(site, pool):
 
 def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
     """Remove every image of both sites, whatever state it is in; what is left, with the reason."""
-    end, left = time.monotonic() + seconds, {}
+    begin, left = time.monotonic(), {}
+    end = begin + seconds
     while time.monotonic() < end:
         left = {}
         for site in ("a", "b"):
@@ -236,6 +249,10 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
                     left[f"{site}:{pool}"] = f"{type(e).__name__}: {e}"
         if not left:
             return left
+        for what in [w for w, why in left.items() if why.startswith("ImageBusy")]:
+            if time.monotonic() - begin > 20:      # nobody who lives watches for so long
+                place, name = what.split("/", 1)
+                _fence_watchers(*place.split(":"), name)
         time.sleep(0.5)
     return left
 
