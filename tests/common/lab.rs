@@ -160,6 +160,16 @@ impl Lab {
     /// Start a whole site again and wait until it serves and both mirror daemons are well.
     pub(crate) fn start_site(&self, site: &str) {
         tool_ok(&["start", site], &[]);
+        self.wait_site(site);
+    }
+
+    /// The same for a paused one.
+    pub(crate) fn resume_site(&self, site: &str) {
+        self.resume(site);
+        self.wait_site(site);
+    }
+
+    fn wait_site(&self, site: &str) {
         let name = site.trim_start_matches("site-");
         wait_until(&format!("{site} answers"), 120, || {
             self.ceph.call("status_of_pool", json!({"site": name})).is_ok()

@@ -1,5 +1,7 @@
 //! What all drills have in common: volumes with known data, the order, and what must then be true.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use serde_json::json;
 
 use crate::common::{CEPH, Lab, Subject, connector, row_str, wait_for, wait_until};
@@ -125,9 +127,11 @@ pub(crate) fn expect_served_from_a(lab: &Lab, volumes: &[Known]) {
 /// Until what is written on `from` arrives on the other side. The mirror status cannot tell: it may be
 /// half a minute old. A primary deleted before that leaves its replica behind for ever.
 pub(crate) fn settle(lab: &Lab, volumes: &[Known], from: &str) {
+    // Never the same data twice: it would be there before it arrives.
+    static SEED: AtomicU32 = AtomicU32::new(900);
     let other = if from == "a" { "b" } else { "a" };
-    for (n, v) in volumes.iter().enumerate() {
-        let seed = 900 + n as u32;
+    for v in volumes {
+        let seed = SEED.fetch_add(1, Ordering::Relaxed);
         lab.write(from, &v.id, seed);
         lab.wait_replicated(&v.id, from, seed);
         assert_eq!(lab.image(other, &v.id)["primary"], false);

@@ -20,10 +20,7 @@ impl Loss {
     fn mend(self, lab: &Lab) {
         match self {
             Loss::Killed => lab.start_site("site-a"),
-            Loss::Hung => {
-                lab.resume("site-a");
-                lab.wait_mirroring();
-            }
+            Loss::Hung => lab.resume_site("site-a"),
         }
     }
 }
@@ -105,7 +102,10 @@ fn resync(lab: &Lab, volumes: &[Known]) {
 
 #[test]
 fn site_a_killed_journal_mode() {
-    drill(&Lab::get(), "replicated", Loss::Killed, false);
+    // The sample has the harder form of it, with a restart of the service.
+    if full() {
+        drill(&Lab::get(), "replicated", Loss::Killed, false);
+    }
 }
 
 #[test]
