@@ -211,6 +211,12 @@ impl Backend {
         };
         if before != name {
             info!(backend = self.host(), from = before, to = name, "active site changed");
+            // What was wrong with the former site says nothing about this one, which has just been chosen
+            // because it answers. The report that follows measures it.
+            if matches!(self.condition(), Condition::Down { .. }) {
+                self.set_condition(Condition::Up);
+            }
+            self.want_report();
         }
         Ok(())
     }

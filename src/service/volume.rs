@@ -43,66 +43,93 @@ pub struct Sources {
 /// # Errors
 /// What makes serving impossible: an unusable configuration, a database of the wrong schema.
 pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()> {
-    let stopping = CancellationToken::new();
     let mut signals = Signals::new()?;
-    let db = Db::connect(&config.database);
-    migration::run(&db).await?;
-    let journal = Journal::new(db, Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
-    let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
-    let notifier =
-        Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
-    let pool = workers(&config, &journal, &stopping)?;
-    let ceph: Arc<dyn Ceph> = pool.clone();
-    let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
-    let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients };
-
-    let housekeeping = [
-        tokio::spawn(lease(journal.clone(), stopping.clone())),
-        tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
-        tokio::spawn(purge(journal.clone(), stopping.clone())),
-    ];
-    let starting = config.backends.iter().map(|section| {
-        let backend = Arc::new(Backend::new(
-            section.clone(),
-            Globals::from(&config),
-            journal.clone(),
-            peers.clone(),
-            &ceph,
-        ));
-        Running::start(backend, &rpc, log.clone(), Periods::from(&config))
-    });
-    let backends = futures::future::try_join_all(starting).await?;
-    for backend in &backends {
-        backend.ready().await;
-    }
-    info!(backends = backends.len(), "scoria-volume serves");
+    // The start waits for a database or a broker that is away, for as long as it takes.
+    let started = tokio::select! {
+        started = Service::start(&config, &log) => started,
+        () = signals.stop(&sources, &log) => {
+            info!("told to stop before the service was ready");
+            return Ok(());
+        }
+    };
+    let service = started?;
+    info!(backends = service.backends.len(), "scoria-volume serves");
     notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = tokio::spawn(watchdog(stopping.clone()));
-
-    while let Told::Reload = signals.next().await {
-        reload(&sources, &log);
-    }
+    let watchdog = tokio::spawn(watchdog(service.stopping.clone()));
+    signals.stop(&sources, &log).await;
     info!("stopping: no new requests, those in flight finish");
     notify(&[sd_notify::NotifyState::Stopping]);
-    let limit = config.graceful_shutdown_timeout;
-    let drained = futures::future::join_all(backends.into_iter().map(|b| b.drain(limit)));
-    tokio::select! {
-        _ = drained => {}
-        _ = signals.next() => warn!("told to stop again: operations under way stay in the journal"),
-    }
-    stopping.cancel();
-    pool.shutdown(Duration::from_secs(1)).await;
-    drop(peers);
-    for task in housekeeping {
-        task.abort();
-    }
+    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log)).await;
     watchdog.abort();
-    if let Ok(notifier) = Arc::try_unwrap(notifier).map_err(|_| ()) {
-        notifier.flush(FLUSH).await;
-    }
-    rpc.close().await;
     info!("scoria-volume has stopped");
     Ok(())
+}
+
+/// Everything that runs.
+struct Service {
+    backends: Vec<Running>,
+    pool: Arc<WorkerPool>,
+    rpc: Rpc,
+    notifier: Arc<Notifier>,
+    housekeeping: [tokio::task::JoinHandle<()>; 3],
+    stopping: CancellationToken,
+}
+
+impl Service {
+    /// Returns when all backends serve or have been found to be down. May be dropped at any time: what has
+    /// begun is in the journal.
+    async fn start(config: &Config, log: &LogHandle) -> Result<Service> {
+        let stopping = CancellationToken::new();
+        let db = Db::connect(&config.database);
+        migration::run(&db).await?;
+        let journal = Journal::new(db, Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
+        let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
+        let notifier =
+            Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
+        let pool = workers(config, &journal, &stopping)?;
+        let ceph: Arc<dyn Ceph> = pool.clone();
+        let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
+        let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients };
+
+        let housekeeping = [
+            tokio::spawn(lease(journal.clone(), stopping.clone())),
+            tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
+            tokio::spawn(purge(journal.clone(), stopping.clone())),
+        ];
+        let starting = config.backends.iter().map(|section| {
+            let backend = Arc::new(Backend::new(
+                section.clone(),
+                Globals::from(config),
+                journal.clone(),
+                peers.clone(),
+                &ceph,
+            ));
+            Running::start(backend, &rpc, log.clone(), Periods::from(config))
+        });
+        let backends = futures::future::try_join_all(starting).await?;
+        for backend in &backends {
+            backend.ready().await;
+        }
+        Ok(Service { backends, pool, rpc, notifier, housekeeping, stopping })
+    }
+
+    /// Lets operations finish for `limit`, or until `hurry`.
+    async fn stop(self, limit: Duration, hurry: impl Future<Output = ()>) {
+        let drained = futures::future::join_all(self.backends.into_iter().map(|b| b.drain(limit)));
+        tokio::select! {
+            _ = drained => {}
+            () = hurry => warn!("told to stop again: operations under way stay in the journal"),
+        }
+        self.stopping.cancel();
+        self.pool.shutdown(Duration::from_secs(1)).await;
+        for task in self.housekeeping {
+            task.abort();
+        }
+        if let Ok(notifier) = Arc::try_unwrap(self.notifier).map_err(|_| ()) {
+            notifier.flush(FLUSH).await;
+        }
+        self.rpc.close().await;
+    }
 }
 
 fn workers(config: &Config, journal: &Journal, stopping: &CancellationToken) -> Result<Arc<WorkerPool>> {
@@ -182,11 +209,6 @@ fn reload(sources: &Sources, log: &LogHandle) {
     info!("log options read again");
 }
 
-enum Told {
-    Reload,
-    Stop,
-}
-
 struct Signals {
     hup: Signal,
     term: Signal,
@@ -205,11 +227,14 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.hup.recv() => Told::Reload,
-            _ = self.term.recv() => Told::Stop,
-            _ = self.int.recv() => Told::Stop,
+    /// Returns when told to stop; reads log options again when told so.
+    async fn stop(&mut self, sources: &Sources, log: &LogHandle) {
+        loop {
+            tokio::select! {
+                _ = self.hup.recv() => reload(sources, log),
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+            }
         }
     }
 }
