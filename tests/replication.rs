@@ -2,7 +2,7 @@
 //! failed over can be written to while the other site is away.
 //!
 //! By default a sample that covers every column of mode (journal, snapshot) × site A (alive, killed,
-//! hung); all six with SCORIA_TEST_FULL=1.
+//! hung); all six with `--run-ignored all`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

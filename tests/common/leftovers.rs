@@ -116,15 +116,19 @@ impl Lab {
             self.sql("DELETE FROM scoria_operation_steps", &[]);
             self.sql("DELETE FROM scoria_operations", &[]);
         }
-        let left = self.ceph("wipe", json!({}));
-        assert_eq!(left, json!({}), "images that cannot be removed");
+        self.forget_images();
     }
 }
 
 impl Lab {
     /// Remove every image: for what stock is known to leave.
     pub(crate) fn forget_images(&self) {
-        assert_eq!(self.ceph("wipe", json!({})), json!({}), "images that cannot be removed");
+        // librbd 16 may crash in its journal's thread when an image with two primaries is disabled.
+        let left = (0..3).find_map(|_| match self.ceph.call("wipe", json!({})) {
+            Err(e) if e.kind == "HelperFailed" => None,
+            answer => Some(answer),
+        });
+        assert_eq!(left.expect("a helper that lives").unwrap(), json!({}), "images that cannot be removed");
     }
 }
 
