@@ -80,6 +80,8 @@ pub enum Code {
     InvalidValue,
     /// A versioned object newer than we know (`IncompatibleObjectVersion`).
     IncompatibleObject,
+    /// A versioned object of a class that Cinder does not have (`UnsupportedObjectError`).
+    UnsupportedObject,
     /// The envelope or JSON could not be read at all.
     MalformedMessage,
     /// The database did not answer, deadlocked, or lost the connection.
@@ -136,6 +138,7 @@ impl Code {
             | Code::BadArguments
             | Code::InvalidValue
             | Code::IncompatibleObject
+            | Code::UnsupportedObject
             | Code::MalformedMessage => Kind::Caller,
             Code::VolumeBusy
             | Code::SnapshotBusy

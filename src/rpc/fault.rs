@@ -106,6 +106,9 @@ fn class(code: Code) -> Class {
         Code::UnsupportedVersion => plain(DISPATCHER, "UnsupportedVersion", None),
         Code::BadArguments => plain(BUILTINS, "TypeError", None),
         Code::InvalidValue => plain(BUILTINS, "ValueError", None),
+        Code::UnsupportedObject => {
+            plain("oslo_versionedobjects.exception", "UnsupportedObjectError", Some(500))
+        }
         Code::IncompatibleObject => {
             plain("oslo_versionedobjects.exception", "IncompatibleObjectVersion", Some(500))
         }

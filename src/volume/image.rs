@@ -60,6 +60,20 @@ pub enum Attempt {
     Again,
 }
 
+/// What an image looks like that has been made completely.
+enum Made<'a> {
+    /// Of this many bytes.
+    Empty(u64),
+    /// A clone of this snapshot in the same pool.
+    Clone { parent: &'a str, snap: &'a str },
+}
+
+enum Found {
+    Whole,
+    Half,
+    Other,
+}
+
 /// Runs `command`; when its effect is unknown, runs it again. On a repetition (or when `attempt` is one)
 /// an answer of kind `done` means that it had taken effect already.
 async fn repeat<C: Command<Reply = ()> + Clone>(
@@ -109,7 +123,64 @@ impl Place {
             order: shape.order,
             features: shape.features,
         };
-        repeat(&self.site, create, attempt, RbdErrorKind::Exists).await
+        self.make(create, image, Made::Empty(bytes), attempt).await
+    }
+
+    /// Makes an image with `command`. librbd makes it object by object, so what an attempt that was cut
+    /// short left may be a name that cannot be opened, or an empty image instead of a clone: what is not
+    /// `whole` is removed and made anew.
+    async fn make<C: Command<Reply = ()> + Clone>(
+        &self,
+        command: C,
+        image: &str,
+        whole: Made<'_>,
+        attempt: Attempt,
+    ) -> Result<(), RbdError> {
+        let mut again = attempt == Attempt::Again;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.site.call(command.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(e) if again && e.kind == RbdErrorKind::Exists => match self.found(image, &whole).await? {
+                    Found::Whole => return Ok(()),
+                    Found::Half if tries < UNKNOWN_TRIES => {
+                        warn!(image, "an attempt that was cut short left half an image: making it anew");
+                        self.remove_if_there(image).await?;
+                    }
+                    Found::Half | Found::Other => return Err(e),
+                },
+                Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
+                    debug!(op = C::NAME, error = %e, "effect unknown, asking again");
+                    again = true;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// What an attempt that was cut short left under the name of `image`.
+    async fn found(&self, image: &str, whole: &Made<'_>) -> Result<Found, RbdError> {
+        let stat = match self.stat(image).await {
+            Ok(stat) => stat,
+            Err(e) if e.is_not_found() => return Ok(Found::Half),
+            Err(e) => return Err(e),
+        };
+        Ok(match (whole, stat.parent) {
+            (Made::Empty(bytes), None) if stat.size == *bytes => Found::Whole,
+            (Made::Empty(_), _) => Found::Other,
+            // Either cut short, or complete and flattened: the parent's data is still there for another one.
+            (Made::Clone { .. }, None) => Found::Half,
+            (Made::Clone { parent, snap }, Some(p)) => {
+                if p.pool != self.pool || p.image != *parent || p.snap != *snap {
+                    Found::Other
+                } else if self.children(parent, snap).await?.iter().any(|c| c.image == image) {
+                    Found::Whole
+                } else {
+                    Found::Half // the parent does not know of it, and could lose the snapshot under it
+                }
+            }
+        })
     }
 
     /// Clones `parent@snap` (same pool) to `image` and makes it `bytes` large.
@@ -133,7 +204,7 @@ impl Place {
             features: shape.features,
             order: shape.order.max(unit_order),
         };
-        repeat(&self.site, clone, attempt, RbdErrorKind::Exists).await?;
+        self.make(clone, image, Made::Clone { parent, snap }, attempt).await?;
         self.grow(image, bytes).await
     }
 
@@ -332,6 +403,8 @@ impl Place {
         match self.stat(image).await {
             Ok(_) => {}
             Err(e) if e.is_not_found() => {
+                // A removal or a creation that was cut short leaves a name that cannot be opened.
+                self.remove_if_there(image).await?;
                 // Renamed by a former attempt because clones need it: they need its parent, too.
                 match self.stat(&format!("{image}{DELETED}")).await {
                     Ok(_) => {}
@@ -414,8 +487,12 @@ impl Place {
                         return;
                     }
                 }
-                // Removed by a former attempt; its own parent may not have been seen to.
-                Err(error) if error.is_not_found() => {}
+                // Removed by a former attempt, but for the name perhaps; its own parent may not have been seen to.
+                Err(error) if error.is_not_found() => {
+                    if let Err(error) = self.remove_if_there(&name).await {
+                        warn!(image = name, %error, "could not remove what is left of a parent");
+                    }
+                }
                 Ok(_) | Err(_) => return,
             }
         }

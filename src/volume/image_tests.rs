@@ -44,7 +44,7 @@ async fn with_bystanders(config: SimConfig) -> Sim {
 /// All that can be seen of a pool, watchers left out: a dead worker's watch ends by itself.
 fn pool(sim: &Sim) -> Vec<(String, ImageView)> {
     let view = |name: String| {
-        let image = sim.image("a", POOL, &name).unwrap();
+        let image = sim.image("a", POOL, &name).unwrap_or_else(|| panic!("half of {name} is left"));
         (name, ImageView { watchers: vec![], ..image })
     };
     sim.images("a", POOL).into_iter().map(view).collect()

@@ -217,6 +217,34 @@ async fn trash() {
     }
 }
 
+/// What a client leaves that dies in the midst of making or removing an image.
+#[tokio::test]
+async fn half_an_image_is_a_name_that_is_taken_cannot_be_opened_and_can_be_removed() {
+    const CUT: &str = "
+import rados, sys
+cluster = rados.Rados(conffile=sys.argv[1], rados_id='cinder'); cluster.connect()
+cluster.open_ioctx('volumes').remove_object('rbd_header.' + sys.argv[2])
+";
+    let a = &lab().a;
+    let image = name("half");
+    let create = ImageCreate { pool: v(), image: image.clone(), size: MIB, order: 22, features: FEATURES };
+    let stat = ImageStat { pool: v(), image: image.clone() };
+    let remove = ImageRemove { pool: v(), image: image.clone() };
+    a.call(create.clone()).await.unwrap();
+    let id = a.call(stat.clone()).await.unwrap().id;
+    let cut =
+        Process::new("/usr/bin/python3").args(["-c", CUT]).arg(conf("SITE_A_CONF")).arg(id).status().unwrap();
+    assert!(cut.success(), "python3-rados must be installed");
+    assert!(a.call(ImageList { pool: v() }).await.unwrap().contains(&image));
+    assert_eq!(kind(a.call(stat.clone()).await), RbdErrorKind::NotFound);
+    assert_eq!(kind(a.call(create.clone()).await), RbdErrorKind::Exists);
+    a.call(remove.clone()).await.unwrap();
+    assert!(!a.call(ImageList { pool: v() }).await.unwrap().contains(&image));
+    a.call(create).await.unwrap();
+    assert_eq!(a.call(stat).await.unwrap().size, MIB);
+    a.call(remove).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_lock_that_is_not_given_up_is_seen_and_can_be_broken() {
     const HOLDER: &str = "

@@ -1,11 +1,13 @@
 //! Runs an operation to each of its calls, kills it there, resumes it, and looks at the result.
 //!
 //! "Nothing accepted is lost" is a claim about every instant, so it is tried at every instant that can
-//! be told apart: before and after the effect of each call to Ceph.
+//! be told apart: before and after the effect of each call to Ceph, and in the midst of those that make
+//! or remove an image.
 
 use std::fmt::Display;
 use std::future::Future;
 
+use super::tear::Torn;
 use super::{Sim, When};
 
 /// What is killed at a crash point.
@@ -26,7 +28,7 @@ pub enum Attempt {
     Resumed,
 }
 
-/// Kills `run` at each of its calls to Ceph, before and after the call's effect.
+/// Kills `run` at each of its calls to Ceph, before, in the midst of, and after the call's effect.
 ///
 /// `build` makes a fresh world with what the operation needs (`W`: rows, journal, anything); `run`
 /// carries the operation out in it, or resumes it; `check` looks at the end. An uninterrupted run tells
@@ -56,12 +58,13 @@ where
     if let Err(e) = run(sim.clone(), world.clone(), Attempt::First).await {
         panic!("the operation fails even undisturbed: {e}\n{}", sim.log_text());
     }
-    let calls = sim.log().len();
+    let calls: Vec<String> = sim.log().iter().map(|call| call.request.to_string()).collect();
     check(sim, world).await;
 
     let mut points = 0;
-    for k in 1..=calls {
-        for when in [When::Before, When::After] {
+    for (k, request) in (1..).zip(&calls) {
+        let midway = Torn::can(request).then_some(When::Midway);
+        for when in [When::Before, When::After].into_iter().chain(midway) {
             let (sim, world) = build().await;
             sim.clear_log();
             let _report = Report { killed, k, when, sim: sim.clone() };

@@ -39,6 +39,9 @@ impl Health {
 pub enum When {
     /// Nothing was done.
     Before,
+    /// It was begun: of what librbd makes or removes object by object, half is there (`tear.rs`). Other
+    /// requests are one operation of an OSD, and done.
+    Midway,
     /// It was done, but the caller does not learn it.
     After,
 }
@@ -174,6 +177,8 @@ pub(super) struct Fate {
     pub(super) wait: Duration,
     /// Whether Ceph carries it out.
     pub(super) effect: bool,
+    /// Whether it is cut short in the midst of that.
+    pub(super) half: bool,
     /// Reported instead of what Ceph answered.
     pub(super) error: Option<Refusal>,
     /// This call is the crash point.
@@ -195,14 +200,22 @@ impl World {
         let lost = || Refusal::new(RbdErrorKind::WorkerLost, "the worker died under the call");
         let silent = self.crash.fells == Fells::ServiceForGood;
         if self.crash.down {
-            return Fate { wait: Duration::ZERO, effect: false, error: Some(lost()), crash: false, silent };
+            return Fate {
+                wait: Duration::ZERO,
+                effect: false,
+                half: false,
+                error: Some(lost()),
+                crash: false,
+                silent,
+            };
         }
         if let Some((left, when)) = self.crash.armed {
             if left <= 1 {
                 self.crash.armed = None;
                 return Fate {
                     wait: self.config.timing.call,
-                    effect: when == When::After,
+                    effect: when != When::Before,
+                    half: when == When::Midway,
                     error: Some(lost()),
                     crash: true,
                     silent,
@@ -236,7 +249,8 @@ impl World {
                     break;
                 }
                 Harm::Fail(when, kind) => {
-                    fate.effect = *when == When::After;
+                    fate.effect = *when != When::Before;
+                    fate.half = *when == When::Midway;
                     fate.error = Some(Refusal::new(*kind, "injected"));
                     if *kind == RbdErrorKind::TimedOut {
                         fate.wait = deadline;
@@ -271,7 +285,7 @@ impl World {
             | Request::TrashRemove(_) => self.config.timing.mirror_call,
             _ => self.config.timing.call,
         };
-        let good = Fate { wait: base, effect: true, error: None, crash: false, silent: false };
+        let good = Fate { wait: base, effect: true, half: false, error: None, crash: false, silent: false };
         let address = self.address_of(client);
         let now = self.epoch();
         let Some(state) = self.sites.get_mut(site) else { return good };
@@ -285,6 +299,7 @@ impl World {
         let away = |kind: RbdErrorKind, wait: Duration, text: &str| Fate {
             wait: wait.min(deadline),
             effect: false,
+            half: false,
             error: Some(Refusal::new(kind, text)),
             crash: false,
             silent: false,

@@ -204,6 +204,10 @@ impl World {
     }
 
     pub(super) fn remove(&mut self, site: &str, pool: &str, image: &str) -> Answer<()> {
+        let p = self.pool_mut(site, pool)?;
+        if p.by_name(image).is_none() && p.names.remove(image).is_some() {
+            return Ok(()); // half an image: the rest of it
+        }
         self.removable(site, pool, image)?;
         self.unmirror(site, pool, image)?;
         let state = self.pool_mut(site, pool)?;

@@ -38,6 +38,7 @@ mod mirroring;
 mod snapshots;
 mod state;
 mod subject;
+mod tear;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +60,7 @@ use faults::Fells;
 use mirror_daemon::DaemonState;
 use state::{Refusal, WatcherState, World};
 use subject::Subject;
+use tear::Torn;
 
 /// A handle on a simulated world, with the identity of one client of it.
 #[derive(Clone)]
@@ -287,7 +289,11 @@ impl Sim {
         let mut world = self.lock();
         world.advance();
         let subject = Subject::of(&request);
+        let torn = if fate.half { Torn::of(&request) } else { None };
         let answer = if fate.effect { Some(world.run(name, client, request)) } else { None };
+        if let (Some(torn), Some(Ok(_))) = (torn, &answer) {
+            world.tear(name, torn);
+        }
         let leaves_watch = fate.error.as_ref().is_some_and(|e| e.kind == RbdErrorKind::WorkerLost)
             && subject.writes
             && (fate.crash || fate.effect)

@@ -138,8 +138,8 @@ impl Object {
     /// Reads one object, whatever its class.
     ///
     /// # Errors
-    /// [`Code::IncompatibleObject`] when it is newer than we know, of another project or class;
-    /// [`Code::InvalidValue`] when it is no object at all.
+    /// [`Code::IncompatibleObject`] when it is newer than we know; [`Code::UnsupportedObject`] when it is of
+    /// another project or class; [`Code::InvalidValue`] when it is no object at all.
     pub fn parse(value: &Value) -> Result<Object> {
         let Some(map) = value.as_object() else {
             return Err(Error::new(Code::InvalidValue, "Expected a versioned object"));
@@ -236,7 +236,7 @@ fn identify(map: &Map<String, Value>) -> Result<(&str, (u32, u32))> {
 }
 
 fn unsupported(name: &str) -> Error {
-    Error::new(Code::IncompatibleObject, format!("Unsupported object type {name}"))
+    Error::new(Code::UnsupportedObject, format!("Unsupported object type {name}"))
 }
 
 /// `1.9`, or `1.9.2` whose third component is a back-port that changes nothing for the reader.
@@ -319,7 +319,7 @@ mod tests {
         let error = check(&json!({"a": [{"b": volume("1.10")}]})).unwrap_err();
         assert_eq!(error.user(), "Version 1.10 of Volume is not supported, supported version is 1.9");
         let other = json!({NAME: "Instance", NAMESPACE: "nova", VERSION: "1.0", DATA: {}});
-        assert_eq!(check(&other).unwrap_err().code(), Code::IncompatibleObject);
+        assert_eq!(check(&other).unwrap_err().code(), Code::UnsupportedObject);
     }
 
     #[test]

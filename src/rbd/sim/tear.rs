@@ -1,0 +1,61 @@
+//! Images of which only half is there.
+//!
+//! librbd makes an image object by object: its id under the name, the directory entry, the header, for a
+//! clone the link to its parent; and takes it apart in the opposite order. A client that dies in between
+//! leaves a name that is taken and cannot be opened, or an empty image where a clone should be.
+
+use super::state::World;
+use crate::rbd::protocol::Request;
+
+/// A request that may be cut short, and what it was about.
+pub(super) enum Torn {
+    /// Name and directory entry are there, the header is not.
+    Made { pool: String, image: String },
+    /// The header is there, the link to the parent is not.
+    Cloned { pool: String, image: String },
+    /// The header is gone, name and directory entry are still there.
+    Removed { pool: String, image: String },
+}
+
+impl Torn {
+    /// Whether requests of this name can be cut short.
+    pub(super) fn can(request: &str) -> bool {
+        ["ImageCreate", "ImageCopy", "ImageClone", "ImageRemove"].contains(&request)
+    }
+
+    pub(super) fn of(request: &Request) -> Option<Torn> {
+        match request {
+            Request::ImageCreate(r) => Some(Torn::Made { pool: r.pool.clone(), image: r.image.clone() }),
+            Request::ImageCopy(r) => Some(Torn::Made { pool: r.dest_pool.clone(), image: r.dest.clone() }),
+            Request::ImageClone(r) => Some(Torn::Cloned { pool: r.dest_pool.clone(), image: r.dest.clone() }),
+            Request::ImageRemove(r) => Some(Torn::Removed { pool: r.pool.clone(), image: r.image.clone() }),
+            _ => None,
+        }
+    }
+}
+
+impl World {
+    /// Undoes the second half of a request that was just carried out.
+    pub(super) fn tear(&mut self, site: &str, torn: Torn) {
+        match torn {
+            Torn::Made { pool, image } => {
+                if let Ok(p) = self.pool_mut(site, &pool)
+                    && let Some(id) = p.names.get(&image).cloned()
+                {
+                    p.images.remove(&id);
+                }
+            }
+            Torn::Cloned { pool, image } => {
+                if let Ok(state) = self.image_mut(site, &pool, &image) {
+                    state.parent = None;
+                }
+            }
+            Torn::Removed { pool, image } => {
+                let id = format!("{:x}", self.next());
+                if let Ok(p) = self.pool_mut(site, &pool) {
+                    p.names.insert(image, id);
+                }
+            }
+        }
+    }
+}
