@@ -139,7 +139,8 @@ pub(crate) fn stop(site: &str) -> Stopped {
     Stopped { conf, how: How::Pids(pids) }
 }
 
-fn tools_lab(arguments: &[&str]) {
+/// `tools/lab ARGUMENTS`, expected to succeed.
+pub(crate) fn tools_lab(arguments: &[&str]) {
     let lab = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/lab");
     let status = Process::new(lab).args(arguments).status().unwrap();
     assert!(status.success(), "tools/lab {arguments:?}");

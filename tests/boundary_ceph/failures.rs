@@ -7,11 +7,13 @@ use std::process::Command as Process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use scoria::rbd::pool::{Settings, WorkerPool};
 use scoria::rbd::protocol::*;
 use scoria::rbd::{Ceph, RbdErrorKind, Site};
 
 use crate::common::{
     FEATURES, Lab, MIB, conf, connection, eventually, exists, kind, lab, lab_alone, name, signal, stop,
+    tools_lab,
 };
 
 fn v() -> String {
@@ -255,4 +257,33 @@ async fn a_hung_site_is_noticed_by_every_deadline_and_used_again_when_it_is_back
     eventually("back for images", async || b.call(ImageList { pool: v() }).await).await;
     lab.pool.shutdown(Duration::from_secs(5)).await;
     assert!(lab.pool.workers().is_empty());
+}
+
+/// A client that meets the monitors before the OSDs are back has an old map, and must not go on with it: a
+/// site that is alive would look dead, and its volumes would be forced away from it.
+#[tokio::test]
+async fn a_site_that_was_restarted_is_found_alive_at_the_first_probe() {
+    let lab = lab_alone();
+    let b = &lab.b;
+    let probe = Duration::from_secs(4);
+    b.call(ProbeOsd { pool: v() }).await.unwrap();
+    until("two workers", || lab.pool.workers().len() == 2).await;
+    tools_lab(&["kill", "site-b"]);
+    let starting = tokio::task::spawn_blocking(|| tools_lab(&["start", "site-b"]));
+    eventually("the monitors answer", async || b.call_within(probe, ProbeMon {}).await).await;
+    starting.await.unwrap();
+    let other = Arc::new(WorkerPool::new(Settings::new(env!("CARGO_BIN_EXE_scoria-rbd-worker")), None));
+    let fresh = Site::new(Arc::clone(&other) as Arc<dyn Ceph>, b.connection().clone());
+    eventually("the OSDs serve", async || fresh.call_within(probe, ProbeOsd { pool: v() }).await).await;
+    // Both workers, each with a map of its own.
+    for _ in 0..2 {
+        let (first, second) = tokio::join!(
+            b.call_within(probe, ProbeOsd { pool: v() }),
+            b.call_within(probe, ProbeOsd { pool: v() })
+        );
+        first.unwrap();
+        second.unwrap();
+    }
+    other.shutdown(Duration::from_secs(5)).await;
+    tools_lab(&["up", "--without", "scoria-volume"]);
 }

@@ -82,19 +82,22 @@ def sql(query, args=()):
     """Rows as objects; for a statement the number of rows it matched."""
     import pymysql
     from pymysql.constants import CLIENT
-    if STATE["sql"] is None:
-        url = urllib.parse.urlsplit(os.environ["SCORIA_DATABASE_URL"])
-        STATE["sql"] = pymysql.connect(
-            host=url.hostname, port=url.port, user=url.username, password=url.password,
-            database=url.path.lstrip("/"), autocommit=True, charset="utf8mb4", connect_timeout=5,
-            client_flag=CLIENT.FOUND_ROWS, cursorclass=pymysql.cursors.DictCursor)
-    try:
-        with STATE["sql"].cursor() as cursor:
-            cursor.execute(query, tuple(args) if args else None)
-            return list(cursor.fetchall()) if cursor.description else cursor.rowcount
-    except (pymysql.err.OperationalError, pymysql.err.InterfaceError):
-        STATE["sql"] = None
-        raise
+    for last in (False, True):
+        if STATE["sql"] is None:
+            url = urllib.parse.urlsplit(os.environ["SCORIA_DATABASE_URL"])
+            STATE["sql"] = pymysql.connect(
+                host=url.hostname, port=url.port, user=url.username, password=url.password,
+                database=url.path.lstrip("/"), autocommit=True, charset="utf8mb4", connect_timeout=5,
+                client_flag=CLIENT.FOUND_ROWS, cursorclass=pymysql.cursors.DictCursor)
+        try:
+            with STATE["sql"].cursor() as cursor:
+                cursor.execute(query, tuple(args) if args else None)
+                return list(cursor.fetchall()) if cursor.description else cursor.rowcount
+        except (pymysql.err.OperationalError, pymysql.err.InterfaceError):
+            STATE["sql"] = None
+            # A connection from before the database was restarted; a question can be asked again.
+            if last or not query.lstrip().upper().startswith(("SELECT", "SHOW")):
+                raise
 
 
 # ---- broker ---------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ impl Connections {
     }
 
     /// Without these, every call on a hung site would hang for ever.
-    fn options(&self, connection: &Connection, left: Duration) -> [(&'static str, String); 4] {
+    fn options(&self, connection: &Connection, left: Duration) -> [(&'static str, String); 6] {
         let asked = connection
             .connect_timeout
             .map_or(self.settings.connect_timeout, |seconds| Duration::from_secs(u64::from(seconds)));
@@ -106,6 +106,11 @@ impl Connections {
             ("client_mount_timeout", connect.to_string()),
             ("rados_osd_op_timeout", op.to_string()),
             ("rados_mon_op_timeout", op.to_string()),
+            // A client that slept through a restart of OSDs only asks for the new map after an operation has
+            // hung for this long; with the default (10 s, looked at every 5 s) a probe of a site that is back
+            // would find its OSDs dead.
+            ("objecter_timeout", "1".to_owned()),
+            ("objecter_tick_interval", "0.5".to_owned()),
             // Data goes through here in single pieces only; a cache would just cost memory.
             ("rbd_cache", "false".to_owned()),
         ]
