@@ -19,6 +19,7 @@ import rados
 import rbd
 from cinderclient import client as cinderclient
 from cinderclient.contrib import noauth
+from cinderclient.exceptions import ClientException
 from keystoneauth1 import session
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -168,17 +169,21 @@ def fail_over(api, target, status):
         raise Failed(f"the service is {found.replication_status}, not {status}: {found.disabled_reason}")
 
 
+def manage(step, *args):
+    """`scoria-manage replication`, its output as details of the step."""
+    argv = [os.path.join(os.environ["SCORIA_BIN_DIR"], "scoria-manage"), "--config-file",
+            os.environ["SCORIA_CONF"], "replication", *args, "--yes"]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in child.stdout:
+        step.say(line.rstrip())
+    if child.wait():
+        raise Failed(f"scoria-manage replication {args[0]} ended with status {child.returncode}")
+
+
 def resync(step, image):
     """The explicit order to discard what site A has: Scoria's command, or by hand."""
     if not STOCK:
-        argv = [os.path.join(os.environ["SCORIA_BIN_DIR"], "scoria-manage"), "--config-file",
-                os.environ["SCORIA_CONF"], "replication", "resync", "--backend", BACKEND,
-                "--discard", "default", "--yes"]
-        child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for line in child.stdout:
-            step.say(line.rstrip())
-        if child.wait():
-            raise Failed(f"scoria-manage replication resync ended with status {child.returncode}")
+        manage(step, "resync", "--backend", BACKEND, "--discard", "default")
         return
     spec = f"{POOL}/{image}"
     lab("rbd", "a", "mirror", "image", "demote", spec)
@@ -202,6 +207,8 @@ def come_home(api):
     with Step("an earlier run was interrupted: back to site A") as step:
         if not STOCK:
             resync(step, "")
+        if now.replication_status in ("failover-error", "error"):
+            manage(step, "reset", "--backend", BACKEND)
         fail_over(api, "default", "enabled")
         step.outcome = "enabled"
 
@@ -316,7 +323,7 @@ LOOK = """
 def main():
     try:
         volume = drill()
-    except Failed as e:
+    except (Failed, rados.Error, rbd.Error, ClientException) as e:
         print(f"\n{RED}demo failed:{OFF} {e}\n        tools/lab status, tools/lab logs "
               f"{os.environ['DEMO_SERVICE']}; a new lab: tools/lab down --purge", file=sys.stderr)
         return 1

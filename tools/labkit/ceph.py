@@ -65,7 +65,7 @@ def _run(lab, argv, what, timeout=60):
 def setup_step(lab, step, *args, timeout=90):
     """Run a step of ceph_setup in a child: librados can hang, and a child can be killed."""
     env = {"PYTHONPATH": str(REPO / "tools")}
-    argv = [sys.executable, "-m", "labkit.ceph_setup", step, *map(str, args)]
+    argv = [sys.executable, "-B", "-m", "labkit.ceph_setup", step, *map(str, args)]
     try:
         done = subprocess.run(argv, env={**procs.clean_env(lab, procs.SETUP), **env}, text=True,
                               capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout,
