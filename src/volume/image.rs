@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::rbd::protocol::*;
@@ -23,6 +24,11 @@ pub const DELETED: &str = ".deleted";
 const BUSY_TRIES: u32 = 3;
 /// First wait before a busy image is tried again; doubles. Upstream waits 5 and 10 s.
 const BUSY_WAIT: Duration = Duration::from_secs(2);
+/// How long a removal waits for the snapshot that rbd-mirror keeps during a first copy by journal. A new
+/// volume's copy is over in a second or two; a large one's may take hours, and nobody waits for that.
+const FIRST_COPY: Duration = Duration::from_secs(60);
+/// First and longest pause meanwhile; doubles.
+const FIRST_COPY_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// How often a call with unknown effect is sent again.
 const UNKNOWN_TRIES: u32 = 3;
 
@@ -507,12 +513,21 @@ impl Place {
     async fn remove_patiently(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
         let mut wait = BUSY_WAIT;
         let mut tries = BUSY_TRIES;
+        let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
         loop {
-            tries -= 1;
             let error = match self.remove_if_there(image).await {
                 Ok(()) => return Ok(()),
                 Err(e) => e,
             };
+            if error.kind == RbdErrorKind::HasSnapshots
+                && Instant::now() < copied_by
+                && self.is_being_copied(image).await?
+            {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(FIRST_COPY_PAUSE.1);
+                continue;
+            }
+            tries -= 1;
             match error.kind {
                 RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
                     self.flatten_children(image, None).await?;
@@ -520,14 +535,64 @@ impl Place {
                     wait *= 2;
                 }
                 // Snapshots remain (clone format 2 keeps them while clones exist): the trash takes the name away.
-                RbdErrorKind::HasSnapshots => {
-                    let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
-                    let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
-                    return repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await;
-                }
+                RbdErrorKind::HasSnapshots => return self.discard(image, trash_delay).await,
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Whether the snapshot that keeps an image from being removed may be rbd-mirror's: nothing else of it
+    /// shows, it is mirrored by journal, and no clone hangs on a snapshot in hiding.
+    async fn is_being_copied(&self, image: &str) -> Result<bool, RbdError> {
+        let (pool, image) = (self.pool.clone(), image.to_owned());
+        let ask = MirrorInfo { pool: pool.clone(), image: image.clone() };
+        let mirrored = match self.site.insist(ask).await {
+            Ok(info) => info.state == MirrorState::Enabled && info.mode == MirrorMode::Journal,
+            Err(e) if e.is_not_found() => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        if !mirrored {
+            return Ok(false);
+        }
+        let snaps = SnapList { pool: pool.clone(), image: image.clone() };
+        let children = ImageChildren { pool, image, snap: None };
+        Ok(self.site.insist(snaps).await?.is_empty() && self.site.insist(children).await?.is_empty())
+    }
+
+    /// Puts an image that cannot be removed yet into the trash, and unless the operator wants it kept there
+    /// for a while, removes it from there: the move ends its mirroring, and that takes rbd-mirror's snapshot
+    /// away. What clones still need stays in the trash.
+    async fn discard(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+        let id = match self.stat(image).await {
+            Ok(stat) => stat.id,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
+        let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
+        repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await?;
+        if trash_delay.is_some() {
+            return Ok(());
+        }
+        let mut wait = BUSY_WAIT;
+        for left in (0..BUSY_TRIES).rev() {
+            let remove = TrashRemove { pool: self.pool.clone(), id: id.clone() };
+            match self.site.call(remove).await {
+                Ok(()) => break,
+                Err(e) if e.is_not_found() => break,
+                // The daemon that was copying has it open for a moment more.
+                Err(e) if left > 0 && (e.kind == RbdErrorKind::Busy || e.effect_unknown()) => {
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                // The volume's name is free, and that is what its deletion promised.
+                Err(error) => {
+                    warn!(image, id, %error, "a deleted image stays in the trash");
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
