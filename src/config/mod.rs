@@ -153,7 +153,7 @@ pub struct Config {
     pub notifications: NotificationConfig,
     /// oslo.log's options.
     pub log: LogConfig,
-    /// One per name of `enabled_backends`, in that order.
+    /// One per name of `enabled_backends` that is on Ceph RBD, in that order.
     pub backends: Vec<BackendConfig>,
     /// Scoria's own options that are not per backend (`[scoria]`).
     pub scoria: ScoriaConfig,
