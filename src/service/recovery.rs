@@ -20,6 +20,7 @@ use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
 use crate::rbd::protocol::BlocklistAdd;
 use crate::rpc::{Call, Publisher, Reply, ReplyTo};
+use crate::volume::attach;
 
 /// How often abandoned work is looked for.
 const EVERY: Duration = Duration::from_secs(2);
@@ -140,8 +141,20 @@ impl Recovery {
     async fn finish(&self, operation: Operation) {
         let journal = &self.backend.journal;
         if operation.reply_to().is_some() && operation.is_overdue() {
-            if let Err(error) = journal.finish(&operation, &rolled_back()).await {
-                warn!(%error, "could not close an overdue call");
+            let closed = match operation.method() {
+                "attach_volume" | "detach_volume" | "attachment_update" => {
+                    attach::roll_back(&self.backend, &operation, &rolled_back()).await
+                }
+                // The others change rows in one transaction, with nothing half done before it.
+                _ => journal.finish(&operation, &rolled_back()).await,
+            };
+            match closed {
+                Err(error) if error.code() == Code::Cancelled => {}
+                Err(error) => {
+                    warn!(%error, "could not roll an overdue call back, it will be taken up again");
+                    let _ = journal.give_back(&operation).await;
+                }
+                Ok(()) => {}
             }
             return;
         }
