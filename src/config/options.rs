@@ -149,7 +149,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(De, "control_exchange", Text, Some("openstack"), "Exchange of RPC and notifications; the same in all Cinder services."),
     opt(De, "transport_url", Text, Some("rabbit://"), "Message broker: rabbit://USER:PASSWORD@HOST:PORT[,USER:PASSWORD@HOST:PORT]/VHOST[?OPTION=VALUE].").secret(),
     opt(De, "rpc_response_timeout", INT, Some("60"), "Seconds to wait for the answer to an RPC call."),
-    opt(De, "executor_thread_pool_size", INT, Some("64"), "Requests worked on at once by each RPC server.").deprecated(&[("DEFAULT", "rpc_thread_pool_size")]),
+    opt(De, "executor_thread_pool_size", INT, Some("64"), "Calls, and besides them casts, that each backend works on at once; more wait in order.").deprecated(&[("DEFAULT", "rpc_thread_pool_size")]),
     opt(De, "report_interval", INT, Some("10"), "Seconds between heartbeats in the services table."),
     opt(De, "service_down_time", INT, Some("60"), "Seconds after the last heartbeat when others take this service for dead; more than report_interval."),
     opt(De, "periodic_interval", INT, Some("60"), "Seconds between capability reports to the scheduler."),
