@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 
 use super::handler::{BackendHandler, rolled_back};
 use super::orders;
@@ -80,7 +81,14 @@ impl Recovery {
         self.fence(&operations).await;
         for operation in operations {
             let this = Arc::clone(self);
-            let span = info_span!("recovery", rpc.method = operation.method(), operation.id = operation.id());
+            let volume = operation.resource().filter(|(kind, _)| *kind == "Volume").map(|(_, id)| id);
+            let span = info_span!(
+                "recovery",
+                op = operation.method(),
+                operation.id = operation.id(),
+                request_id = Empty,
+                volume.id = volume,
+            );
             self.running.spawn(async move { this.finish(operation).await }.instrument(span));
         }
         Ok(())
@@ -170,12 +178,13 @@ impl Recovery {
                 return;
             }
         };
+        Span::current().record("request_id", &call.context.request_id);
         let id = operation.id();
         let outcome = self.handler.run_journaled(&call, operation).await;
         match &outcome {
-            Ok(_) => info!(request_id = call.context.request_id, "abandoned operation finished"),
+            Ok(_) => info!("abandoned operation finished"),
             Err(error) if error.code() == Code::Cancelled => return,
-            Err(error) => error!(request_id = call.context.request_id, %error, "abandoned operation failed"),
+            Err(error) => error!(%error, "abandoned operation failed"),
         }
         if let Some(to) = &call.reply {
             self.publisher.reply(to, &Reply::new(&outcome)).await;

@@ -96,7 +96,7 @@ async fn repeat<C: Command<Reply = ()> + Clone>(
             Ok(()) => return Ok(()),
             Err(e) if again && e.kind == done => return Ok(()),
             Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
-                debug!(op = C::NAME, error = %e, "effect unknown, asking again");
+                debug!(ceph.op = C::NAME, error = %e, "effect unknown, asking again");
                 again = true;
             }
             Err(e) => return Err(e),

@@ -245,7 +245,7 @@ impl Process {
             warn!(
                 worker.pid = self.pid,
                 site = self.site_name,
-                op,
+                ceph.op = op,
                 waited_ms = ms(began.elapsed()),
                 other_calls = state.calls.len(),
                 "worker condemned: a call is overdue"
