@@ -32,7 +32,7 @@ pub(super) fn run(action: &Action, files: &[PathBuf], dirs: &[PathBuf]) -> Resul
             Severity::Ignored => "ignored",
             Severity::Warning => "warning",
             Severity::Suspect => "mistake?",
-            Severity::Error => "error",
+            Severity::LeftOut | Severity::Error => "error",
         };
         text.push_str(&format!("{severity:<8} {problem}\n"));
         problems.push(json!({

@@ -27,6 +27,7 @@ pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: 
     }
     let mut seen = BTreeSet::new();
     let mut backends = Vec::new();
+    let mut left_out = false;
     for name in names {
         if !seen.insert(name.clone()) {
             fail(format!("names `{}` twice", shown(&name)));
@@ -40,9 +41,14 @@ pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: 
             let near = unknown::nearest(&name, sections.into_iter());
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             fail(format!("names `{}`, but there is no section [{}]{near}", shown(&name), shown(&name)));
-        } else {
+        } else if driver(reader, &name) {
             backends.push(one(reader, &name, host, cluster, zone));
+        } else {
+            left_out = true;
         }
+    }
+    if backends.is_empty() && left_out {
+        fail("names no backend that Scoria can serve".to_owned());
     }
     backends
 }
@@ -54,8 +60,6 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
     // Below zero means librados' own default.
     let timeout =
         |name| u32::try_from(reader.bounded(scope, name, i64::from(i32::MIN), i64::from(i32::MAX))).ok();
-    driver(reader, section);
-
     let cluster_name = named(reader, section, "rbd_cluster_name");
     let pool = named(reader, section, "rbd_pool");
     let user = reader.optional(scope, "rbd_user");
@@ -130,16 +134,21 @@ fn named(reader: &Reader<'_>, section: &str, option: &str) -> String {
     found.value
 }
 
-fn driver(reader: &Reader<'_>, section: &str) {
-    let Some(found) = reader.found(Scope::Backend(section), "volume_driver") else { return };
-    if found.value.rsplit('.').next() != Some("RBDDriver") {
-        let text = format!(
-            "is `{}`: Scoria serves only Ceph RBD (cinder.volume.drivers.rbd.RBDDriver); leave [{section}] \
-             to another cinder-volume and take it out of enabled_backends here",
-            shown(&found.value)
-        );
-        reader.complain(Severity::Error, &found, "volume_driver", text);
+/// Whether it is a backend on Ceph RBD. Of one that is not, upstream's process would fail to start, alone;
+/// here it is left out. It takes no part of that service host either, neither its queue nor its row: a stock
+/// cinder-volume may be serving it from the same file.
+fn driver(reader: &Reader<'_>, section: &str) -> bool {
+    let Some(found) = reader.found(Scope::Backend(section), "volume_driver") else { return true };
+    if found.value.rsplit('.').next() == Some("RBDDriver") {
+        return true;
     }
+    let text = format!(
+        "is `{}`: Scoria serves only Ceph RBD (cinder.volume.drivers.rbd.RBDDriver); backend [{section}] is left \
+         out and stays down unless another cinder-volume serves it; take it out of enabled_backends here",
+        shown(&found.value)
+    );
+    reader.complain(Severity::LeftOut, &found, "volume_driver", text);
+    false
 }
 
 /// `auto` or a number of at least 1, kept as written because stock reports it as written.

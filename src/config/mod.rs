@@ -143,7 +143,8 @@ pub struct Config {
     pub snapshot_name_template: String,
     /// `[DEFAULT] graceful_shutdown_timeout` (60 s; 0: no limit).
     pub graceful_shutdown_timeout: Duration,
-    /// `[DEFAULT] executor_thread_pool_size` (64): requests worked on at once by each RPC server.
+    /// `[DEFAULT] executor_thread_pool_size` (64): calls, and besides them casts, that each backend works on
+    /// at once.
     pub executor_thread_pool_size: usize,
     /// `[database]`.
     pub database: DatabaseConfig,
@@ -153,7 +154,7 @@ pub struct Config {
     pub notifications: NotificationConfig,
     /// oslo.log's options.
     pub log: LogConfig,
-    /// One per name of `enabled_backends`, in that order.
+    /// One per name of `enabled_backends` that is on Ceph RBD, in that order.
     pub backends: Vec<BackendConfig>,
     /// Scoria's own options that are not per backend (`[scoria]`).
     pub scoria: ScoriaConfig,

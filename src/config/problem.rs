@@ -41,6 +41,9 @@ pub enum Severity {
     /// Most likely a mistake (a misspelt option): a warning at start, an error under
     /// `--check-config`.
     Suspect,
+    /// A backend that cannot be served and is left out: an error in the log and under `--check-config`,
+    /// but the other backends are served.
+    LeftOut,
     /// The configuration cannot be used.
     Error,
 }
@@ -69,7 +72,7 @@ impl Problem {
         match self.severity {
             Severity::Ignored => tracing::debug!("configuration: {self}"),
             Severity::Warning | Severity::Suspect => tracing::warn!("configuration: {self}"),
-            Severity::Error => tracing::error!("configuration: {self}"),
+            Severity::LeftOut | Severity::Error => tracing::error!("configuration: {self}"),
         }
     }
 }

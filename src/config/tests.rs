@@ -270,13 +270,33 @@ fn replication_devices() {
 }
 
 #[test]
+fn a_backend_of_another_driver_is_left_out_and_the_others_are_served() {
+    let text = "[DEFAULT]\nenabled_backends=lvm,ceph\n[lvm]\n\
+                volume_driver=cinder.volume.drivers.lvm.LVMVolumeDriver\nvolume_group=vg\n";
+    let report = report(text);
+    let told: Vec<_> = report.at_least(Severity::Suspect).map(|p| (p.severity, p.to_string())).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let (severity, text) = &told[0];
+    assert_eq!(*severity, Severity::LeftOut);
+    assert!(
+        text.starts_with("/etc/f1.conf:4: [lvm] volume_driver: ") && text.contains("only Ceph RBD"),
+        "{text}"
+    );
+    assert!(!report.is_clean(), "--check-config says so too");
+    let hosts: Vec<String> = report.config.unwrap().backends.into_iter().map(|b| b.host).collect();
+    assert_eq!(hosts, ["h1@ceph"]);
+}
+
+#[test]
 fn backends_that_cannot_be_served_are_errors_that_name_them() {
     assert!(error("[DEFAULT]\nenabled_backends=\n").contains("names no backend"));
     let e = error("[DEFAULT]\nenabled_backends=ceph,cehp2\n[ceph2]\n");
     assert!(e.contains("no section [cehp2]; did you mean `ceph2`?"), "{e}");
     assert!(error("[DEFAULT]\nenabled_backends=ceph,ceph\n").contains("twice"));
-    let e = error("[ceph]\nvolume_driver=cinder.volume.drivers.lvm.LVMVolumeDriver\n");
-    assert!(e.starts_with("/etc/f1.conf:2: [ceph] volume_driver: ") && e.contains("only Ceph RBD"), "{e}");
+    assert!(
+        error("[ceph]\nvolume_driver=cinder.volume.drivers.lvm.LVMVolumeDriver\n").contains("can serve"),
+        "none is left"
+    );
     assert!(error("[ceph]\nrbd_pool=\n").contains("must not be empty"));
     assert!(error("[ceph]\nmax_over_subscription_ratio=0.5\n").contains("at least 1"));
     assert!(error("[ceph]\nmax_over_subscription_ratio=1e3\n").contains("at least 1"));

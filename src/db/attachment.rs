@@ -235,6 +235,33 @@ pub async fn finish_detach(conn: &mut Conn, volume_id: &str, attachment_id: &str
     })
 }
 
+/// Ends a volume's `attaching` or `detaching` whose request is given up: its status follows from the
+/// attachments that it has. Any other status is left alone.
+///
+/// # Errors
+/// `Database`.
+pub async fn abandon(conn: &mut Conn, volume_id: &str) -> Result<()> {
+    let volume = match volume::lock(conn, volume_id).await {
+        Err(e) if e.code() == Code::VolumeNotFound => return Ok(()),
+        found => found?,
+    };
+    let event = VolumeEvent::AttachmentAbandoned;
+    if !transition::volume(event).from.contains(&volume.status.as_str()) {
+        return Ok(());
+    }
+    let remaining = list_for_volume(conn, volume_id).await?;
+    let (status, attach_status) = derive_status(remaining.iter().filter_map(|a| a.attach_status.as_deref()));
+    let changes = volume::VolumeChanges {
+        attach_status: Some(Some(attach_status.to_owned())),
+        ..volume::VolumeChanges::default()
+    };
+    volume::transition_to(conn, volume_id, event, status, &changes).await?;
+    if attach_status == "detached" {
+        volume::delete_admin_metadata(conn, volume_id, "attached_mode").await?;
+    }
+    Ok(())
+}
+
 /// Soft-deletes an attachment; `updated_at` becomes now, as upstream's ORM does here. Returns false
 /// when it was gone before.
 ///

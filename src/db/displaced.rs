@@ -1,12 +1,16 @@
-//! What a failover put into `error` because it stayed behind, and how it was before.
+//! What a failover put into `error`, and how it was before.
 //!
 //! Upstream errors volumes that are not replicated and never restores them; and its `previous_status` is
 //! overwritten by the next attempt. These rows keep the first truth, for volumes and snapshots, until a
-//! failback restores it. Sets, not loops: a backend may have thousands.
+//! failback restores it. The snapshots of replicated volumes that could not be moved are remembered here
+//! too, until their volume comes back: one that was in `error` by itself must stay there. Sets, not loops:
+//! a backend may have thousands.
 
+use diesel::mysql::Mysql;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 
+use super::volume::CHUNK;
 use super::{Conn, scope_condition};
 use crate::error::Result;
 use crate::model::Scope;
@@ -36,17 +40,64 @@ pub async fn remember(conn: &mut Conn, scope: &Scope) -> Result<()> {
     Ok(())
 }
 
+/// Remembers the snapshots of volumes that could not be moved, as they are before [`super::failover::mark_failed`]
+/// errors them. What is in `error` already is left out: it was remembered by an earlier try, or is none of ours.
+///
+/// # Errors
+/// `Database`.
+pub async fn remember_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result<()> {
+    // A row that is there, of a snapshot that is well, is left from something that an operator has repaired.
+    run_for(
+        conn,
+        "INSERT INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
+         SELECT 'snapshot', s.id, s.status, NULL, UTC_TIMESTAMP(6) FROM snapshots s \
+         WHERE s.deleted = 0 AND s.status <> 'error' AND s.volume_id IN",
+        volume_ids,
+        "ON DUPLICATE KEY UPDATE status = VALUES(status), recorded_at = VALUES(recorded_at)",
+    )
+    .await?;
+    Ok(())
+}
+
+/// The volumes are back: those of their snapshots that a failover put into `error` get the status that they
+/// had, or `available` if that was one of something under way, which is over by now. Returns how many.
+///
+/// # Errors
+/// `Database`.
+pub async fn recover_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result<usize> {
+    let recovered = run_for(
+        conn,
+        "UPDATE snapshots s JOIN scoria_displaced d ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
+         SET s.status = IF(d.status LIKE 'error%', d.status, 'available'), s.updated_at = UTC_TIMESTAMP() \
+         WHERE s.deleted = 0 AND s.status = 'error' AND s.volume_id IN",
+        volume_ids,
+        "",
+    )
+    .await?;
+    run_for(
+        conn,
+        "DELETE d FROM scoria_displaced d JOIN snapshots s ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
+         WHERE s.volume_id IN",
+        volume_ids,
+        "",
+    )
+    .await?;
+    Ok(recovered)
+}
+
 /// Gives everything of `scope` that is remembered its status back, unless somebody has changed it since.
+/// Snapshots of a volume that could not be moved wait for their volume ([`recover_snapshots`]).
 ///
 /// # Errors
 /// `Database`.
 pub async fn restore(conn: &mut Conn, scope: &Scope) -> Result<()> {
     let (condition, binds) = scope_condition("v", scope);
+    let lost = "v.replication_status <=> 'failover-error'";
     let statements = [
         format!(
             "UPDATE snapshots s JOIN scoria_displaced d ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
              JOIN volumes v ON v.id = s.volume_id SET s.status = d.status, s.updated_at = UTC_TIMESTAMP() \
-             WHERE s.deleted = 0 AND s.status = 'error' AND {condition}"
+             WHERE s.deleted = 0 AND s.status = 'error' AND NOT ({lost}) AND {condition}"
         ),
         format!(
             "UPDATE volumes v JOIN scoria_displaced d ON d.resource_type = 'volume' AND d.resource_id = v.id \
@@ -56,7 +107,7 @@ pub async fn restore(conn: &mut Conn, scope: &Scope) -> Result<()> {
         ),
         format!(
             "DELETE d FROM scoria_displaced d JOIN snapshots s ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
-             JOIN volumes v ON v.id = s.volume_id WHERE {condition}"
+             JOIN volumes v ON v.id = s.volume_id WHERE NOT ({lost}) AND {condition}"
         ),
         format!(
             "DELETE d FROM scoria_displaced d JOIN volumes v ON d.resource_type = 'volume' AND d.resource_id = v.id \
@@ -67,6 +118,20 @@ pub async fn restore(conn: &mut Conn, scope: &Scope) -> Result<()> {
         run(conn, sql, &binds).await?;
     }
     Ok(())
+}
+
+/// `statement (ids…) end`, in pieces.
+async fn run_for(conn: &mut Conn, statement: &str, ids: &[String], end: &str) -> Result<usize> {
+    let mut changed = 0;
+    for chunk in ids.chunks(CHUNK) {
+        let marks = vec!["?"; chunk.len()].join(",");
+        let mut query = diesel::sql_query(format!("{statement} ({marks}) {end}")).into_boxed::<Mysql>();
+        for id in chunk {
+            query = query.bind::<Text, _>(id);
+        }
+        changed += query.execute(conn).await?;
+    }
+    Ok(changed)
 }
 
 async fn run(conn: &mut Conn, sql: String, binds: &[String; 2]) -> Result<()> {

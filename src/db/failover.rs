@@ -82,11 +82,12 @@ pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope) -> Result<Changed>
 }
 
 /// Failover of these volumes failed: `error`/`failover-error`, their status remembered, their
-/// snapshots in `error`. A volume that an earlier try marked is left alone.
+/// snapshots remembered and in `error`. A volume that an earlier try marked is left alone.
 ///
 /// # Errors
 /// `Database`.
 pub async fn mark_failed(conn: &mut Conn, ids: &[String]) -> Result<Changed> {
+    super::displaced::remember_snapshots(conn, ids).await?;
     let error = transition::volume(VolumeEvent::FailoverFailed).to;
     let failed = ReplicationStatus::FailoverError.as_str();
     let mut changed = Changed::default();
@@ -150,7 +151,7 @@ pub async fn set_extended_status(conn: &mut Conn, ids: &[String], text: Option<&
 
 /// These volumes, which [`mark_failed`] or [`mark_not_capable`] had put into `error`, are back: they
 /// get the status they had (`available` when none was remembered) and `to`. Volumes in another status
-/// are left alone. Returns the number of volumes; snapshots are [`recover_snapshots`]'s.
+/// are left alone. Returns the number of volumes; snapshots are [`super::displaced::recover_snapshots`]'s.
 ///
 /// # Errors
 /// `Database`.
@@ -171,18 +172,6 @@ pub async fn recover(conn: &mut Conn, ids: &[String], to: ReplicationStatus) -> 
             ))
             .execute(conn)
             .await?;
-    }
-    Ok(changed)
-}
-
-/// Snapshots of these volumes that are in `error` become `available` again.
-///
-/// # Errors
-/// `Database`.
-pub async fn recover_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result<usize> {
-    let mut changed = 0;
-    for chunk in volume_ids.chunks(CHUNK) {
-        changed += snapshots_of(conn, chunk, SnapshotEvent::Recovered).await?;
     }
     Ok(changed)
 }

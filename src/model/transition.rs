@@ -50,6 +50,9 @@ pub enum VolumeEvent {
     ManageFailed,
     /// Retype refused or failed: back to what it was.
     RetypeAborted,
+    /// Who attached or detached it has stopped waiting, and the service had died meanwhile: its status
+    /// follows from the attachments that it has.
+    AttachmentAbandoned,
     /// Reverting to a snapshot failed.
     RevertFailed,
     /// Upload to an image ended, well or not: the status follows from the attachments.
@@ -110,6 +113,7 @@ pub fn volume(event: VolumeEvent) -> Transition {
             Some("available"),
         ),
         StillReserved => (&["detaching", "in-use", "attaching", "reserved", "error_detaching"], None),
+        AttachmentAbandoned => (&["attaching", "detaching"], None),
         DetachFailed => (&["detaching", "in-use"], Some("error_detaching")),
         LostByFailover => (&[], Some("error")),
         FailoverFailed => (&[], Some("error")),

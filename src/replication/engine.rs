@@ -275,6 +275,9 @@ impl Engine {
             };
             let action = plan(&case);
             debug!(volume.id = job.volume_id, ?case, ?action, "planned");
+            if action == Action::ForcePromote && !self.source_judge.is_dead_now().await {
+                continue;
+            }
             let last = match action {
                 Action::Finish => Some(Step::Moved),
                 Action::Fail(reason) => Some(Step::Failed { reason }),

@@ -456,7 +456,7 @@ async fn write_volumes(conn: &mut Conn, backend: &Backend, decision: &Decision, 
     });
     db::failover::set_replication_status(conn, &ids(&well), status).await?;
     db::failover::recover(conn, &ids(&fallen), status).await?;
-    db::failover::recover_snapshots(conn, &ids(&fallen)).await?;
+    db::displaced::recover_snapshots(conn, &ids(&fallen)).await?;
     let done: Vec<String> = moved.done.iter().map(|v| v.id.clone()).collect();
     db::stray::forget(conn, &done).await?;
     db::failover::set_extended_status(conn, &done, None).await?;

@@ -15,6 +15,8 @@ use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 /// How old a verdict may be before a call that failed on its site asks for a new one.
 const VERDICT_AGE: Duration = Duration::from_secs(2);
+/// How long ago a dead site may have been asked last, when something is forced because it is dead.
+const SILENCE_AGE: Duration = Duration::from_secs(3);
 /// Pause between two looks at a site. A change is noticed within a probe and this, and confirmed by a verdict.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -23,8 +25,32 @@ pub(super) struct Judge {
     site: Site,
     pool: String,
     timeout: Duration,
-    held: RwLock<(Verdict, Instant)>,
+    held: RwLock<Held>,
     taking: Mutex<()>,
+    looking: Mutex<()>,
+}
+
+struct Held {
+    verdict: Verdict,
+    taken: Instant,
+    /// When the last probe ended that bears out that the site is dead; none when it is not, or when it has
+    /// answered since and a new verdict is being taken.
+    silent: Option<Instant>,
+}
+
+impl Held {
+    fn new(verdict: Verdict) -> Held {
+        let now = Instant::now();
+        Held { verdict, taken: now, silent: (verdict == Verdict::Dead).then_some(now) }
+    }
+
+    /// Whether the site is dead by what is known; `None` when that is too old to force anything.
+    fn is_dead(&self) -> Option<bool> {
+        match self.verdict {
+            Verdict::Alive | Verdict::Degraded => Some(false),
+            Verdict::Dead => self.silent.filter(|s| s.elapsed() < SILENCE_AGE).map(|_| true),
+        }
+    }
 }
 
 impl Judge {
@@ -34,13 +60,33 @@ impl Judge {
             site,
             pool: pool.to_owned(),
             timeout,
-            held: RwLock::new((verdict, Instant::now())),
+            held: RwLock::new(Held::new(verdict)),
             taking: Mutex::new(()),
+            looking: Mutex::new(()),
         }
     }
 
     pub(super) async fn verdict(&self) -> Verdict {
-        self.held.read().await.0
+        self.held.read().await.verdict
+    }
+
+    /// Whether the site is dead now, or was seconds ago: to be asked before anything is forced, because the
+    /// verdict may be as old as whatever held its volume up. All who ask share one look, normally the one
+    /// that [`Judge::watch`] is having.
+    pub(super) async fn is_dead_now(&self) -> bool {
+        let known = self.held.read().await.is_dead();
+        if let Some(dead) = known {
+            return dead;
+        }
+        let _one_for_all = self.looking.lock().await;
+        let known = self.held.read().await.is_dead();
+        match known {
+            Some(dead) => dead,
+            None => {
+                self.look().await;
+                self.verdict().await == Verdict::Dead
+            }
+        }
     }
 
     /// Called after `error` on this site: silence may mean that the site has died since.
@@ -52,7 +98,7 @@ impl Judge {
             return;
         }
         let _one_at_a_time = self.taking.lock().await;
-        if self.held.read().await.1.elapsed() < VERDICT_AGE {
+        if self.held.read().await.taken.elapsed() < VERDICT_AGE {
             return;
         }
         self.retake().await;
@@ -60,7 +106,7 @@ impl Judge {
 
     async fn retake(&self) {
         let verdict = verdict::take(&self.site, &self.pool, self.timeout).await;
-        *self.held.write().await = (verdict, Instant::now());
+        *self.held.write().await = Held::new(verdict);
     }
 
     /// Watches the site for as long as it is polled. One that comes back: no calls are sent to a dead site, so
@@ -69,11 +115,24 @@ impl Judge {
     pub(super) async fn watch(&self) -> Infallible {
         loop {
             sleep(WATCH_PAUSE).await;
-            let answers = verdict::answers(&self.site, &self.pool, self.timeout).await;
-            if answers == (self.verdict().await == Verdict::Dead) {
-                let _one_at_a_time = self.taking.lock().await;
-                self.retake().await;
-            }
+            let _one_for_all = self.looking.lock().await;
+            self.look().await;
+        }
+    }
+
+    /// One probe of each half; a new verdict when it contradicts the one that is held.
+    async fn look(&self) {
+        let answers = verdict::answers(&self.site, &self.pool, self.timeout).await;
+        let dead = {
+            let mut held = self.held.write().await;
+            let dead = held.verdict == Verdict::Dead;
+            // Nothing is forced while the new verdict is taken, which may last three timeouts.
+            held.silent = (dead && !answers).then(Instant::now);
+            dead
+        };
+        if answers == dead {
+            let _one_at_a_time = self.taking.lock().await;
+            self.retake().await;
         }
     }
 }

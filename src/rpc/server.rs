@@ -25,6 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::rpc::call::{Call, Refusal};
 use crate::rpc::connection::Link;
 use crate::rpc::consumer::{Consumer, Received};
+use crate::rpc::dispatch::Resource;
 use crate::rpc::envelope::{Reply, ReplyTo};
 use crate::rpc::publisher::Publisher;
 use crate::rpc::topology::{self, FanoutNames};
@@ -222,13 +223,7 @@ impl<H: Handler> Worker<H> {
         match Call::from_delivery(&received.delivery.data, expiration.as_deref()) {
             Err(refusal) => self.refuse(*refusal, received).await,
             Ok(call) => {
-                let span = tracing::info_span!(
-                    "rpc",
-                    rpc.method = call.name,
-                    request_id = %call.context.request_id,
-                    host = %self.host,
-                    resource.id = call.method.resource().map_or("", |r| r.id()),
-                );
+                let span = span(&call, &self.host);
                 self.serve(call, received).instrument(span).await;
             }
         }
@@ -237,7 +232,7 @@ impl<H: Handler> Worker<H> {
     /// What cannot be understood now never will be: it is acknowledged, and a caller is told.
     async fn refuse(&self, refusal: Refusal, received: Received) {
         tracing::error!(
-            rpc.method = %refusal.method, request_id = %refusal.request_id, host = %self.host,
+            op = %refusal.method, request_id = %refusal.request_id, host = %self.host,
             error = %refusal.error, size_bytes = received.delivery.data.len(),
             "request refused"
         );
@@ -355,6 +350,22 @@ fn flatten(outcome: std::thread::Result<Result<Value>>) -> Result<Value> {
     outcome.unwrap_or_else(|_| Err(Error::internal("The request hit a defect; the log has the details")))
 }
 
+/// What every line about the request says; a field without a value is left out.
+fn span(call: &Call, host: &str) -> tracing::Span {
+    let resource = call.method.resource();
+    let volume = resource.filter(|r| matches!(r, Resource::Volume(_)));
+    let other = resource.filter(|r| !matches!(r, Resource::Volume(_)));
+    tracing::info_span!(
+        "rpc",
+        op = call.name,
+        request_id = %call.context.request_id,
+        host,
+        volume.id = volume.map(|r| r.id()),
+        resource.kind = other.map(|r| r.kind()),
+        resource.id = other.map(|r| r.id()),
+    )
+}
+
 /// Acknowledges; false when the channel is gone, and the message will come again.
 async fn acknowledge(received: Received) -> bool {
     let Received { delivery, pending, channel_lost } = received;
@@ -414,6 +425,29 @@ mod tests {
         }
         assert!(seen.insert("a"), "the oldest is forgotten");
         assert_eq!((seen.ids.len(), seen.order.len()), (REMEMBERED, REMEMBERED));
+    }
+
+    /// The line of an event inside the span of a request.
+    fn line(method: &str, args: &Value) -> Option<String> {
+        let message = serde_json::json!({"method": method, "args": args, "version": "3.0", "_msg_id": "i",
+            "_reply_q": "q", "_unique_id": "u", "_context_request_id": "req-1"});
+        let call = Call::from_delivery(&crate::rpc::envelope::seal(message.as_object()?), None).ok()?;
+        let (file, path) = tempfile::NamedTempFile::new().ok()?.into_parts();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(file)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            span(&call, "h@b").in_scope(|| tracing::info!("done"));
+        });
+        std::fs::read_to_string(path).ok()
+    }
+
+    #[test]
+    fn a_line_names_the_request_its_method_and_its_volume_if_there_is_one() {
+        let about = line("remove_export", &serde_json::json!({"volume_id": "v1"})).unwrap_or_default();
+        for field in ["op=\"remove_export\"", "request_id=req-1", "volume.id=\"v1\""] {
+            assert!(about.contains(field), "{about}");
+        }
+        let none = line("get_capabilities", &serde_json::json!({"discover": false})).unwrap_or_default();
+        assert!(none.contains("op=\"get_capabilities\"") && !none.contains(".id"), "{none}");
     }
 
     #[test]

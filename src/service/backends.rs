@@ -33,7 +33,7 @@ const RETRY_DOWN: Duration = Duration::from_secs(5);
 /// that hangs. The report goes on asking.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 
-/// Periods of a backend's tasks.
+/// What a backend's tasks go by.
 #[derive(Debug, Clone)]
 pub struct Periods {
     /// `report_interval`.
@@ -42,6 +42,8 @@ pub struct Periods {
     pub report: Duration,
     /// `enable_new_services`.
     pub enable_new_services: bool,
+    /// `executor_thread_pool_size`.
+    pub pool_size: usize,
 }
 
 impl From<&Config> for Periods {
@@ -50,6 +52,7 @@ impl From<&Config> for Periods {
             heartbeat: config.report_interval,
             report: config.backend_stats_polling_interval,
             enable_new_services: config.enable_new_services,
+            pool_size: config.executor_thread_pool_size,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Running {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let recovered = TaskTracker::new();
-        let handler = Arc::new(BackendHandler::new(backend.clone(), log));
+        let handler = Arc::new(BackendHandler::new(backend.clone(), log, periods.pool_size));
         let recovery = Arc::new(Recovery {
             backend: backend.clone(),
             handler: handler.clone(),

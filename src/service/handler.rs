@@ -12,6 +12,7 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use tracing::warn;
 
+use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
 use super::unserved;
 use crate::backend::peers::Reschedule;
@@ -32,12 +33,14 @@ use crate::volume::{attach, cleanup, connect, create, delete, extend, snapshot};
 pub struct BackendHandler {
     backend: Arc<Backend>,
     log: LogHandle,
+    lanes: Lanes,
 }
 
 impl BackendHandler {
-    /// A handler for `backend`; `log` is changed by `set_log_levels`.
-    pub fn new(backend: Arc<Backend>, log: LogHandle) -> BackendHandler {
-        BackendHandler { backend, log }
+    /// A handler for `backend`, working on `size` calls and as many casts at once; `log` is changed by
+    /// `set_log_levels`.
+    pub fn new(backend: Arc<Backend>, log: LogHandle, size: usize) -> BackendHandler {
+        BackendHandler { backend, log, lanes: Lanes::new(size) }
     }
 
     /// Runs a request that is in the journal to its end: closes the entry, with the answer for a caller,
@@ -47,9 +50,15 @@ impl BackendHandler {
     /// What the operation failed with; `Cancelled` when somebody else will finish it.
     pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
         let journal = &self.backend.journal;
+        let lane = Lane::of(&call.method, call.reply.is_some());
         let outcome = tokio::select! {
-            outcome = self.dispatch(call, Some(&operation)) => outcome,
+            // What was lost while it waited must not begin.
+            biased;
             () = operation.lost().cancelled() => Err(lost()),
+            outcome = async {
+                let _place = self.lanes.enter(lane).await;
+                self.dispatch(call, Some(&operation)).await
+            } => outcome,
         };
         if !journal.holds(&operation) {
             return outcome;
@@ -334,7 +343,10 @@ impl Handler for BackendHandler {
                 }
                 outcome
             }
-            None => self.dispatch(call, None).await,
+            None => {
+                let _place = self.lanes.enter(Lane::of(&call.method, call.reply.is_some())).await;
+                self.dispatch(call, None).await
+            }
         }
     }
 

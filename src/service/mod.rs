@@ -3,6 +3,7 @@
 pub mod backends;
 pub mod clients;
 pub mod handler;
+pub mod lanes;
 pub mod logging;
 pub mod orders;
 pub mod recovery;

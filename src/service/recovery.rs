@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 
 use super::handler::{BackendHandler, rolled_back};
 use super::orders;
@@ -20,6 +21,7 @@ use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
 use crate::rbd::protocol::BlocklistAdd;
 use crate::rpc::{Call, Publisher, Reply, ReplyTo};
+use crate::volume::attach;
 
 /// How often abandoned work is looked for.
 const EVERY: Duration = Duration::from_secs(2);
@@ -79,7 +81,14 @@ impl Recovery {
         self.fence(&operations).await;
         for operation in operations {
             let this = Arc::clone(self);
-            let span = info_span!("recovery", rpc.method = operation.method(), operation.id = operation.id());
+            let volume = operation.resource().filter(|(kind, _)| *kind == "Volume").map(|(_, id)| id);
+            let span = info_span!(
+                "recovery",
+                op = operation.method(),
+                operation.id = operation.id(),
+                request_id = Empty,
+                volume.id = volume,
+            );
             self.running.spawn(async move { this.finish(operation).await }.instrument(span));
         }
         Ok(())
@@ -140,8 +149,20 @@ impl Recovery {
     async fn finish(&self, operation: Operation) {
         let journal = &self.backend.journal;
         if operation.reply_to().is_some() && operation.is_overdue() {
-            if let Err(error) = journal.finish(&operation, &rolled_back()).await {
-                warn!(%error, "could not close an overdue call");
+            let closed = match operation.method() {
+                "attach_volume" | "detach_volume" | "attachment_update" => {
+                    attach::roll_back(&self.backend, &operation, &rolled_back()).await
+                }
+                // The others change rows in one transaction, with nothing half done before it.
+                _ => journal.finish(&operation, &rolled_back()).await,
+            };
+            match closed {
+                Err(error) if error.code() == Code::Cancelled => {}
+                Err(error) => {
+                    warn!(%error, "could not roll an overdue call back, it will be taken up again");
+                    let _ = journal.give_back(&operation).await;
+                }
+                Ok(()) => {}
             }
             return;
         }
@@ -157,12 +178,13 @@ impl Recovery {
                 return;
             }
         };
+        Span::current().record("request_id", &call.context.request_id);
         let id = operation.id();
         let outcome = self.handler.run_journaled(&call, operation).await;
         match &outcome {
-            Ok(_) => info!(request_id = call.context.request_id, "abandoned operation finished"),
+            Ok(_) => info!("abandoned operation finished"),
             Err(error) if error.code() == Code::Cancelled => return,
-            Err(error) => error!(request_id = call.context.request_id, %error, "abandoned operation failed"),
+            Err(error) => error!(%error, "abandoned operation failed"),
         }
         if let Some(to) = &call.reply {
             self.publisher.reply(to, &Reply::new(&outcome)).await;

@@ -138,7 +138,7 @@ fn workers(config: &Config, journal: &Journal, stopping: &CancellationToken) -> 
             .caused_by(e)
     })?;
     let settings = Settings { workers_per_site: config.scoria.workers_per_site, ..Settings::new(path) };
-    let observer = Clients::new(journal.clone(), stopping.clone());
+    let observer = Clients::new(Arc::new(journal.clone()), stopping.clone());
     let pool = Arc::new(WorkerPool::new(settings, Some(observer.clone())));
     observer.of(&pool);
     Ok(pool)

@@ -2,22 +2,35 @@
 //! image needs no export (reference volume_rpc.md 2.2).
 //!
 //! All of these are calls that may be run again after a crash, as long as their caller waits: attaching
-//! twice finds the attachment, detaching twice finds it gone.
+//! twice finds the attachment, detaching twice finds it gone. When the caller has gone, [`roll_back`] undoes
+//! what was half done.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::info;
 
-use super::connect;
 use super::connection::flat;
+use super::{connect, crash};
 use crate::backend::Backend;
 use crate::context::RequestContext;
-use crate::db;
 use crate::db::attachment::{AttachmentChanges, Progress};
 use crate::db::message::{Action, Detail, Message};
 use crate::db::volume::VolumeChanges;
+use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
-use crate::journal::Operation;
+use crate::journal::{Operation, Outcome};
 use crate::model::{Attachment, AttachmentDraft, Volume, VolumeEvent};
+
+/// Journal step: the attachment that an operation has made or changed.
+const TOUCHED: &str = "attachment";
+
+/// What is remembered of that attachment, in the transaction that touches it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Touched {
+    id: String,
+    /// Its status before; `None`: the operation has made it.
+    before: Option<String>,
+}
 
 /// `attach_volume`'s arguments.
 #[derive(Debug, Clone, Default)]
@@ -81,12 +94,23 @@ pub async fn attach(
         mountpoint: request.mountpoint.clone(),
         attach_mode: mode.clone(),
     };
+    // Of an attachment that has only begun, the row does not say whose it is.
+    let known = touched(operation).await?.map(|t| t.id);
     let begun = operation
         .write("begin attach", async |conn| {
+            if let Some(id) = &known
+                && let Some(begun) = db::attachment::find(conn, id).await?
+            {
+                return Ok(begun);
+            }
             db::volume::set_admin_metadata(conn, id, "attached_mode", &mode).await?;
-            db::attachment::create(conn, &draft).await
+            let begun = db::attachment::create(conn, &draft).await?;
+            let touched = Touched { id: begun.id.clone(), before: None };
+            operation.step_in(conn, TOUCHED, &touched).await?;
+            Ok(begun)
         })
         .await?;
+    crash::point("attach_volume:begun");
     let refused = check_attach(backend, &volume, &draft, admin.get("readonly").map(String::as_str));
     if let Err(refusal) = refused {
         let message = (refusal.code() != Code::InvalidUuid).then(|| {
@@ -273,8 +297,13 @@ pub async fn update(
     };
     let stored =
         AttachmentChanges { connector: Some(Some(connector.to_string())), ..AttachmentChanges::default() };
+    let known = touched(operation).await?.is_some();
+    let touched = Touched { id: attachment_id.to_owned(), before: attachment.attach_status.clone() };
     operation
         .write("attachment updated", async |conn| {
+            if !known {
+                operation.step_in(conn, TOUCHED, &touched).await?;
+            }
             db::attachment::update(conn, attachment_id, &stored).await?;
             db::attachment::attached(conn, attachment_id, &draft, Progress::Attaching).await
         })
@@ -302,6 +331,62 @@ pub async fn delete(
         })
         .await?;
     backend.notify_volume(context, "detach.start", &volume).await;
+    Ok(())
+}
+
+async fn touched(operation: &Operation) -> Result<Option<Touched>> {
+    Ok(operation.data::<Touched>().await?.filter(|(name, _)| name == TOUCHED).map(|(_, touched)| touched))
+}
+
+/// Ends `attach_volume`, `detach_volume` or `attachment_update` that a dead service had begun and whose caller
+/// has stopped waiting: an attachment that is not complete goes away, or is `reserved` again, and the volume
+/// is no longer `attaching` or `detaching`. What was complete stays: a host may be using it, and upstream
+/// leaves it so when only its answer is lost.
+///
+/// # Errors
+/// `Cancelled`; `Database`.
+pub async fn roll_back(backend: &Backend, operation: &Operation, outcome: &Outcome) -> Result<()> {
+    let Some((_, volume_id)) = operation.resource() else {
+        return backend.journal.finish(operation, outcome).await;
+    };
+    let _lock = backend.locks.lock(volume_id).await;
+    let touched = touched(operation).await?;
+    backend
+        .journal
+        .complete(operation, outcome, async |conn| {
+            if let Some(touched) = &touched {
+                undo(conn, touched).await?;
+            }
+            db::attachment::abandon(conn, volume_id).await
+        })
+        .await?;
+    info!(volume.id = volume_id, "rolled back for a caller that has stopped waiting");
+    Ok(())
+}
+
+async fn undo(conn: &mut Conn, touched: &Touched) -> Result<()> {
+    let Some(attachment) = db::attachment::find(conn, &touched.id).await? else { return Ok(()) };
+    if attachment.attach_status.as_deref() != Some("attaching") {
+        return Ok(());
+    }
+    match touched.before.as_deref() {
+        None => {
+            db::attachment::destroy(conn, &touched.id).await?;
+        }
+        // It was connected before: the API has completed none since, or it would not be `attaching`.
+        Some("attaching") => {}
+        Some(before) => {
+            let changes = AttachmentChanges {
+                attach_status: Some(before.to_owned()),
+                attached_host: Some(None),
+                mountpoint: Some(None),
+                attach_time: Some(None),
+                connector: Some(None),
+                ..AttachmentChanges::default()
+            };
+            db::attachment::update(conn, &touched.id, &changes).await?;
+        }
+    }
     Ok(())
 }
 

@@ -6,6 +6,8 @@
 //! removed. Names and order of steps are those of `cinder/volume/drivers/rbd.py`, because both services
 //! share pools.
 
+mod removal;
+
 use std::time::Duration;
 
 use tracing::{debug, warn};
@@ -90,7 +92,7 @@ async fn repeat<C: Command<Reply = ()> + Clone>(
             Ok(()) => return Ok(()),
             Err(e) if again && e.kind == done => return Ok(()),
             Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
-                debug!(op = C::NAME, error = %e, "effect unknown, asking again");
+                debug!(ceph.op = C::NAME, error = %e, "effect unknown, asking again");
                 again = true;
             }
             Err(e) => return Err(e),
@@ -151,7 +153,7 @@ impl Place {
                     Found::Half | Found::Other => return Err(e),
                 },
                 Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
-                    debug!(op = C::NAME, error = %e, "effect unknown, asking again");
+                    debug!(ceph.op = C::NAME, error = %e, "effect unknown, asking again");
                     again = true;
                 }
                 Err(e) => return Err(e),
@@ -293,6 +295,18 @@ impl Place {
         }
     }
 
+    /// Whether `image` hangs on `parent` as a clone of a volume, and nothing else does.
+    fn is_helper(&self, parent: &Parent, image: &str) -> bool {
+        let plain = image.strip_suffix(DELETED).unwrap_or(image);
+        parent.pool == self.pool && parent.snap == format!("{plain}{CLONE_SNAP}")
+    }
+
+    async fn children(&self, image: &str, snap: &str) -> Result<Vec<ImageName>, RbdError> {
+        let ask =
+            ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: Some(snap.to_owned()) };
+        self.site.call(ask).await
+    }
+
     /// Takes and protects a snapshot.
     pub async fn snapshot(&self, image: &str, snap: &str, attempt: Attempt) -> Result<(), RbdError> {
         let (pool, image, snap) = (self.pool.clone(), image.to_owned(), snap.to_owned());
@@ -378,166 +392,6 @@ impl Place {
         let remove = ImageRemove { pool: self.pool.clone(), image: image.to_owned() };
         repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
     }
-
-    /// Removes what a failed creation left: the image, and the helper snapshot on its `source`, the image of
-    /// the volume that it was to be a clone of. Errors are for the caller's log: the volume is in error
-    /// anyway, and deleting it tries again.
-    pub async fn undo_create(&self, image: &str, source: Option<&str>) -> Result<(), RbdError> {
-        self.remove_if_there(image).await?;
-        if let Some(source) = source {
-            self.drop_snapshot_quietly(source, &format!("{image}{CLONE_SNAP}")).await;
-        }
-        Ok(())
-    }
-
-    /// Deletes a volume's image as upstream's `delete_volume` does (reference rbd_driver.md 4.7), and then
-    /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
-    /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt.
-    /// `Busy` when it has watchers.
-    pub async fn delete(
-        &self,
-        image: &str,
-        trash_delay: Option<Duration>,
-        helpers: &[Parent],
-    ) -> Result<(), RbdError> {
-        match self.stat(image).await {
-            Ok(_) => {}
-            Err(e) if e.is_not_found() => {
-                // A removal or a creation that was cut short leaves a name that cannot be opened.
-                self.remove_if_there(image).await?;
-                // Renamed by a former attempt because clones need it: they need its parent, too.
-                match self.stat(&format!("{image}{DELETED}")).await {
-                    Ok(_) => {}
-                    Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
-                    Err(e) => return Err(e),
-                }
-                return Ok(());
-            }
-            Err(e) => return Err(e),
-        }
-        let snaps = self.site.insist(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
-        for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
-            self.remove_snapshot(image, &snap.name).await?;
-        }
-        let mut needed = false;
-        for snap in snaps.iter().filter(|s| s.name.ends_with(CLONE_SNAP)) {
-            if self.children(image, &snap.name).await?.is_empty() {
-                self.remove_snapshot(image, &snap.name).await?;
-            } else {
-                needed = true;
-            }
-        }
-        if needed {
-            let rename = ImageRename {
-                pool: self.pool.clone(),
-                from: image.to_owned(),
-                to: format!("{image}{DELETED}"),
-            };
-            return repeat(&self.site, rename, Attempt::First, RbdErrorKind::NotFound).await;
-        }
-        self.remove_patiently(image, trash_delay).await?;
-        self.tidy(helpers, trash_delay).await;
-        Ok(())
-    }
-
-    /// What a volume was cloned from by way of helper snapshots, nearest first: what deleting it may leave
-    /// behind. To be remembered before [`Place::delete`], for when that has to be run again.
-    pub async fn helpers(&self, image: &str) -> Result<Vec<Parent>, RbdError> {
-        let mut helpers = Vec::new();
-        let mut current = image.to_owned();
-        loop {
-            let parent = match self.stat(&current).await {
-                Ok(stat) => stat.parent,
-                Err(e) if e.is_not_found() => None,
-                Err(e) => return Err(e),
-            };
-            let Some(parent) = parent.filter(|p| self.is_helper(p, &current)) else { return Ok(helpers) };
-            current = parent.image.clone();
-            helpers.push(parent);
-        }
-    }
-
-    /// Whether `image` hangs on `parent` as a clone of a volume, and nothing else does.
-    fn is_helper(&self, parent: &Parent, image: &str) -> bool {
-        let plain = image.strip_suffix(DELETED).unwrap_or(image);
-        parent.pool == self.pool && parent.snap == format!("{plain}{CLONE_SNAP}")
-    }
-
-    /// Upwards as long as each parent is only kept for the child just removed. Errors are for the log: what
-    /// stays is removed with the parent.
-    async fn tidy(&self, helpers: &[Parent], trash_delay: Option<Duration>) {
-        for p in helpers {
-            // A parent that was deleted since has another name.
-            let mut name = p.image.clone();
-            if !name.ends_with(DELETED) && matches!(self.stat(&name).await, Err(e) if e.is_not_found()) {
-                name.push_str(DELETED);
-            }
-            if let Err(error) = self.remove_snapshot(&name, &p.snap).await {
-                warn!(image = name, snap = p.snap, %error, "could not remove the helper snapshot of a deleted clone");
-                return;
-            }
-            if !name.ends_with(DELETED) {
-                return;
-            }
-            let list = SnapList { pool: self.pool.clone(), image: name.clone() };
-            match self.site.insist(list).await {
-                Ok(snaps) if snaps.is_empty() => {
-                    if let Err(error) = self.remove_patiently(&name, trash_delay).await {
-                        warn!(image = name, %error, "could not remove a parent that nobody needs any more");
-                        return;
-                    }
-                }
-                // Removed by a former attempt, but for the name perhaps; its own parent may not have been seen to.
-                Err(error) if error.is_not_found() => {
-                    if let Err(error) = self.remove_if_there(&name).await {
-                        warn!(image = name, %error, "could not remove what is left of a parent");
-                    }
-                }
-                Ok(_) | Err(_) => return,
-            }
-        }
-    }
-
-    async fn children(&self, image: &str, snap: &str) -> Result<Vec<ImageName>, RbdError> {
-        let ask =
-            ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: Some(snap.to_owned()) };
-        self.site.call(ask).await
-    }
-
-    async fn remove_patiently(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
-        let mut wait = BUSY_WAIT;
-        let mut tries = BUSY_TRIES;
-        loop {
-            tries -= 1;
-            let error = match self.remove_if_there(image).await {
-                Ok(()) => return Ok(()),
-                Err(e) => e,
-            };
-            match error.kind {
-                RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
-                    self.flatten_children(image, None).await?;
-                    tokio::time::sleep(wait).await;
-                    wait *= 2;
-                }
-                // Snapshots remain (clone format 2 keeps them while clones exist): the trash takes the name away.
-                RbdErrorKind::HasSnapshots => {
-                    let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
-                    let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
-                    return repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await;
-                }
-                _ => return Err(error),
-            }
-        }
-    }
-}
-
-/// `backup.<backup id>.snap.<time>`: a snapshot of cinder-backup's Ceph driver.
-fn is_backup_snapshot(name: &str) -> bool {
-    name.strip_prefix("backup.").and_then(|rest| rest.split_once(".snap.")).is_some_and(|(id, time)| {
-        !id.is_empty()
-            && !time.is_empty()
-            && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-    })
 }
 
 /// Feature bits of new images: the client's `rbd_default_features` (number, or names joined by commas), or
@@ -573,9 +427,6 @@ mod tests {
 
     #[test]
     fn names_and_shapes_are_upstreams() {
-        assert!(is_backup_snapshot("backup.0a1b-2c.snap.1700000000.12"));
-        assert!(!is_backup_snapshot("snapshot-0a1b"));
-        assert!(!is_backup_snapshot("backup..snap.1"));
         assert_eq!(Shape::new(4, 61).order, 22);
         assert_eq!(Shape::new(8, 61).order, 23);
     }

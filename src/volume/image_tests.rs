@@ -219,6 +219,40 @@ async fn deletion_of_a_plain_and_of_a_mirrored_volume() {
     }
 }
 
+/// A mirrored volume whose first copy takes `copy` and has just begun.
+async fn being_copied(copy: Duration) -> Sim {
+    let mut config = plain();
+    config.timing.start_journal = copy;
+    let sim = with_bystanders(config).await;
+    let (pool, image) = (POOL.to_owned(), "base".to_owned());
+    let mode = MirrorMode::Journal;
+    sim.site("a").call(MirrorEnable { pool, image, mode }).await.unwrap();
+    while sim.image("b", POOL, "base").is_none() {
+        sim.advance(Duration::from_millis(100)).await;
+    }
+    sim
+}
+
+async fn trash(sim: &Sim) -> usize {
+    sim.site("a").call(TrashList { pool: POOL.to_owned() }).await.unwrap().len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletion_during_the_first_copy_leaves_nothing_behind() {
+    let cases = [(20, None, 0, 0), (3600, None, 1, 0), (3600, Some(Duration::from_secs(600)), 1, 1)];
+    for (copy, delay, moves, kept) in cases {
+        let sim = being_copied(Duration::from_secs(copy)).await;
+        let p = place(&sim);
+        let began = tokio::time::Instant::now();
+        p.delete("base", delay, &[]).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(90), "{copy}: {:?}", began.elapsed());
+        assert_eq!((sim.count("TrashMove"), trash(&sim).await), (moves, kept), "{copy}\n{}", sim.log_text());
+        assert!(!sim.images("a", POOL).contains(&"base".to_owned()));
+        sim.advance(Duration::from_secs(60)).await;
+        assert!(sim.image("b", POOL, "base").is_none(), "the copy goes too");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn deletion_of_a_volume_with_backup_snapshots() {
     let prepare = async |sim: &Sim| {

@@ -6,7 +6,7 @@ use std::process::Command as Process;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use scoria::rbd::pool::{ClientObserver, Settings, WorkerPool};
+use scoria::rbd::pool::{ClientObserver, Ending, Settings, WorkerPool};
 use scoria::rbd::protocol::Connection;
 use scoria::rbd::{Ceph, RbdError, RbdErrorKind, Site};
 
@@ -25,7 +25,7 @@ impl ClientObserver for Clients {
     fn started(&self, _: &Connection, worker_pid: u32, address: &str) {
         self.0.lock().unwrap().push((worker_pid, address.to_owned()));
     }
-    fn gone(&self, _: &Connection, worker_pid: u32, address: &str) {
+    fn gone(&self, _: &Connection, worker_pid: u32, address: &str, _: Ending) {
         self.1.lock().unwrap().push((worker_pid, address.to_owned()));
     }
 }

@@ -1,7 +1,7 @@
 //! Set operations of a failover, and that repeating one after a crash does no harm.
 
-use scoria::db::failover;
 use scoria::db::volume::VolumeChanges;
+use scoria::db::{displaced, failover};
 use scoria::model::{ReplicationStatus, Scope, VolumeEvent};
 
 use crate::seed::{self, BACKEND};
@@ -84,7 +84,7 @@ async fn failed_volumes_remember_their_status_and_come_back_to_it() {
     let back = test
         .db
         .write("t", async |conn| {
-            failover::recover_snapshots(conn, &all).await?;
+            displaced::recover_snapshots(conn, &all).await?;
             failover::recover(conn, &all, ReplicationStatus::Enabled).await
         })
         .await
@@ -117,6 +117,45 @@ async fn failed_volumes_remember_their_status_and_come_back_to_it() {
         .await
         .unwrap();
     assert_eq!(extended, 0, "none is extending");
+}
+
+#[tokio::test]
+async fn only_snapshots_that_the_failover_lost_are_revived() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let used = seed::volume(&test, 1, "in-use", ", replication_status='enabled'").await;
+    let plain = seed::volume(&test, 2, "available", ", replication_status='disabled'").await;
+    for (n, status) in ["available", "error", "error_deleting", "creating"].iter().enumerate() {
+        seed::snapshot(&test, 1 + n as u32, &used, status).await;
+    }
+    seed::snapshot(&test, 5, &plain, "error").await;
+    seed::snapshot(&test, 6, &plain, "available").await;
+    let statuses = async || {
+        let rows = test.rows("SELECT status FROM snapshots ORDER BY id").await;
+        rows.into_iter().map(|row| row[0].clone()).collect::<Vec<_>>().join(" ")
+    };
+    let failed = vec![used.clone()];
+    for _ in 0..2 {
+        test.db
+            .write("t", async |conn| {
+                displaced::remember(conn, &scope()).await?;
+                failover::mark_not_capable(conn, &scope()).await?;
+                failover::mark_failed(conn, &failed).await
+            })
+            .await
+            .unwrap();
+        assert_eq!(statuses().await, "error error error error error error");
+    }
+    // A failback that leaves the volume behind again: its snapshots are as far away as it is.
+    test.db.write("t", async |conn| displaced::restore(conn, &scope()).await).await.unwrap();
+    assert_eq!(statuses().await, "error error error error error available");
+    for revived in [3, 0] {
+        let done =
+            test.db.write("t", async |conn| displaced::recover_snapshots(conn, &failed).await).await.unwrap();
+        assert_eq!(done, revived);
+        assert_eq!(statuses().await, "available error error_deleting available error available");
+    }
+    assert_eq!(test.row("SELECT COUNT(*) FROM scoria_displaced").await, ["0"]);
 }
 
 #[tokio::test]

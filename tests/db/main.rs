@@ -6,6 +6,7 @@ mod env;
 #[path = "../common/db.rs"]
 mod support;
 
+mod attach;
 mod cleanup;
 mod failover;
 mod journal;

@@ -86,13 +86,23 @@ impl Settings {
     }
 }
 
+/// What a worker was doing when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Nothing: all its calls were answered, and it gave up no operation of Ceph half-way. It has left no
+    /// open image behind, so no lock, no watch and no write.
+    AtRest,
+    /// Anything else: its locks and watches may stay for up to 30 s, and writes may still be on their way.
+    AtWork,
+}
+
 /// Is told which RADOS clients the workers are, so that a later instance of the service can tell its own
 /// dead clients from others and fence them. Called from async tasks: it must not block.
 pub trait ClientObserver: Send + Sync + 'static {
     /// A worker has connected to `site`; called before the answer to any call that used the connection.
     fn started(&self, site: &Connection, worker_pid: u32, address: &str);
-    /// That worker has ended and is reaped. Its watches and locks may stay for up to 30 s.
-    fn gone(&self, site: &Connection, worker_pid: u32, address: &str);
+    /// That worker has ended and is reaped.
+    fn gone(&self, site: &Connection, worker_pid: u32, address: &str, ending: Ending);
 }
 
 /// How often what happened since the start; all only grow.

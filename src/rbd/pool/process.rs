@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::site::Site;
-use super::{RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
+use super::{Ending, RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::frame::{self, Call, Event};
-use crate::rbd::protocol::{Connection, Reply, Request};
+use crate::rbd::protocol::{Class, Connection, Reply, Request};
 
 /// What the pool wants of a worker. Later ones outrank earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,8 @@ struct State {
     condemned: Option<Instant>,
     /// Whether it ever answered.
     sound: bool,
+    /// Whether it gave up an operation of Ceph that may still take effect.
+    gave_up: bool,
     clients: Vec<(Connection, String)>,
 }
 
@@ -61,6 +63,7 @@ struct Pending {
     progress: Arc<Notify>,
     op: &'static str,
     site: String,
+    probe: bool,
 }
 
 /// Why no more events come from a worker.
@@ -113,6 +116,7 @@ impl Process {
                 to_worker: Some(to_worker),
                 condemned: None,
                 sound: false,
+                gave_up: false,
                 clients: Vec::new(),
             }),
             order: watch::Sender::new(Order::Run),
@@ -199,8 +203,8 @@ impl Process {
                 state.to_worker = None;
                 return Outcome::NotSent;
             }
-            let site = connection.site.clone();
-            state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), op, site });
+            let (site, probe) = (connection.site.clone(), request.class() == Class::Probe);
+            state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), op, site, probe });
             self.load.store(state.calls.len(), Ordering::Relaxed);
         }
         let lost = || error(RbdErrorKind::WorkerLost, op, &connection.site, "the worker was lost");
@@ -241,7 +245,7 @@ impl Process {
             warn!(
                 worker.pid = self.pid,
                 site = self.site_name,
-                op,
+                ceph.op = op,
                 waited_ms = ms(began.elapsed()),
                 other_calls = state.calls.len(),
                 "worker condemned: a call is overdue"
@@ -268,6 +272,9 @@ impl Process {
                 let call = state.calls.remove(&id);
                 self.load.store(state.calls.len(), Ordering::Relaxed);
                 let first = !std::mem::replace(&mut state.sound, true);
+                // A probe touches an object of its own and nothing else.
+                let silent = result.as_ref().is_err_and(RbdError::effect_unknown);
+                state.gave_up |= silent && call.as_ref().is_some_and(|c| !c.probe);
                 self.end_when_due(state);
                 if first && let Some(site) = self.site.upgrade() {
                     site.worker_is_sound();
@@ -347,15 +354,17 @@ impl Process {
 
     /// The process is reaped: fails what it owes, tells who must know.
     fn settle(&self, killed: bool, status: &str, garbage: Option<&str>) {
-        let (calls, clients, condemned, sound) = {
+        let (calls, clients, condemned, sound, gave_up) = {
             let mut state = lock(&self.state);
             self.load.store(0, Ordering::Relaxed);
             let calls: Vec<Pending> = state.calls.drain().map(|(_, call)| call).collect();
-            (calls, std::mem::take(&mut state.clients), state.condemned, state.sound)
+            (calls, std::mem::take(&mut state.clients), state.condemned, state.sound, state.gave_up)
         };
         let wanted = *self.order.borrow();
         let (pid, site) = (self.pid, self.site_name.as_str());
         let lost_calls = calls.len();
+        let at_rest = calls.iter().all(|c| c.probe) && condemned.is_none() && !gave_up;
+        let ending = if at_rest { Ending::AtRest } else { Ending::AtWork };
         // Its pipe is closed before it is killed, so it may have ended first.
         if killed || wanted == Order::Kill {
             self.shared.count(|c| &c.killed);
@@ -383,7 +392,7 @@ impl Process {
         }
         if let Some(observer) = &self.shared.observer {
             for (connection, address) in &clients {
-                observer.gone(connection, pid, address);
+                observer.gone(connection, pid, address, ending);
             }
         }
         self.shared.alive.send_modify(|alive| drop(alive.remove(&pid)));

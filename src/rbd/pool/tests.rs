@@ -13,13 +13,14 @@ const AMPLE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(700);
 
 #[derive(Default)]
-struct Seen(Mutex<Vec<(&'static str, u32, String)>>);
+struct Seen(Mutex<Vec<(&'static str, u32, String)>>, Mutex<HashMap<u32, Ending>>);
 
 impl ClientObserver for Seen {
     fn started(&self, _: &Connection, worker_pid: u32, address: &str) {
         lock(&self.0).push(("started", worker_pid, address.to_owned()));
     }
-    fn gone(&self, _: &Connection, worker_pid: u32, address: &str) {
+    fn gone(&self, _: &Connection, worker_pid: u32, address: &str, ending: Ending) {
+        lock(&self.1).insert(worker_pid, ending);
         lock(&self.0).push(("gone", worker_pid, address.to_owned()));
     }
 }
@@ -354,6 +355,27 @@ async fn kill_all_reaps_everything_and_the_next_call_starts_anew() {
     assert!(pids.iter().all(|pid| !exists(*pid)), "reaped before it returned");
     assert_eq!(call.await.unwrap().unwrap_err().kind, RbdErrorKind::WorkerLost);
     assert_ne!(pid(&f.site).await, old);
+}
+
+#[tokio::test]
+async fn only_a_worker_that_ended_at_work_has_left_something_behind() {
+    let f = fixture();
+    let ended = |pid: u32| lock(&f.seen.1).get(&pid).copied();
+    // Killed by somebody with nothing to do.
+    let idle = pid(&f.site).await;
+    until("two workers", || f.pool.workers().len() == 2).await;
+    signal(idle, "-KILL");
+    until("gone", || ended(idle).is_some()).await;
+    assert_eq!(ended(idle), Some(Ending::AtRest));
+    // A call that is lost, one that is overdue, and one that Ceph left without an answer.
+    for (image, within) in [("crash", AMPLE), ("hang", SHORT), ("timeout", AMPLE)] {
+        let f = fixture();
+        f.site.call_within(within, stat(image)).await.unwrap_err();
+        f.pool.shutdown(AMPLE).await;
+        assert!(lock(&f.seen.1).values().any(|e| *e == Ending::AtWork), "{image}");
+    }
+    f.pool.shutdown(AMPLE).await;
+    assert!(lock(&f.seen.1).values().all(|e| *e == Ending::AtRest));
 }
 
 #[tokio::test]

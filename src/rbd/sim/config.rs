@@ -13,7 +13,8 @@ pub struct Timing {
     pub mirror_call: Duration,
     /// From enabling (journal) or the first mirror snapshot until the image exists on the peer.
     pub appear: Duration,
-    /// From there until `up+replaying`: journal.
+    /// From there until `up+replaying`: journal. Meanwhile rbd-mirror's own snapshot keeps the primary from
+    /// being removed.
     pub start_journal: Duration,
     /// The same in snapshot mode.
     pub start_snapshot: Duration,

@@ -182,6 +182,19 @@ impl World {
         Ok(())
     }
 
+    /// By journal, rbd-mirror takes a snapshot of the primary for the first full copy, which no list shows,
+    /// and drops it at the end.
+    fn first_copy_runs(&self, site: &str, pool: &str, image: &ImageState) -> bool {
+        let Some(mine) = image.mirror.as_ref().filter(|m| m.mode == MirrorMode::Journal) else {
+            return false;
+        };
+        let key = (pool.to_owned(), mine.global_id.clone());
+        let peers = self.sites.keys().filter(|other| *other != site);
+        peers
+            .filter_map(|peer| self.pair_image(peer, &key))
+            .any(|(copy, theirs)| theirs.owner == Owner::Remote && !theirs.complete && copy.trash.is_none())
+    }
+
     /// Refuses what a secondary, its snapshots or a watcher keep from going away.
     fn removable(&self, site: &str, pool: &str, image: &str) -> Answer<()> {
         let i = self.image(site, pool, image)?;
@@ -194,7 +207,7 @@ impl World {
             };
             return refuse(kind, format!("{pool}/{image} is a mirrored secondary"));
         }
-        if !i.snaps.is_empty() {
+        if !i.snaps.is_empty() || self.first_copy_runs(site, pool, i) {
             return refuse(Kind::HasSnapshots, format!("{pool}/{image} has snapshots"));
         }
         if !i.watchers.is_empty() || self.stubborn_owner(site, pool, image)?.is_some() {

@@ -216,15 +216,23 @@ impl World {
         self
     }
 
-    pub(super) async fn attempt(&self) -> Result<Outcome> {
+    /// The volumes, with what was last recorded of them.
+    pub(super) fn jobs(&self) -> Vec<Job> {
         let job = |v: &Volume| Job {
             volume_id: v.id.clone(),
             image: v.image.clone(),
             step: self.rows.step(&v.id).unwrap_or(Step::Pending),
         };
+        self.volumes.iter().map(job).collect()
+    }
+
+    pub(super) async fn engine(&self) -> Engine {
         let (source, target) = (self.sim.site(self.source), self.sim.site(self.target));
-        let engine = Engine::new(POOL, source, target, self.limits, self.rows.clone()).await;
-        engine.run(self.volumes.iter().map(job).collect()).await
+        Engine::new(POOL, source, target, self.limits, self.rows.clone()).await
+    }
+
+    pub(super) async fn attempt(&self) -> Result<Outcome> {
+        self.engine().await.run(self.jobs()).await
     }
 
     pub(super) async fn run(&self) -> Outcome {

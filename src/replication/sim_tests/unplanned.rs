@@ -71,11 +71,44 @@ async fn a_verdict_does_not_outlive_the_site_that_it_condemned() {
         let log = world.sim.log();
         let returned = log[from - 1].at;
         let late = log[from..].iter().filter(|c| {
-            matches!(&c.arguments, Request::MirrorPromote(p) if p.force) && c.at > returned + secs(12)
+            matches!(&c.arguments, Request::MirrorPromote(p) if p.force) && c.at > returned + secs(7)
         });
         assert_eq!(late.count(), 0, "forced although the source is back:\n{}", world.sim.log_text());
         assert!(outcome.values().all(|s| *s == Step::Moved), "{outcome:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_forced_on_a_verdict_that_has_grown_old() {
+    // Between the verdict and the first volume lies a database that makes us wait, or a stopped process.
+    for health in AWAY {
+        let world = without(health).await;
+        let engine = world.engine().await;
+        world.sim.advance(secs(60)).await;
+        world.set_health("a", Health::Alive);
+        world.sim.advance(secs(60)).await;
+        let outcome = engine.run(world.jobs()).await.unwrap();
+        world.assert_moved_whole(&outcome).await;
+        let log = world.sim.log();
+        let forced = log.iter().filter(|c| matches!(&c.arguments, Request::MirrorPromote(p) if p.force));
+        assert_eq!(forced.count(), 0, "{health:?}\n{}", world.sim.log_text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_site_is_looked_at_by_one_for_all() {
+    let modes: Vec<_> = (0..40).map(|n| MODES[n % 2]).collect();
+    let mut world = world(SimConfig::default(), &modes).await;
+    world.limits.concurrency = 4;
+    world.set_health("a", Health::Dead);
+    world.sim.inject(Fault::on("MirrorPromote").site("b").delays(secs(4)).always());
+    let began = tokio::time::Instant::now();
+    world.assert_moved(&world.run().await).await;
+    let log = world.sim.log();
+    let looks = log.iter().filter(|c| c.site == "a" && matches!(c.arguments, Request::ProbeMon(_))).count();
+    // Three for the verdict, then one at a time, each as long as its timeout.
+    let most = 3 + began.elapsed().as_secs() / 5;
+    assert!(looks as u64 <= most, "{looks} in {:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

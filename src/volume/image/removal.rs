@@ -1,0 +1,238 @@
+//! Removing an image, and everything that hangs on it or that only it needed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::{Attempt, BUSY_TRIES, BUSY_WAIT, CLONE_SNAP, DELETED, Place, repeat};
+use crate::rbd::protocol::*;
+use crate::rbd::types::{MirrorMode, MirrorState, Parent};
+use crate::rbd::{RbdError, RbdErrorKind};
+
+/// How long a removal waits for the snapshot that rbd-mirror keeps during a first copy by journal. A new
+/// volume's copy is over in a second or two; a large one's may take hours, and nobody waits for that.
+const FIRST_COPY: Duration = Duration::from_secs(60);
+/// First and longest pause meanwhile; doubles.
+const FIRST_COPY_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+impl Place {
+    /// Removes what a failed creation left: the image, and the helper snapshot on its `source`, the image of
+    /// the volume that it was to be a clone of. Errors are for the caller's log: the volume is in error
+    /// anyway, and deleting it tries again.
+    pub async fn undo_create(&self, image: &str, source: Option<&str>) -> Result<(), RbdError> {
+        self.remove_if_there(image).await?;
+        if let Some(source) = source {
+            self.drop_snapshot_quietly(source, &format!("{image}{CLONE_SNAP}")).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes a volume's image as upstream's `delete_volume` does (reference rbd_driver.md 4.7), and then
+    /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
+    /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt.
+    /// `Busy` when it has watchers.
+    pub async fn delete(
+        &self,
+        image: &str,
+        trash_delay: Option<Duration>,
+        helpers: &[Parent],
+    ) -> Result<(), RbdError> {
+        match self.stat(image).await {
+            Ok(_) => {}
+            Err(e) if e.is_not_found() => {
+                // A removal or a creation that was cut short leaves a name that cannot be opened.
+                self.remove_if_there(image).await?;
+                // Renamed by a former attempt because clones need it: they need its parent, too.
+                match self.stat(&format!("{image}{DELETED}")).await {
+                    Ok(_) => {}
+                    Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
+                    Err(e) => return Err(e),
+                }
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        }
+        let snaps = self.site.insist(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
+        for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
+            self.remove_snapshot(image, &snap.name).await?;
+        }
+        let mut needed = false;
+        for snap in snaps.iter().filter(|s| s.name.ends_with(CLONE_SNAP)) {
+            if self.children(image, &snap.name).await?.is_empty() {
+                self.remove_snapshot(image, &snap.name).await?;
+            } else {
+                needed = true;
+            }
+        }
+        if needed {
+            let rename = ImageRename {
+                pool: self.pool.clone(),
+                from: image.to_owned(),
+                to: format!("{image}{DELETED}"),
+            };
+            return repeat(&self.site, rename, Attempt::First, RbdErrorKind::NotFound).await;
+        }
+        self.remove_patiently(image, trash_delay).await?;
+        self.tidy(helpers, trash_delay).await;
+        Ok(())
+    }
+
+    /// What a volume was cloned from by way of helper snapshots, nearest first: what deleting it may leave
+    /// behind. To be remembered before [`Place::delete`], for when that has to be run again.
+    pub async fn helpers(&self, image: &str) -> Result<Vec<Parent>, RbdError> {
+        let mut helpers = Vec::new();
+        let mut current = image.to_owned();
+        loop {
+            let parent = match self.stat(&current).await {
+                Ok(stat) => stat.parent,
+                Err(e) if e.is_not_found() => None,
+                Err(e) => return Err(e),
+            };
+            let Some(parent) = parent.filter(|p| self.is_helper(p, &current)) else { return Ok(helpers) };
+            current = parent.image.clone();
+            helpers.push(parent);
+        }
+    }
+
+    /// Upwards as long as each parent is only kept for the child just removed. Errors are for the log: what
+    /// stays is removed with the parent.
+    async fn tidy(&self, helpers: &[Parent], trash_delay: Option<Duration>) {
+        for p in helpers {
+            // A parent that was deleted since has another name.
+            let mut name = p.image.clone();
+            if !name.ends_with(DELETED) && matches!(self.stat(&name).await, Err(e) if e.is_not_found()) {
+                name.push_str(DELETED);
+            }
+            if let Err(error) = self.remove_snapshot(&name, &p.snap).await {
+                warn!(image = name, snap = p.snap, %error, "could not remove the helper snapshot of a deleted clone");
+                return;
+            }
+            if !name.ends_with(DELETED) {
+                return;
+            }
+            let list = SnapList { pool: self.pool.clone(), image: name.clone() };
+            match self.site.insist(list).await {
+                Ok(snaps) if snaps.is_empty() => {
+                    if let Err(error) = self.remove_patiently(&name, trash_delay).await {
+                        warn!(image = name, %error, "could not remove a parent that nobody needs any more");
+                        return;
+                    }
+                }
+                // Removed by a former attempt, but for the name perhaps; its own parent may not have been seen to.
+                Err(error) if error.is_not_found() => {
+                    if let Err(error) = self.remove_if_there(&name).await {
+                        warn!(image = name, %error, "could not remove what is left of a parent");
+                    }
+                }
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    async fn remove_patiently(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+        let mut wait = BUSY_WAIT;
+        let mut tries = BUSY_TRIES;
+        let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
+        loop {
+            let error = match self.remove_if_there(image).await {
+                Ok(()) => return Ok(()),
+                Err(e) => e,
+            };
+            if error.kind == RbdErrorKind::HasSnapshots
+                && Instant::now() < copied_by
+                && self.is_being_copied(image).await?
+            {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(FIRST_COPY_PAUSE.1);
+                continue;
+            }
+            tries -= 1;
+            match error.kind {
+                RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
+                    self.flatten_children(image, None).await?;
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                // Snapshots remain (clone format 2 keeps them while clones exist): the trash takes the name away.
+                RbdErrorKind::HasSnapshots => return self.discard(image, trash_delay).await,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Whether the snapshot that keeps an image from being removed may be rbd-mirror's: nothing else of it
+    /// shows, it is mirrored by journal, and no clone hangs on a snapshot in hiding.
+    async fn is_being_copied(&self, image: &str) -> Result<bool, RbdError> {
+        let (pool, image) = (self.pool.clone(), image.to_owned());
+        let ask = MirrorInfo { pool: pool.clone(), image: image.clone() };
+        let mirrored = match self.site.insist(ask).await {
+            Ok(info) => info.state == MirrorState::Enabled && info.mode == MirrorMode::Journal,
+            Err(e) if e.is_not_found() => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        if !mirrored {
+            return Ok(false);
+        }
+        let snaps = SnapList { pool: pool.clone(), image: image.clone() };
+        let children = ImageChildren { pool, image, snap: None };
+        Ok(self.site.insist(snaps).await?.is_empty() && self.site.insist(children).await?.is_empty())
+    }
+
+    /// Puts an image that cannot be removed yet into the trash, and unless the operator wants it kept there
+    /// for a while, removes it from there: the move ends its mirroring, and that takes rbd-mirror's snapshot
+    /// away. What clones still need stays in the trash.
+    async fn discard(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+        let id = match self.stat(image).await {
+            Ok(stat) => stat.id,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
+        let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
+        repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await?;
+        if trash_delay.is_some() {
+            return Ok(());
+        }
+        let mut wait = BUSY_WAIT;
+        for left in (0..BUSY_TRIES).rev() {
+            let remove = TrashRemove { pool: self.pool.clone(), id: id.clone() };
+            match self.site.call(remove).await {
+                Ok(()) => break,
+                Err(e) if e.is_not_found() => break,
+                // The daemon that was copying has it open for a moment more.
+                Err(e) if left > 0 && (e.kind == RbdErrorKind::Busy || e.effect_unknown()) => {
+                    tokio::time::sleep(wait).await;
+                    wait *= 2;
+                }
+                // The volume's name is free, and that is what its deletion promised.
+                Err(error) => {
+                    warn!(image, id, %error, "a deleted image stays in the trash");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `backup.<backup id>.snap.<time>`: a snapshot of cinder-backup's Ceph driver.
+fn is_backup_snapshot(name: &str) -> bool {
+    name.strip_prefix("backup.").and_then(|rest| rest.split_once(".snap.")).is_some_and(|(id, time)| {
+        !id.is_empty()
+            && !time.is_empty()
+            && id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_backups_are_known_by_name() {
+        assert!(is_backup_snapshot("backup.0a1b-2c.snap.1700000000.12"));
+        assert!(!is_backup_snapshot("snapshot-0a1b"));
+        assert!(!is_backup_snapshot("backup..snap.1"));
+    }
+}
