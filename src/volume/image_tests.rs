@@ -315,6 +315,18 @@ async fn what_is_in_use_is_busy_and_whole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_of_a_dead_client_delays_a_deletion_and_does_not_prevent_it() {
+    for (lasts, in_trash) in [(Some(Duration::from_secs(40)), false), (None, true)] {
+        let sim = with_bystanders(plain()).await;
+        sim.haunt("a", POOL, "base", lasts);
+        delete(&place(&sim), "base", &Journal::default()).await.unwrap();
+        assert!(!sim.images("a", POOL).contains(&"base".to_owned()));
+        let trash = sim.site("a").call(TrashList { pool: POOL.into() }).await.unwrap();
+        assert_eq!(trash.iter().any(|t| t.name == "base"), in_trash, "{trash:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_failed_creation_left_is_removed() {
     for config in FORMATS {
         // Failed at any call, then undone, which is killed anywhere too.

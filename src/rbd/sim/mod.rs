@@ -170,6 +170,22 @@ impl Sim {
         Some(address)
     }
 
+    /// Leaves the watch of a client that has been fenced, and that the OSDs have forgotten to end; for good, or
+    /// for a while.
+    pub fn haunt(&self, site: &str, pool: &str, image: &str, lasts: Option<Duration>) {
+        let Some(address) = self.watch(site, pool, image) else { return };
+        let mut world = self.lock();
+        let until = lasts.map(|lasts| world.now + lasts);
+        world.watch_ends.extend(until);
+        let Ok(state) = world.image_mut(site, pool, image) else { return };
+        let mut ghosts: Vec<_> = state.watchers.extract_if(.., |w| w.address == address).collect();
+        ghosts.iter_mut().for_each(|w| w.until = until);
+        world.blocklist(site, &address, 3600);
+        if let Ok(state) = world.image_mut(site, pool, image) {
+            state.watchers.append(&mut ghosts);
+        }
+    }
+
     /// Ends what [`occupy`](Sim::occupy) or [`watch`](Sim::watch) began.
     pub fn release(&self, site: &str, pool: &str, image: &str, address: &str) {
         let mut world = self.lock();

@@ -16,6 +16,12 @@ const FIRST_COPY: Duration = Duration::from_secs(60);
 /// First and longest pause meanwhile; doubles.
 const FIRST_COPY_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// How long a removal waits for watches that only dead clients hold, and how often it looks. An OSD drops a
+/// fenced client's watch at once, but forgets one whose connection was reset while it was being made until
+/// the object leaves its cache; then `osd_client_watch_timeout` (30 s) passes.
+const FORGOTTEN_WATCH: Duration = Duration::from_secs(60);
+const FORGOTTEN_WATCH_PAUSE: Duration = Duration::from_secs(3);
+
 impl Place {
     /// Removes what a failed creation left: the image, and the helper snapshot on its `source`, the image of
     /// the volume that it was to be a clone of. Errors are for the caller's log: the volume is in error
@@ -134,6 +140,7 @@ impl Place {
         let mut wait = BUSY_WAIT;
         let mut tries = BUSY_TRIES;
         let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
+        let forgotten_until = Instant::now() + FORGOTTEN_WATCH;
         loop {
             let error = match self.remove_if_there(image).await {
                 Ok(()) => return Ok(()),
@@ -145,6 +152,13 @@ impl Place {
             {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(FIRST_COPY_PAUSE.1);
+                continue;
+            }
+            if error.kind == RbdErrorKind::Busy && self.only_the_dead_watch(image).await? {
+                if Instant::now() >= forgotten_until {
+                    return self.discard(image, trash_delay).await;
+                }
+                tokio::time::sleep(FORGOTTEN_WATCH_PAUSE).await;
                 continue;
             }
             tries -= 1;
@@ -159,6 +173,19 @@ impl Place {
                 _ => return Err(error),
             }
         }
+    }
+
+    /// Whether an image has watchers, and all of them are clients that have been fenced.
+    async fn only_the_dead_watch(&self, image: &str) -> Result<bool, RbdError> {
+        let ask = ImageWatchers { pool: self.pool.clone(), image: image.to_owned() };
+        let watchers = match self.site.insist(ask).await {
+            Ok(watchers) if watchers.is_empty() => return Ok(false),
+            Ok(watchers) => watchers,
+            Err(e) if e.is_not_found() => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let fenced = self.site.insist(BlocklistList {}).await?;
+        Ok(watchers.iter().all(|w| fenced.contains(&w.address)))
     }
 
     /// Whether the snapshot that keeps an image from being removed may be rbd-mirror's: nothing else of it
