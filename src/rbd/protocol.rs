@@ -172,6 +172,8 @@ commands! {
     Short ImageCreate { pool: String, image: String, size: u64, order: u8, features: u64 } -> ();
     /// Size, features, parent, and so on. Opens read-only, so it works on a secondary.
     Short ImageStat { pool: String, image: String } -> ImageInfo;
+    /// What `ImageStat` and `SnapList` answer, for the price of one: to open an image is the dear part.
+    Short ImageInspect { pool: String, image: String } -> Inspection;
     /// Sets the size in bytes; shrinking is refused with `Invalid`.
     Short ImageResize { pool: String, image: String, size: u64 } -> ();
     /// Renames within the pool.

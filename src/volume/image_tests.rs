@@ -55,13 +55,14 @@ type Journal = Mutex<Option<Vec<Parent>>>;
 
 /// As `delete_volume` does it.
 async fn delete(p: &Place, image: &str, journal: &Journal) -> Result<(), RbdError> {
+    let found = p.inspect(image).await?;
     let known = journal.lock().unwrap().clone();
     let helpers = match known {
         Some(helpers) => helpers,
-        None => p.helpers(image).await?,
+        None => p.helpers(image, found.as_ref()).await?,
     };
     *journal.lock().unwrap() = Some(helpers.clone());
-    p.delete(image, None, &helpers).await
+    p.delete(image, found.as_ref(), None, &helpers).await
 }
 
 /// Runs `operation` undisturbed, then killed at each of its calls and run again by the next service, which
