@@ -243,7 +243,7 @@ impl<H: Handler> Worker<H> {
         );
         acknowledge(received).await;
         if let Some(to) = &refusal.reply {
-            self.publisher.reply(to, &Reply::new(&Err(refusal.error))).await;
+            self.publisher.reply(to, Reply::new(Err(&refusal.error))).await;
         }
     }
 
@@ -260,7 +260,7 @@ impl<H: Handler> Worker<H> {
                     tracing::error!(error = %error, "request could not be journalled");
                     acknowledge(received).await;
                     if let Some(to) = &call.reply {
-                        self.publisher.reply(to, &Reply::new(&Err(error))).await;
+                        self.publisher.reply(to, Reply::new(Err(&error))).await;
                     }
                     return;
                 }
@@ -292,7 +292,11 @@ impl<H: Handler> Worker<H> {
             Ok(_) => tracing::debug!("request done"),
         }
         if let Some(to) = &call.reply {
-            self.publisher.reply(to, &Reply::new(&outcome)).await;
+            let reply = match outcome {
+                Ok(result) => Reply::new(Ok(result)),
+                Err(error) => Reply::new(Err(&error)),
+            };
+            self.publisher.reply(to, reply).await;
             if is_journalled {
                 self.handler.replied(&call).await;
             }

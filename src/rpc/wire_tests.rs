@@ -298,7 +298,7 @@ fn an_attachment_is_answered_as_stock_does() {
     let ours = objects::attachment_object(&attachment, Some(&volume)).unwrap().to_value();
     assert_eq!(&ours, result);
     let msg_id = theirs["_msg_id"].as_str().unwrap();
-    let ours = Value::Object(Reply::new(&Ok(ours)).message(msg_id));
+    let ours = Value::Object(Reply::new(Ok(ours)).into_message(msg_id));
     same_shape(&ours, &Value::Object(theirs), "attach_volume");
 }
 
@@ -363,7 +363,7 @@ fn exceptions_are_those_of_stock() {
         }
         let last = |d: &Value| d["tb"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(last(&ours), last(&theirs));
-        let reply = Reply::new(&Err(Error::new(code, reason))).message("m");
+        let reply = Reply::new(Err(&Error::new(code, reason))).into_message("m");
         same_shape(&Value::Object(reply), &Value::Object(message), name);
     }
 }
