@@ -5,6 +5,7 @@ pub mod clients;
 pub mod handler;
 pub mod logging;
 pub mod orders;
+mod pins;
 pub mod recovery;
 mod unserved;
 pub mod volume;
