@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use lapin::options::BasicAckOptions;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -241,7 +240,7 @@ impl<H: Handler> Worker<H> {
             error = %refusal.error, size_bytes = received.delivery.data.len(),
             "request refused"
         );
-        acknowledge(received).await;
+        received.acknowledge().await;
         if let Some(to) = &refusal.reply {
             self.publisher.reply(to, Reply::new(Err(&refusal.error))).await;
         }
@@ -253,12 +252,12 @@ impl<H: Handler> Worker<H> {
                 Offer::Accepted(operation) => Some(operation),
                 Offer::Duplicate => {
                     tracing::info!("request is journalled already: duplicate dropped");
-                    acknowledge(received).await;
+                    received.acknowledge().await;
                     return;
                 }
                 Offer::Refused(error) => {
                     tracing::error!(error = %error, "request could not be journalled");
-                    acknowledge(received).await;
+                    received.acknowledge().await;
                     if let Some(to) = &call.reply {
                         self.publisher.reply(to, Reply::new(Err(&error))).await;
                     }
@@ -269,14 +268,14 @@ impl<H: Handler> Worker<H> {
         } else {
             if !self.remember(&call.unique_id) {
                 tracing::info!("request was served already: duplicate dropped");
-                acknowledge(received).await;
+                received.acknowledge().await;
                 return;
             }
             None
         };
         // A journalled request is ours even if the acknowledgement gets lost: the second copy will be a
         // duplicate. Another one comes back, and is served then.
-        if !acknowledge(received).await && operation.is_none() {
+        if !received.acknowledge().await && operation.is_none() {
             self.forget(&call.unique_id);
             return;
         }
@@ -357,22 +356,6 @@ impl<H: Handler> Worker<H> {
 
 fn flatten(outcome: std::thread::Result<Result<Value>>) -> Result<Value> {
     outcome.unwrap_or_else(|_| Err(Error::internal("The request hit a defect; the log has the details")))
-}
-
-/// Acknowledges; false when the channel is gone, and the message will come again.
-async fn acknowledge(received: Received) -> bool {
-    let Received { delivery, pending, channel_lost } = received;
-    let acknowledged = tokio::select! {
-        biased;
-        acknowledged = delivery.ack(BasicAckOptions::default()) => acknowledged.map_err(|e| e.to_string()),
-        // The library's future is not sure to end with its connection.
-        () = channel_lost.cancelled() => Err("the channel is gone".to_owned()),
-    };
-    drop(pending);
-    if let Err(error) = &acknowledged {
-        tracing::warn!(error = %error, "cannot acknowledge: the broker will deliver the message again");
-    }
-    acknowledged.is_ok()
 }
 
 /// The ids of requests served lately, oldest first.
