@@ -76,6 +76,11 @@ impl Handler for Worker {
             Method::FreezeHost => Ok(Value::Bool(true)),
             Method::ThawHost => panic!("a defect"),
             Method::GetLogLevels(_) => Err(Error::new(Code::Cancelled, "shutting down")),
+            Method::TerminateConnection(t)
+                if t.connector.as_ref().is_some_and(|c| c.get("echo").is_some()) =>
+            {
+                Ok(json!(t.connector))
+            }
             Method::TerminateConnection(t) => Err(Error::new(Code::VolumeNotFound, t.volume_id.clone())),
             Method::RemoveExport { volume_id } => {
                 Err(Error::new(Code::InvalidInput, format!("no export of {volume_id}")))
@@ -259,6 +264,25 @@ async fn an_oslo_client_is_served_and_gets_cinders_exceptions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_many_frames_go_both_ways() {
+    let bench = bench(None, false);
+    let mut client = Client::start(&bench);
+    let rpc = bench.rpc();
+    let server = rpc.serve(&bench.host, None, Arc::new(Worker::default()));
+    server.ready().await;
+    // Around the size of a frame, around that of the library's buffers, and far beyond.
+    for size in [16_000, 16_384, 17_000, 520_000, 530_000, 3_000_000] {
+        let echo: String = ('a'..='z').cycle().take(size).collect();
+        let connector = json!({"echo": echo});
+        let args = json!({"volume_id": "v1", "connector": connector, "force": true});
+        let answer = client.call("terminate_connection", args).await;
+        assert!(answer["result"] == connector, "{size} bytes: {}", &answer.to_string()[..200]);
+    }
+    assert!(server.drain(Duration::from_secs(10)).await);
+    rpc.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_waits_in_its_queue_until_the_journal_is_back() {
     let bench = bench(None, false);
     let worker = Arc::new(Worker::default());
@@ -342,10 +366,10 @@ async fn a_reply_to_a_caller_who_is_gone_is_given_up() {
         queue: format!("reply_{}", uuid::Uuid::new_v4().simple()),
         msg_id: "m".to_owned(),
     };
-    let reply = Reply::new(&Ok(Value::Null));
+    let reply = Reply::new(Ok(Value::Null));
     // Returns, which is the test: after the configured 3 s, and then at once.
-    tokio::time::timeout(Duration::from_secs(30), rpc.publisher().reply(&to, &reply)).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(2), rpc.publisher().reply(&to, &reply)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(30), rpc.publisher().reply(&to, reply.clone())).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(2), rpc.publisher().reply(&to, reply)).await.unwrap();
     rpc.close().await;
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::schema::{consistencygroups, groups, image_volume_cache_entries, services, volumes};
 use super::{Conn, InScope, cluster, fitting, now, volume};
 use crate::error::{Code, Error, Result};
-use crate::model::{Scope, Service};
+use crate::model::{Scope, Service, Versions};
 
 /// The only binary that Scoria registers so far.
 pub const BINARY: &str = "cinder-volume";
@@ -242,6 +242,20 @@ pub async fn list_for_cluster(conn: &mut Conn, cluster: &str) -> Result<Vec<Serv
         .load(conn)
         .await?;
     Ok(rows.into_iter().map(Service::from).collect())
+}
+
+/// `rpc_current_version` and `object_current_version` of every service of a binary, whether it is up or not.
+///
+/// # Errors
+/// `Database`.
+pub async fn versions(conn: &mut Conn, binary: &str) -> Result<Vec<Versions>> {
+    let rows: Vec<(Option<String>, Option<String>)> = services::table
+        .filter(services::binary.eq(binary))
+        .filter(services::deleted.eq(false))
+        .select((services::rpc_current_version, services::object_current_version))
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(|(rpc, objects)| Versions { rpc, objects }).collect())
 }
 
 /// Writes columns as `cinder.db.api.service_update` does: with `disabled` among them `modified_at`

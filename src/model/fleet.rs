@@ -28,6 +28,15 @@ pub struct Service {
     pub modified_at: Option<NaiveDateTime>,
 }
 
+/// What a service says of itself in its row of `services`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versions {
+    /// `rpc_current_version`.
+    pub rpc: Option<String>,
+    /// `object_current_version`.
+    pub objects: Option<String>,
+}
+
 /// A row of `clusters`.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]

@@ -12,7 +12,7 @@ pub mod transition;
 mod volume;
 
 pub use attachment::{Attachment, AttachmentDraft};
-pub use fleet::{Cluster, Scope, Service};
+pub use fleet::{Cluster, Scope, Service, Versions};
 pub use group::{Group, GroupSnapshot};
 pub use replication::{DriverData, ReplicationStatus};
 pub use snapshot::Snapshot;

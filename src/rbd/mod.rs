@@ -29,9 +29,9 @@ pub trait Ceph: Send + Sync + 'static {
     /// Runs one request on the site that `connection` leads to.
     ///
     /// Returns by `deadline` at the latest, with [`RbdErrorKind::TimedOut`] when Ceph did not answer;
-    /// whether the request had an effect is then unknown, so every caller repeats or checks it. For
-    /// [`protocol::Class::Long`] the deadline bounds the time without progress instead: it starts anew
-    /// each time the request moves on.
+    /// whether the request had an effect is then unknown, so every caller repeats or checks it. For work on
+    /// data ([`protocol::Class::starts_anew_with_progress`]) the deadline bounds the time without progress
+    /// instead: it begins when the request has its turn, and anew each time that it moves on.
     async fn execute(
         &self,
         connection: &Connection,

@@ -37,8 +37,11 @@ pub enum Class {
     Probe,
     /// Everything that touches headers and a few objects.
     Short,
-    /// Work proportional to data (flatten, remove, copy): runs in a worker of its own, where a stuck
-    /// call can be killed without hurting others.
+    /// Removal: takes as long as there is data. What is removed stays removed, so losing its worker costs
+    /// nothing but asking again: removals share workers, and a hundred of them cost threads, not processes.
+    Removal,
+    /// Work that has to be begun anew when its worker is lost (flatten, copy): runs in a worker of its own,
+    /// which no other call can bring down.
     Long,
 }
 
@@ -48,7 +51,18 @@ impl Class {
         match self {
             Class::Probe => Duration::from_secs(5),
             Class::Short => Duration::from_secs(30),
+            // Each object removed is progress, and a single operation is given up long before.
+            Class::Removal => Duration::from_secs(600),
             Class::Long => Duration::from_secs(3600),
+        }
+    }
+
+    /// Whether the deadline bounds the time without progress, and not the whole call: its length depends on
+    /// the amount of data.
+    pub fn starts_anew_with_progress(self) -> bool {
+        match self {
+            Class::Probe | Class::Short => false,
+            Class::Removal | Class::Long => true,
         }
     }
 }
@@ -158,12 +172,14 @@ commands! {
     Short ImageCreate { pool: String, image: String, size: u64, order: u8, features: u64 } -> ();
     /// Size, features, parent, and so on. Opens read-only, so it works on a secondary.
     Short ImageStat { pool: String, image: String } -> ImageInfo;
+    /// What `ImageStat` and `SnapList` answer, for the price of one: to open an image is the dear part.
+    Short ImageInspect { pool: String, image: String } -> Inspection;
     /// Sets the size in bytes; shrinking is refused with `Invalid`.
     Short ImageResize { pool: String, image: String, size: u64 } -> ();
     /// Renames within the pool.
     Short ImageRename { pool: String, from: String, to: String } -> ();
     /// Removes an image without snapshots.
-    Long ImageRemove { pool: String, image: String } -> ();
+    Removal ImageRemove { pool: String, image: String } -> ();
     /// Copies all of the parent's data into the child.
     Long ImageFlatten { pool: String, image: String } -> ();
     /// Full copy of an image's data (no snapshots) into a new image with `features` and `order`.
@@ -218,7 +234,7 @@ commands! {
     /// Contents of the trash.
     Short TrashList { pool: String } -> Vec<TrashEntry>;
     /// Removes a trash entry for good.
-    Long TrashRemove { pool: String, id: String } -> ();
+    Removal TrashRemove { pool: String, id: String } -> ();
 
     // ---- mirroring ---------------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ pub struct Snap {
     pub protected: bool,
 }
 
+/// All that is known of an image before it is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// The image.
+    pub info: ImageInfo,
+    /// Its user snapshots.
+    pub snaps: Vec<Snap>,
+}
+
 /// A client watching an image header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watcher {

@@ -28,8 +28,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of the broker on an open connection; heartbeats find a dead one later.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often an open answer is checked for whether it can still come.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often an open answer is checked for whether it can still come. Not earlier than other periodic looks:
+/// a timer that is the next to fire wakes a thread when it is set, which every message would pay for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Largest frame in bytes, asked of the broker. The library keeps room for 32 frames each way and connection:
+/// with the broker's 128 KiB that is 8 MiB, of which all is used sooner or later. Most requests fit into one
+/// frame of this size, larger ones are cut into several. RabbitMQ 4 accepts no less than 8 KiB.
+const FRAME_MAX: u32 = 16 << 10;
 /// Longest goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -172,6 +177,7 @@ impl Link {
             vhost: self.config.vhost.clone(),
             query: AMQPQueryString {
                 heartbeat: Some(u16::try_from(self.config.heartbeat.as_secs()).unwrap_or(u16::MAX)),
+                frame_max: Some(FRAME_MAX),
                 auth_mechanism: Some(mechanism(&self.config.login_method)),
                 ..AMQPQueryString::default()
             },

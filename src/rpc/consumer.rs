@@ -11,7 +11,9 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll, select_all};
 use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeleteOptions,
+};
 use lapin::types::ShortString;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,10 +33,32 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A message and what ties it to its channel.
 pub(crate) struct Received {
     pub(crate) delivery: Delivery,
+    channel: Channel,
     /// Cancelled when the channel is gone: the broker will deliver the message again.
     pub(crate) channel_lost: CancellationToken,
     /// Held until the message is acknowledged.
-    pub(crate) pending: TaskTrackerToken,
+    pending: TaskTrackerToken,
+}
+
+impl Received {
+    /// Acknowledges; false when the channel is gone, and the message will come again.
+    pub(crate) async fn acknowledge(self) -> bool {
+        let Received { delivery, channel, channel_lost, pending } = self;
+        // On the channel itself: the delivery's own way leads through two more tasks of the library.
+        let acknowledged = tokio::select! {
+            biased;
+            acknowledged = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()) => {
+                acknowledged.map_err(|e| e.to_string())
+            }
+            // The library's future is not sure to end with its connection.
+            () = channel_lost.cancelled() => Err("the channel is gone".to_owned()),
+        };
+        drop(pending);
+        if let Err(error) = &acknowledged {
+            tracing::warn!(error = %error, "cannot acknowledge: the broker will deliver the message again");
+        }
+        acknowledged.is_ok()
+    }
 }
 
 /// Consumes the queues of one RPC server.
@@ -138,6 +162,7 @@ impl Consumer {
             match message.flatten() {
                 Some(Ok(delivery)) => receive(Received {
                     delivery,
+                    channel: consuming.channel.clone(),
                     channel_lost: channel_lost.clone(),
                     pending: pending.token(),
                 }),

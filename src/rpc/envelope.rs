@@ -5,6 +5,7 @@
 //! the result is a value or an error, and as long as a reply address can be read, the caller is told.
 //! Reference: rpc.md 1.4 to 1.6; `oslo_messaging/_drivers/common.py` and `amqpdriver.py`.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::context::RequestContext;
@@ -87,14 +88,25 @@ fn malformed(error: serde_json::Error) -> Error {
 
 /// Puts the outer layer on.
 pub fn seal(inner: &Map<String, Value>) -> Vec<u8> {
-    let text = Value::Object(inner.clone()).to_string();
-    json!({VERSION_KEY: "2.0", MESSAGE_KEY: text}).to_string().into_bytes()
+    #[derive(Serialize)]
+    struct Outer<'a> {
+        #[serde(rename = "oslo.version")]
+        version: &'a str,
+        #[serde(rename = "oslo.message")]
+        message: &'a str,
+    }
+    serde_json::to_vec(&Outer { version: "2.0", message: &text(inner) }).unwrap_or_default()
+}
+
+/// A map of JSON values always serialises: its keys are strings.
+fn text(map: &Map<String, Value>) -> String {
+    serde_json::to_string(map).unwrap_or_default()
 }
 
 /// Takes the inner message apart.
 pub fn read(mut map: Map<String, Value>) -> Inner {
     let token = map.remove(TOKEN_KEY);
-    let text = Value::Object(map.clone()).to_string();
+    let text = text(&map);
     let mut string = |key: &str| match map.remove(key) {
         Some(Value::String(s)) => Some(s),
         _ => None,
@@ -227,9 +239,9 @@ pub struct Reply {
 
 impl Reply {
     /// The answer that a method's outcome makes.
-    pub fn new(outcome: &Result<Value>) -> Reply {
+    pub fn new(outcome: Result<Value, &Error>) -> Reply {
         match outcome {
-            Ok(result) => Reply { result: result.clone(), failure: None },
+            Ok(result) => Reply { result, failure: None },
             Err(error) => Reply { result: Value::Null, failure: Some(fault::document(error)) },
         }
     }
@@ -250,8 +262,8 @@ impl Reply {
     }
 
     /// The message that ends the call.
-    pub fn message(&self, msg_id: &str) -> Map<String, Value> {
-        reply_message(self.result.clone(), self.failure.clone(), true, msg_id)
+    pub fn into_message(self, msg_id: &str) -> Map<String, Value> {
+        reply_message(self.result, self.failure, true, msg_id)
     }
 }
 
@@ -334,7 +346,7 @@ mod tests {
     #[test]
     fn a_reply_survives_the_journal() {
         for outcome in [Ok(json!({"a": [1]})), Err(Error::new(Code::VolumeNotFound, "v1"))] {
-            let reply = Reply::new(&outcome);
+            let reply = Reply::new(outcome.as_ref().map(Value::clone));
             assert_eq!(Reply::from_value(&reply.to_value()), Some(reply));
         }
         assert_eq!(Reply::from_value(&json!({"result": 1})), None);

@@ -119,8 +119,8 @@ impl Publisher {
 
     /// Answers a call. Returns when the answer is in the caller's queue, or when there is nobody to
     /// answer any more, which is logged.
-    pub async fn reply(&self, to: &ReplyTo, reply: &Reply) {
-        self.deliver(to, &reply.message(&to.msg_id)).await;
+    pub async fn reply(&self, to: &ReplyTo, reply: Reply) {
+        self.deliver(to, &reply.into_message(&to.msg_id)).await;
     }
 
     /// Tells a caller that work goes on. Tried once.

@@ -1,8 +1,8 @@
 //! What Scoria itself asks of other Cinder services: the scheduler and the volume services.
 //!
-//! Messages are built by pure functions (tested against captured ones) and sent by [`Peers`]. Versions
-//! are those that cinder-scheduler 3.12 and cinder-volume 3.20 take (`cinder/scheduler/rpcapi.py`,
-//! `cinder/volume/rpcapi.py`).
+//! Messages are built by pure functions (tested against captured ones) and sent by [`Peers`], in the
+//! version that all receivers understand ([`Pins`]): at best that of cinder-scheduler 3.12 and cinder-volume
+//! 3.20 (`cinder/scheduler/rpcapi.py`, `cinder/volume/rpcapi.py`).
 
 use std::sync::{PoisonError, RwLock};
 
@@ -13,96 +13,176 @@ use serde_json::{Map, Value, json};
 use crate::backend::peers::{Capabilities, Reschedule, Scheduler, VolumePeers};
 use crate::context::RequestContext;
 use crate::error::Result;
-use crate::rpc::envelope;
-use crate::rpc::objects::{self, Pin};
+use crate::rpc::objects;
+use crate::rpc::pins::Pins;
 use crate::rpc::publisher::{Destination, Publisher};
 use crate::rpc::topology::{SCHEDULER_TOPIC, Target};
+use crate::rpc::{dispatch, envelope};
+
+/// Newest version of cinder-scheduler's RPC that Scoria speaks.
+pub const SCHEDULER_VERSION: (u32, u32) = (3, 12);
+
+/// Which services a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Binary {
+    Scheduler,
+    Volume,
+}
+
+impl Binary {
+    /// All of them.
+    pub const ALL: [Binary; 2] = [Binary::Scheduler, Binary::Volume];
+
+    /// `services.binary`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Binary::Scheduler => "cinder-scheduler",
+            Binary::Volume => "cinder-volume",
+        }
+    }
+
+    /// What is sent when no service is older.
+    pub const fn newest(self) -> Pins {
+        match self {
+            Binary::Scheduler => Pins::newest(SCHEDULER_VERSION),
+            Binary::Volume => Pins::newest(dispatch::VERSION),
+        }
+    }
+}
 
 /// Clients of the scheduler and of volume services.
 #[derive(Debug)]
 pub struct Peers {
     publisher: Publisher,
-    pin: RwLock<Pin>,
+    scheduler: RwLock<Pins>,
+    volume: RwLock<Pins>,
 }
 
 impl Peers {
     /// Clients that send through `publisher`.
     pub fn new(publisher: Publisher) -> Peers {
-        Peers { publisher, pin: RwLock::default() }
+        Peers {
+            publisher,
+            scheduler: RwLock::new(Binary::Scheduler.newest()),
+            volume: RwLock::new(Binary::Volume.newest()),
+        }
     }
 
-    /// Objects are sent as the oldest service of the deployment understands them
-    /// (`services.object_current_version`, least over all rows).
-    pub fn set_pin(&self, pin: Pin) {
-        *self.pin.write().unwrap_or_else(PoisonError::into_inner) = pin;
+    /// What these services are sent from now on; true when that is a change.
+    pub fn set_pins(&self, of: Binary, pins: Pins) -> bool {
+        let mut held = self.held(of).write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *held, pins) != pins
+    }
+
+    /// What these services are sent.
+    pub fn pins(&self, of: Binary) -> Pins {
+        *self.held(of).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self, of: Binary) -> &RwLock<Pins> {
+        match of {
+            Binary::Scheduler => &self.scheduler,
+            Binary::Volume => &self.volume,
+        }
     }
 
     async fn cast(
         &self,
         to: Destination,
+        pins: Pins,
         context: &RequestContext,
-        method: &str,
-        version: &str,
-        mut args: Value,
+        request: Request,
     ) -> Result<()> {
-        let pin = *self.pin.read().unwrap_or_else(PoisonError::into_inner);
-        objects::relabel(&mut args, pin);
-        self.publisher.cast(&to, &envelope::cast(context, method, version, args)).await
+        let Request { method, version, mut args } = request;
+        objects::relabel(&mut args, pins.objects);
+        let version = format!("{}.{}", version.0, version.1);
+        self.publisher.cast(&to, &envelope::cast(context, method, &version, args)).await
     }
 }
 
-/// Arguments of the scheduler's `create_volume` 3.0 (with `backup_id`, known since 3.10).
-pub fn create_volume_args(request: &Reschedule) -> Value {
-    json!({
+/// A message before it has a context.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Request {
+    pub method: &'static str,
+    pub version: (u32, u32),
+    pub args: Value,
+}
+
+/// The scheduler's `create_volume`; it knows `backup_id` since 3.10.
+pub fn create_volume(request: &Reschedule, pins: Pins) -> Request {
+    let mut args = json!({
         "snapshot_id": request.snapshot_id,
         "image_id": request.image_id,
-        "backup_id": request.backup_id,
         "request_spec": request.request_spec,
         "filter_properties": request.filter_properties,
         "volume": request.volume,
-    })
+    });
+    if pins.accept((3, 10)) {
+        args["backup_id"] = json!(request.backup_id);
+    }
+    Request { method: "create_volume", version: (3, 0), args }
 }
 
 fn timestamp(at: NaiveDateTime) -> String {
     at.format("%Y-%m-%dT%H:%M:%S%.6f").to_string()
 }
 
-/// Arguments of `update_service_capabilities` 3.3.
-pub fn update_capabilities_args(report: &Capabilities, at: NaiveDateTime) -> Value {
-    json!({
+/// `update_service_capabilities`, with cluster and time since 3.3.
+pub fn update_capabilities(report: &Capabilities, at: NaiveDateTime, pins: Pins) -> Request {
+    let mut args = json!({
         "service_name": "volume",
         "host": report.host,
         "capabilities": report.capabilities,
-        "cluster_name": report.cluster,
-        "timestamp": timestamp(at),
-    })
+    });
+    let mut version = (3, 0);
+    if pins.accept((3, 3)) {
+        version = (3, 3);
+        args["cluster_name"] = json!(report.cluster);
+        args["timestamp"] = json!(timestamp(at));
+    }
+    Request { method: "update_service_capabilities", version, args }
 }
 
-/// Arguments of `notify_service_capabilities` 3.5. The backend is the cluster, if there is one.
-pub fn notify_capabilities_args(report: &Capabilities, at: NaiveDateTime) -> Value {
-    json!({
-        "service_name": "volume",
-        "capabilities": report.capabilities,
-        "backend": report.cluster.as_ref().unwrap_or(&report.host),
-        "timestamp": timestamp(at),
-    })
+/// `notify_service_capabilities`, which names the backend (the cluster, if there is one) since 3.5; `None`
+/// for schedulers before 3.1, who do not have it.
+pub fn notify_capabilities(report: &Capabilities, at: NaiveDateTime, pins: Pins) -> Option<Request> {
+    let backend = report.cluster.as_ref().unwrap_or(&report.host);
+    let mut args = json!({"service_name": "volume", "capabilities": report.capabilities});
+    let version = if pins.accept((3, 5)) {
+        args["backend"] = json!(backend);
+        args["timestamp"] = json!(timestamp(at));
+        (3, 5)
+    } else if pins.accept((3, 1)) {
+        args["host"] = json!(backend);
+        (3, 1)
+    } else {
+        return None;
+    };
+    Some(Request { method: "notify_service_capabilities", version, args })
 }
 
 #[async_trait]
 impl Scheduler for Peers {
     async fn create_volume(&self, context: &RequestContext, request: Reschedule) -> Result<()> {
         let to = Destination::Topic(SCHEDULER_TOPIC.to_owned());
-        self.cast(to, context, "create_volume", "3.0", create_volume_args(&request)).await
+        let pins = self.pins(Binary::Scheduler);
+        self.cast(to, pins, context, create_volume(&request, pins)).await
     }
 
     async fn report_capabilities(&self, context: &RequestContext, report: Capabilities) -> Result<()> {
         let now = Utc::now().naive_utc();
+        let pins = self.pins(Binary::Scheduler);
         let all = Destination::Fanout(SCHEDULER_TOPIC.to_owned());
-        let update = update_capabilities_args(&report, now);
-        self.cast(all, context, "update_service_capabilities", "3.3", update).await?;
-        let one = Destination::Topic(SCHEDULER_TOPIC.to_owned());
-        let notify = notify_capabilities_args(&report, now);
-        self.cast(one, context, "notify_service_capabilities", "3.5", notify).await
+        self.cast(all, pins, context, update_capabilities(&report, now, pins)).await?;
+        match notify_capabilities(&report, now, pins) {
+            Some(notify) => {
+                let one = Destination::Topic(SCHEDULER_TOPIC.to_owned());
+                self.cast(one, pins, context, notify).await
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -115,7 +195,9 @@ impl VolumePeers for Peers {
         updates: Map<String, Value>,
     ) -> Result<()> {
         let to = Destination::Fanout(Target::of_backend(cluster).topic);
-        self.cast(to, context, "failover_completed", "3.8", json!({"updates": updates})).await
+        let args = json!({"updates": updates});
+        let request = Request { method: "failover_completed", version: (3, 8), args };
+        self.cast(to, self.pins(Binary::Volume), context, request).await
     }
 
     async fn delete_volume(
@@ -127,6 +209,7 @@ impl VolumePeers for Peers {
     ) -> Result<()> {
         let to = Destination::Server(Target::of_backend(destination));
         let args = json!({"volume": volume, "unmanage_only": false, "cascade": cascade});
-        self.cast(to, context, "delete_volume", "3.0", args).await
+        let request = Request { method: "delete_volume", version: (3, 0), args };
+        self.cast(to, self.pins(Binary::Volume), context, request).await
     }
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use lapin::options::BasicAckOptions;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -236,9 +235,9 @@ impl<H: Handler> Worker<H> {
             error = %refusal.error, size_bytes = received.delivery.data.len(),
             "request refused"
         );
-        acknowledge(received).await;
+        received.acknowledge().await;
         if let Some(to) = &refusal.reply {
-            self.publisher.reply(to, &Reply::new(&Err(refusal.error))).await;
+            self.publisher.reply(to, Reply::new(Err(&refusal.error))).await;
         }
     }
 
@@ -248,14 +247,14 @@ impl<H: Handler> Worker<H> {
                 Offer::Accepted(operation) => Some(operation),
                 Offer::Duplicate => {
                     tracing::info!("request is journalled already: duplicate dropped");
-                    acknowledge(received).await;
+                    received.acknowledge().await;
                     return;
                 }
                 Offer::Refused(error) => {
                     tracing::error!(error = %error, "request could not be journalled");
-                    acknowledge(received).await;
+                    received.acknowledge().await;
                     if let Some(to) = &call.reply {
-                        self.publisher.reply(to, &Reply::new(&Err(error))).await;
+                        self.publisher.reply(to, Reply::new(Err(&error))).await;
                     }
                     return;
                 }
@@ -264,14 +263,14 @@ impl<H: Handler> Worker<H> {
         } else {
             if !self.remember(&call.unique_id) {
                 tracing::info!("request was served already: duplicate dropped");
-                acknowledge(received).await;
+                received.acknowledge().await;
                 return;
             }
             None
         };
         // A journalled request is ours even if the acknowledgement gets lost: the second copy will be a
         // duplicate. Another one comes back, and is served then.
-        if !acknowledge(received).await && operation.is_none() {
+        if !received.acknowledge().await && operation.is_none() {
             self.forget(&call.unique_id);
             return;
         }
@@ -287,7 +286,11 @@ impl<H: Handler> Worker<H> {
             Ok(_) => tracing::debug!("request done"),
         }
         if let Some(to) = &call.reply {
-            self.publisher.reply(to, &Reply::new(&outcome)).await;
+            let reply = match outcome {
+                Ok(result) => Reply::new(Ok(result)),
+                Err(error) => Reply::new(Err(&error)),
+            };
+            self.publisher.reply(to, reply).await;
             if is_journalled {
                 self.handler.replied(&call).await;
             }
@@ -364,22 +367,6 @@ fn span(call: &Call, host: &str) -> tracing::Span {
         resource.kind = other.map(|r| r.kind()),
         resource.id = other.map(|r| r.id()),
     )
-}
-
-/// Acknowledges; false when the channel is gone, and the message will come again.
-async fn acknowledge(received: Received) -> bool {
-    let Received { delivery, pending, channel_lost } = received;
-    let acknowledged = tokio::select! {
-        biased;
-        acknowledged = delivery.ack(BasicAckOptions::default()) => acknowledged.map_err(|e| e.to_string()),
-        // The library's future is not sure to end with its connection.
-        () = channel_lost.cancelled() => Err("the channel is gone".to_owned()),
-    };
-    drop(pending);
-    if let Err(error) = &acknowledged {
-        tracing::warn!(error = %error, "cannot acknowledge: the broker will deliver the message again");
-    }
-    acknowledged.is_ok()
 }
 
 /// The ids of requests served lately, oldest first.

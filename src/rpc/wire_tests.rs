@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::objects::{self, Object, WireVolume};
-use super::{Reply, envelope, fault, notifier, scheduler, usage};
+use super::scheduler::Binary;
+use super::{Pins, Reply, envelope, fault, notifier, scheduler, usage};
 use crate::backend::peers::{Capabilities, Priority, Reschedule, SnapshotUsage, VolumeUsage};
 use crate::context::RequestContext;
 use crate::error::{Code, Error};
-use crate::model::{Attachment, Group, GroupSnapshot, Snapshot, Volume};
+use crate::model::{Attachment, Group, GroupSnapshot, Snapshot, Versions, Volume};
 
 /// The inner message of a capture.
 fn captured(name: &str) -> Map<String, Value> {
@@ -247,18 +248,49 @@ fn capability_reports() {
         cluster: None,
         capabilities: update["args"]["capabilities"].as_object().unwrap().clone(),
     };
-    let args = scheduler::update_capabilities_args(&report, at);
-    assert_eq!(args, update["args"]);
+    let pins = Binary::Scheduler.newest();
+    let ours = scheduler::update_capabilities(&report, at, pins);
+    assert_eq!(ours.args, update["args"]);
     // Sent without anybody asking: under an administrator's context.
-    let message = envelope::cast(&RequestContext::admin(), "update_service_capabilities", "3.3", args);
+    assert_eq!((ours.method, ours.version), ("update_service_capabilities", (3, 3)));
+    let message = envelope::cast(&RequestContext::admin(), ours.method, "3.3", ours.args);
     same_shape(&Value::Object(message), &Value::Object(update), "update_service_capabilities");
 
     let notify = captured("notify_service_capabilities-cast-to-cinder-scheduler");
-    let args = scheduler::notify_capabilities_args(&report, at);
-    same_shape(&args, &notify["args"], "notify_service_capabilities");
-    assert_eq!(args["backend"], notify["args"]["backend"]);
+    let ours = scheduler::notify_capabilities(&report, at, pins).unwrap();
+    same_shape(&ours.args, &notify["args"], "notify_service_capabilities");
+    assert_eq!(ours.args["backend"], notify["args"]["backend"]);
     report.cluster = Some("c@b".to_owned());
-    assert_eq!(scheduler::notify_capabilities_args(&report, at)["backend"], "c@b");
+    assert_eq!(scheduler::notify_capabilities(&report, at, pins).unwrap().args["backend"], "c@b");
+}
+
+#[test]
+fn older_schedulers_are_sent_what_they_know() {
+    let at = objects::parse_time("2026-11-20T20:27:58.843042").unwrap();
+    let report =
+        Capabilities { host: "h@b".to_owned(), cluster: Some("c@b".to_owned()), ..Default::default() };
+    let pins = |rpc: &str| {
+        let row = Versions { rpc: Some(rpc.to_owned()), objects: Some("1.38".to_owned()) };
+        Pins::least(Binary::Scheduler.newest(), &[row])
+    };
+    let keys = |args: &Value| args.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+
+    let update = |rpc| scheduler::update_capabilities(&report, at, pins(rpc));
+    assert_eq!(update("3.3").version, (3, 3));
+    assert_eq!(update("3.2").version, (3, 0));
+    assert_eq!(keys(&update("3.2").args), "capabilities host service_name");
+
+    let notify = |rpc| scheduler::notify_capabilities(&report, at, pins(rpc));
+    assert_eq!(notify("3.5").unwrap().version, (3, 5));
+    let older = notify("3.4").unwrap();
+    assert_eq!((older.version, keys(&older.args).as_str()), ((3, 1), "capabilities host service_name"));
+    assert_eq!(older.args["host"], "c@b");
+    assert_eq!(notify("3.0"), None);
+
+    let create = |rpc| scheduler::create_volume(&Reschedule::default(), pins(rpc));
+    assert!(keys(&create("3.10").args).contains("backup_id"));
+    assert!(!keys(&create("3.9").args).contains("backup_id"));
+    assert_eq!(create("3.9").version, (3, 0));
 }
 
 #[test]
@@ -267,12 +299,13 @@ fn a_volume_goes_back_to_the_scheduler_as_it_came() {
     let came = captured("create_volume-cast-to-cinder-volume");
     let mut volume = WireVolume::parse(&came["args"]["volume"]).unwrap().object;
     volume.set("host", Value::Null);
-    let args = scheduler::create_volume_args(&Reschedule {
+    let request = Reschedule {
         volume: volume.to_value(),
         request_spec: came["args"]["request_spec"].clone(),
         filter_properties: came["args"]["filter_properties"].clone(),
         ..Reschedule::default()
-    });
+    };
+    let args = scheduler::create_volume(&request, Binary::Scheduler.newest()).args;
     let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(keys(&args), keys(&theirs["args"]));
     let mut expected = came["args"]["volume"].clone();
@@ -298,7 +331,7 @@ fn an_attachment_is_answered_as_stock_does() {
     let ours = objects::attachment_object(&attachment, Some(&volume)).unwrap().to_value();
     assert_eq!(&ours, result);
     let msg_id = theirs["_msg_id"].as_str().unwrap();
-    let ours = Value::Object(Reply::new(&Ok(ours)).message(msg_id));
+    let ours = Value::Object(Reply::new(Ok(ours)).into_message(msg_id));
     same_shape(&ours, &Value::Object(theirs), "attach_volume");
 }
 
@@ -363,7 +396,7 @@ fn exceptions_are_those_of_stock() {
         }
         let last = |d: &Value| d["tb"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(last(&ours), last(&theirs));
-        let reply = Reply::new(&Err(Error::new(code, reason))).message("m");
+        let reply = Reply::new(Err(&Error::new(code, reason))).into_message("m");
         same_shape(&Value::Object(reply), &Value::Object(message), name);
     }
 }

@@ -77,7 +77,7 @@ impl BackendHandler {
             Err(error) => Outcome::failed(error),
         };
         if call.reply.is_some() {
-            closed = closed.with_reply(Reply::new(&outcome).to_value());
+            closed = closed.with_reply(Reply::new(outcome.as_ref().map(Value::clone)).to_value());
         }
         journal.finish(&operation, &closed).await?;
         outcome

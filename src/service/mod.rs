@@ -6,6 +6,7 @@ pub mod handler;
 pub mod lanes;
 pub mod logging;
 pub mod orders;
+mod pins;
 pub mod recovery;
 mod unserved;
 pub mod volume;

@@ -61,7 +61,7 @@ impl Recovery {
     pub async fn pay_debts(&self) -> Result<()> {
         for owed in self.backend.journal.pending_replies(&self.backend.scope()).await? {
             if let Some(reply) = Reply::from_value(&owed.reply) {
-                self.publisher.reply(&ReplyTo { queue: owed.to.queue, msg_id: owed.to.msg_id }, &reply).await;
+                self.publisher.reply(&ReplyTo { queue: owed.to.queue, msg_id: owed.to.msg_id }, reply).await;
             }
             self.backend.journal.mark_replied(owed.operation_id).await?;
         }
@@ -187,7 +187,7 @@ impl Recovery {
             Err(error) => error!(%error, "abandoned operation failed"),
         }
         if let Some(to) = &call.reply {
-            self.publisher.reply(to, &Reply::new(&outcome)).await;
+            self.publisher.reply(to, Reply::new(outcome.as_ref().map(Clone::clone))).await;
             if let Err(error) = journal.mark_replied(id).await {
                 warn!(%error, "could not note that a reply was sent; it may be sent twice");
             }

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use super::backends::{Periods, Running};
 use super::clients::Clients;
 use super::logging::LogHandle;
+use super::pins;
 use crate::backend::{Backend, Globals, Peers};
 use crate::config::{Config, LogConfig};
 use crate::db::{Db, migration};
@@ -71,7 +72,7 @@ struct Service {
     pool: Arc<WorkerPool>,
     rpc: Rpc,
     notifier: Arc<Notifier>,
-    housekeeping: [tokio::task::JoinHandle<()>; 3],
+    housekeeping: [tokio::task::JoinHandle<()>; 4],
     stopping: CancellationToken,
 }
 
@@ -82,19 +83,22 @@ impl Service {
         let stopping = CancellationToken::new();
         let db = Db::connect(&config.database);
         migration::run(&db).await?;
-        let journal = Journal::new(db, Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
+        let journal =
+            Journal::new(db.clone(), Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
         let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
         let notifier =
             Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
         let pool = workers(config, &journal, &stopping)?;
         let ceph: Arc<dyn Ceph> = pool.clone();
         let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
-        let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients };
+        pins::read(&db, &clients).await?;
+        let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients.clone() };
 
         let housekeeping = [
             tokio::spawn(lease(journal.clone(), stopping.clone())),
             tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
             tokio::spawn(purge(journal.clone(), stopping.clone())),
+            tokio::spawn(pins::keep(db, clients, stopping.clone())),
         ];
         let starting = config.backends.iter().map(|section| {
             let backend = Arc::new(Backend::new(

@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{Snapshot, Volume, VolumeEvent, backend_of};
 use crate::rbd::RbdErrorKind;
-use crate::rbd::types::Parent;
+use crate::rbd::types::{Inspection, Parent};
 
 /// Journal step with what the image was cloned from.
 const HELPERS: &str = "helpers";
@@ -108,8 +108,9 @@ async fn remove(
         }
     }
     let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
-    let helpers = helpers(operation, &place, &image).await?;
-    place.delete(&image, trash, &helpers).await.map_err(|e| {
+    let found = place.inspect(&image).await?;
+    let helpers = helpers(operation, &place, &image, found.as_ref()).await?;
+    place.delete(&image, found.as_ref(), trash, &helpers).await.map_err(|e| {
         if e.kind == RbdErrorKind::Busy {
             Error::new(
                 Code::VolumeBusy,
@@ -126,13 +127,18 @@ async fn remove(
 
 /// What the image was cloned from. Once it is gone nothing else would tell which helper snapshots and which
 /// parents without a volume it has left behind, so it is remembered first.
-async fn helpers(operation: &Operation, place: &Place, image: &str) -> Result<Vec<Parent>> {
+async fn helpers(
+    operation: &Operation,
+    place: &Place,
+    image: &str,
+    found: Option<&Inspection>,
+) -> Result<Vec<Parent>> {
     if let Some((name, helpers)) = operation.data::<Vec<Parent>>().await?
         && name == HELPERS
     {
         return Ok(helpers);
     }
-    let helpers = place.helpers(image).await?;
+    let helpers = place.helpers(image, found).await?;
     if !helpers.is_empty() {
         operation.step(HELPERS, &helpers).await?;
     }

@@ -55,13 +55,14 @@ type Journal = Mutex<Option<Vec<Parent>>>;
 
 /// As `delete_volume` does it.
 async fn delete(p: &Place, image: &str, journal: &Journal) -> Result<(), RbdError> {
+    let found = p.inspect(image).await?;
     let known = journal.lock().unwrap().clone();
     let helpers = match known {
         Some(helpers) => helpers,
-        None => p.helpers(image).await?,
+        None => p.helpers(image, found.as_ref()).await?,
     };
     *journal.lock().unwrap() = Some(helpers.clone());
-    p.delete(image, None, &helpers).await
+    p.delete(image, found.as_ref(), None, &helpers).await
 }
 
 /// Runs `operation` undisturbed, then killed at each of its calls and run again by the next service, which
@@ -244,7 +245,7 @@ async fn deletion_during_the_first_copy_leaves_nothing_behind() {
         let sim = being_copied(Duration::from_secs(copy)).await;
         let p = place(&sim);
         let began = tokio::time::Instant::now();
-        p.delete("base", delay, &[]).await.unwrap();
+        p.delete("base", p.inspect("base").await.unwrap().as_ref(), delay, &[]).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(90), "{copy}: {:?}", began.elapsed());
         assert_eq!((sim.count("TrashMove"), trash(&sim).await), (moves, kept), "{copy}\n{}", sim.log_text());
         assert!(!sim.images("a", POOL).contains(&"base".to_owned()));

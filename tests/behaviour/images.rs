@@ -40,6 +40,7 @@ pub async fn missing(env: &Env) -> Case {
     let image = env.name("nothing");
     let (p, i) = (|| env.pool.clone(), || image.clone());
     refused(Kind::NotFound, env.a.call(env.stat(&image)).await)?;
+    refused(Kind::NotFound, env.a.call(env.inspect(&image)).await)?;
     refused(Kind::NotFound, env.a.call(ImageResize { pool: p(), image: i(), size: SIZE }).await)?;
     refused(Kind::NotFound, env.a.call(ImageRename { pool: p(), from: i(), to: env.name("other") }).await)?;
     refused(Kind::NotFound, env.a.call(ImageFlatten { pool: p(), image: i() }).await)?;

@@ -125,6 +125,10 @@ impl Env {
         ImageStat { pool: self.pool.clone(), image: image.into() }
     }
 
+    pub fn inspect(&self, image: &str) -> ImageInspect {
+        ImageInspect { pool: self.pool.clone(), image: image.into() }
+    }
+
     pub fn info(&self, image: &str) -> MirrorInfo {
         MirrorInfo { pool: self.pool.clone(), image: image.into() }
     }
@@ -341,6 +345,7 @@ macro_rules! all_cases {
             snapshot_twice_and_missing: snapshots::twice_and_missing,
             snapshot_protection: snapshots::protection,
             snapshot_rename: snapshots::rename,
+            inspection_is_stat_and_list: snapshots::inspection_is_stat_and_list,
             snapshot_keeps_data: snapshots::keeps_data,
             snapshot_keeps_image: snapshots::keeps_image,
             clone_refusals: snapshots::clone_refusals,

@@ -142,6 +142,19 @@ pub async fn clone_reads_through_and_flattens(env: &Env) -> Case {
     Ok(())
 }
 
+pub async fn inspection_is_stat_and_list(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"parent").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    env.a.call(env.snap_create(&clone, "one")).await?;
+    env.a.call(env.snap_create(&clone, "two")).await?;
+    for (name, snaps) in [(&image, 1), (&clone, 2)] {
+        let found = env.a.call(env.inspect(name)).await?;
+        ensure!(found.info == env.a.call(env.stat(name)).await?, "{found:?}");
+        ensure!(found.snaps == env.snaps(&env.a, name).await? && found.snaps.len() == snaps, "{found:?}");
+    }
+    Ok(())
+}
+
 pub async fn clone_keeps_parent(env: &Env) -> Case {
     let (image, clone) = (env.parent("i", b"x").await?, env.name("clone"));
     env.a.call(env.clone_of(&image, &clone)).await?;

@@ -4,6 +4,7 @@ use scoria::db::service::{self, Registration, ServiceChanges};
 use scoria::db::worker::{self, Claim, WorkerFilter};
 use scoria::db::{cluster, schema_revision};
 use scoria::error::Code;
+use scoria::model::Versions;
 
 use crate::seed::{self, BACKEND};
 use crate::support::TestDb;
@@ -114,6 +115,27 @@ async fn a_heartbeat_counts_and_disabling_keeps_it() {
     assert!(!test.db.read("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
     let gone = test.db.write("t", async |conn| service::update(conn, 1, &status).await).await.unwrap_err();
     assert_eq!(gone.code(), Code::ServiceNotFound);
+}
+
+#[tokio::test]
+async fn every_row_of_a_binary_tells_its_versions_unless_it_is_removed() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let me = registration("node9@ceph", None);
+    test.sql("UPDATE services SET rpc_current_version='3.12', object_current_version='1.38'").await;
+    test.sql("UPDATE services SET `binary`='cinder-scheduler'").await;
+    test.db.write("t", async |conn| service::register(conn, &me).await).await.unwrap();
+    let versions = async |binary: &'static str| {
+        test.db.read("t", async |conn| service::versions(conn, binary).await).await.unwrap()
+    };
+    let told = |rpc: &str, objects: &str| Versions { rpc: Some(rpc.into()), objects: Some(objects.into()) };
+    assert_eq!(versions("cinder-volume").await, [told("3.20", "1.39")]);
+    assert!(versions("cinder-scheduler").await.contains(&told("3.12", "1.38")));
+    // Down for years, but it may come back.
+    test.sql("UPDATE services SET updated_at='2020-01-01', disabled=1").await;
+    assert!(!versions("cinder-scheduler").await.is_empty());
+    test.sql("UPDATE services SET deleted=1 WHERE `binary`='cinder-scheduler'").await;
+    assert_eq!(versions("cinder-scheduler").await, []);
 }
 
 #[tokio::test]

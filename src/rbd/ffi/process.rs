@@ -27,6 +27,25 @@ pub(crate) fn stdout_to_stderr() -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Bounds the number of heaps among which malloc spreads threads. By default there are up to eight for each
+/// processor, and what one of them has freed the others cannot use: a worker with some dozens of threads
+/// that are busy in turn would keep a multiple of what it ever needs at once. Does nothing where the C library
+/// is another one.
+///
+/// Implements:
+/// ```c
+/// int mallopt(int param, int value);
+/// ```
+pub(crate) fn share_heaps(most: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number; a value that it does not like is ignored.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, most);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = most;
+}
+
 /// Ignores the signals that ask a whole process group or control group to end: a worker ends when the
 /// service closes its pipe, so that a draining service can still finish its calls.
 ///

@@ -5,6 +5,9 @@
 //! fails its calls with [`RbdErrorKind::WorkerLost`]. Both are replaced when the next call needs one,
 //! with a back-off when new workers die before they answer anything.
 //!
+//! Calls are kept apart by what losing a worker costs them ([`Duty`]): short calls share two workers that
+//! are always there, removals share one while there are any, a long call has one for itself.
+//!
 //! A *site* here is one (conf, user, cluster name): its workers serve nothing else, so a site that hangs
 //! keeps no worker of another busy. `process` is one worker, `site` chooses and starts them.
 
@@ -40,18 +43,22 @@ pub struct Settings {
     pub worker: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// More arguments of workers for long calls. By default they wait longer for a single operation of an
-    /// OSD: a flatten should outlive an OSD that fails over, and nobody else waits for that worker.
+    /// More arguments of workers that take no short calls. By default they wait longer for a single
+    /// operation of an OSD: a flatten should outlive an OSD that fails over.
     pub long_arguments: Vec<OsString>,
     /// Workers per site that is in use, at least 2.
     pub workers_per_site: usize,
     /// Calls that one worker carries out at once; more wait in the service. At most 60: a worker has 64
     /// threads, and probes do not wait.
     pub calls_per_worker: usize,
+    /// Workers per site that share its removals, while there are any.
+    pub removal_workers_per_site: usize,
+    /// Removals per site at once. Each has up to `rbd_concurrent_management_ops` objects under way.
+    pub removals_per_site: usize,
     /// Long calls per site at once, each in a worker of its own.
     pub long_calls_per_site: usize,
-    /// How long a worker for long calls is kept for the next one.
-    pub long_idle: Duration,
+    /// How long a worker that takes no short calls is kept without work.
+    pub idle: Duration,
     /// First pause after a worker died before it answered anything; doubles up to `back_off_max`.
     pub back_off: Duration,
     /// Longest pause.
@@ -67,8 +74,10 @@ impl Settings {
             long_arguments: vec!["--op-timeout".into(), "120".into()],
             workers_per_site: 2,
             calls_per_worker: 48,
+            removal_workers_per_site: 1,
+            removals_per_site: 16,
             long_calls_per_site: 8,
-            long_idle: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
             back_off: Duration::from_millis(100),
             back_off_max: Duration::from_secs(10),
         }
@@ -122,6 +131,28 @@ pub struct Counters {
     pub lost: u64,
 }
 
+/// Which calls a worker takes. Removals and long calls may run for hours, so they are kept away from workers
+/// that a short call may condemn: the stuck image of such a worker is only released when its last call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// Probes and short calls, many at once. Kept for good.
+    Short,
+    /// Removals, many at once.
+    Removal,
+    /// Long calls, one at a time.
+    Long,
+}
+
+impl From<Class> for Duty {
+    fn from(class: Class) -> Duty {
+        match class {
+            Class::Probe | Class::Short => Duty::Short,
+            Class::Removal => Duty::Removal,
+            Class::Long => Duty::Long,
+        }
+    }
+}
+
 /// One worker, for metrics and tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerInfo {
@@ -129,8 +160,8 @@ pub struct WorkerInfo {
     pub pid: u32,
     /// Name of the site that it was started for.
     pub site: String,
-    /// Whether it is for long calls.
-    pub long: bool,
+    /// Which calls it takes.
+    pub duty: Duty,
     /// Whether it waits for its end.
     pub condemned: bool,
     /// Calls under way.
@@ -265,10 +296,13 @@ impl Ceph for WorkerPool {
             return failed(RbdErrorKind::Unreachable, "the service is shutting down");
         }
         let site = self.site(connection);
+        let Some(turn) = site.turn(request.class(), deadline).await else {
+            return failed(RbdErrorKind::TimedOut, "all workers were busy; the call was not sent");
+        };
         let connection = connection.clone();
         // A task of its own: a caller that is cancelled must not leave a call that nobody watches, which
         // could keep a hung worker in use for ever.
-        let call = async move { site.execute(connection, request, deadline).await };
+        let call = async move { site.execute(connection, request, deadline, turn).await };
         match tokio::spawn(call.in_current_span()).await {
             Ok(result) => result,
             Err(_) => failed(RbdErrorKind::WorkerLost, "the call was dropped with the runtime"),

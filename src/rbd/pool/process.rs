@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::site::Site;
-use super::{Ending, RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
+use super::{Duty, Ending, RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::frame::{self, Call, Event};
 use crate::rbd::protocol::{Class, Connection, Reply, Request};
@@ -37,7 +37,7 @@ pub(super) enum Outcome {
 pub(super) struct Process {
     pub(super) pid: u32,
     site_name: String,
-    long: bool,
+    duty: Duty,
     shared: Arc<Shared>,
     site: Weak<Site>,
     state: Mutex<State>,
@@ -50,6 +50,8 @@ struct State {
     calls: HashMap<u64, Pending>,
     /// Frames on their way to the worker; `None` closes its stdin.
     to_worker: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    /// When the last call ended; of no meaning while there are calls.
+    idle_since: Instant,
     condemned: Option<Instant>,
     /// Whether it ever answered.
     sound: bool,
@@ -81,7 +83,7 @@ impl Process {
         shared: &Arc<Shared>,
         site: &Arc<Site>,
         site_name: &str,
-        long: bool,
+        duty: Duty,
     ) -> Result<Arc<Process>, String> {
         let began = Instant::now();
         let path = &shared.settings.worker;
@@ -91,7 +93,7 @@ impl Process {
                 path.display()
             )
         };
-        let more: &[_] = if long { &shared.settings.long_arguments } else { &[] };
+        let more: &[_] = if duty == Duty::Short { &[] } else { &shared.settings.long_arguments };
         let mut child = Command::new(path)
             .args(&shared.settings.arguments)
             .args(more)
@@ -108,12 +110,13 @@ impl Process {
         let process = Arc::new(Process {
             pid,
             site_name: site_name.to_owned(),
-            long,
+            duty,
             shared: Arc::clone(shared),
             site: Arc::downgrade(site),
             state: Mutex::new(State {
                 calls: HashMap::new(),
                 to_worker: Some(to_worker),
+                idle_since: began,
                 condemned: None,
                 sound: false,
                 gave_up: false,
@@ -127,7 +130,10 @@ impl Process {
         shared.alive.send_modify(|alive| drop(alive.insert(pid, Arc::clone(&process))));
         tokio::spawn(Arc::clone(&process).write_frames(stdin, frames));
         tokio::spawn(Arc::clone(&process).supervise(child, stdout));
-        info!(worker.pid = pid, site = site_name, long, start_ms = ms(began.elapsed()), "worker started");
+        if duty != Duty::Short {
+            tokio::spawn(retire_when_idle(Arc::downgrade(&process), shared.settings.idle));
+        }
+        info!(worker.pid = pid, site = site_name, ?duty, start_ms = ms(began.elapsed()), "worker started");
         Ok(process)
     }
 
@@ -147,7 +153,7 @@ impl Process {
         WorkerInfo {
             pid: self.pid,
             site: self.site_name.clone(),
-            long: self.long,
+            duty: self.duty,
             condemned: state.condemned.is_some(),
             calls: state.calls.len(),
         }
@@ -237,7 +243,7 @@ impl Process {
         if state.calls.remove(&id).is_none() {
             return false;
         }
-        self.load.store(state.calls.len(), Ordering::Relaxed);
+        self.a_call_has_ended(&mut state);
         self.shared.count(|c| &c.overdue);
         if state.condemned.is_none() {
             state.condemned = Some(Instant::now());
@@ -255,6 +261,11 @@ impl Process {
         true
     }
 
+    fn a_call_has_ended(&self, state: &mut State) {
+        self.load.store(state.calls.len(), Ordering::Relaxed);
+        state.idle_since = Instant::now();
+    }
+
     /// A condemned worker is killed when its last call is over.
     fn end_when_due(&self, state: std::sync::MutexGuard<'_, State>) {
         let due = state.condemned.is_some() && state.calls.is_empty();
@@ -270,7 +281,7 @@ impl Process {
             Event::Answer { id, result } => {
                 let mut state = lock(&self.state);
                 let call = state.calls.remove(&id);
-                self.load.store(state.calls.len(), Ordering::Relaxed);
+                self.a_call_has_ended(&mut state);
                 let first = !std::mem::replace(&mut state.sound, true);
                 // A probe touches an object of its own and nothing else.
                 let silent = result.as_ref().is_err_and(RbdError::effect_unknown);
@@ -414,6 +425,24 @@ impl Process {
                 self.order(Order::Kill);
                 return;
             }
+        }
+    }
+}
+
+/// Ends a worker that has had nothing to do for `limit`. A call that was about to be sent to it finds that out
+/// and goes elsewhere.
+async fn retire_when_idle(process: Weak<Process>, limit: Duration) {
+    let mut look = Instant::now() + limit;
+    loop {
+        sleep_until(look).await;
+        let Some(process) = process.upgrade() else { return };
+        let state = lock(&process.state);
+        let now = Instant::now();
+        look = if state.calls.is_empty() { state.idle_since + limit } else { now + limit };
+        drop(state);
+        if look <= now {
+            process.order(Order::Retire);
+            return;
         }
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::process::{Order, Outcome, Process};
-use super::{Class, Shared, error, lock};
+use super::process::{Outcome, Process};
+use super::{Class, Duty, Shared, error, lock};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::protocol::{Connection, Reply, Request};
 
@@ -21,21 +21,30 @@ pub(super) struct Site {
     /// Of the call that came first: names the site in logs.
     name: String,
     state: Mutex<State>,
-    short_calls: Semaphore,
-    long_calls: Semaphore,
+    short_calls: Arc<Semaphore>,
+    removals: Arc<Semaphore>,
+    long_calls: Arc<Semaphore>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Workers for short calls; those that ended or are condemned are dropped when seen.
-    workers: Vec<Arc<Process>>,
-    /// Idle workers for long calls, each with the number of its idle period.
-    idle_long: Vec<(u64, Arc<Process>)>,
-    idle_periods: u64,
+    /// Workers for short calls; in all three lists those that ended or are condemned are dropped when seen.
+    short: Vec<Arc<Process>>,
+    /// Workers for removals.
+    removal: Vec<Arc<Process>>,
+    /// Idle workers for long calls.
+    idle_long: Vec<Arc<Process>>,
     /// Workers in a row that died before they answered anything.
     stillborn: u32,
     /// No new worker before this time.
     not_before: Option<Instant>,
+}
+
+/// A call's right to be made, until it is dropped.
+pub(super) struct Turn {
+    /// When the call is overdue, unless it makes progress.
+    by: Instant,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A worker, or when to ask again.
@@ -47,14 +56,38 @@ enum Choice {
 impl Site {
     pub(super) fn new(shared: &Arc<Shared>, connection: &Connection) -> Site {
         let settings = &shared.settings;
+        let calls = |at_once| Arc::new(Semaphore::new(at_once));
         let per_worker = settings.calls_per_worker.clamp(1, MAX_CALLS_PER_WORKER);
         Site {
             shared: Arc::clone(shared),
             name: connection.site.clone(),
             state: Mutex::default(),
-            short_calls: Semaphore::new(settings.workers_per_site.max(MIN_WORKERS) * per_worker),
-            long_calls: Semaphore::new(settings.long_calls_per_site.max(1)),
+            short_calls: calls(settings.workers_per_site.max(MIN_WORKERS) * per_worker),
+            removals: calls(settings.removals_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
+            long_calls: calls(settings.long_calls_per_site.max(1)),
         }
+    }
+
+    /// Waits until a call of this class may be made; `None` when its deadline has passed first. Work on data
+    /// waits as long as there is other work that goes on, and its deadline begins then. Apart from
+    /// [`Site::execute`], so that a caller who goes away while waiting leaves nothing to be done.
+    pub(super) async fn turn(&self, class: Class, deadline: Duration) -> Option<Turn> {
+        let by = Instant::now() + deadline;
+        let calls = match class {
+            // A verdict must not wait behind the calls of a site that hangs.
+            Class::Probe => return Some(Turn { by, _permit: None }),
+            Class::Short => &self.short_calls,
+            Class::Removal => &self.removals,
+            Class::Long => &self.long_calls,
+        };
+        let permit = Arc::clone(calls).acquire_owned();
+        // Never closed, so an error cannot be; without a permit there is merely one call more.
+        if class.starts_anew_with_progress() {
+            let permit = permit.await.ok();
+            return Some(Turn { by: Instant::now() + deadline, _permit: permit });
+        }
+        let permit = timeout_at(by, permit).await.ok()?;
+        Some(Turn { by, _permit: permit.ok() })
     }
 
     /// Runs one request in the right kind of worker.
@@ -63,22 +96,14 @@ impl Site {
         connection: Connection,
         request: Request,
         deadline: Duration,
+        turn: Turn,
     ) -> Result<Reply, RbdError> {
-        let by = Instant::now() + deadline;
-        let long = request.class() == Class::Long;
-        let turn = match request.class() {
-            // A verdict must not wait behind the calls of a site that hangs.
-            Class::Probe => None,
-            Class::Short => Some(timeout_at(by, self.short_calls.acquire()).await),
-            Class::Long => Some(timeout_at(by, self.long_calls.acquire()).await),
-        };
+        let class = request.class();
+        let (duty, by) = (Duty::from(class), turn.by);
         let timed_out =
             |message| Err(error(RbdErrorKind::TimedOut, request.name(), &connection.site, message));
-        if let Some(Err(_)) = turn {
-            return timed_out("all workers were busy; the call was not sent");
-        }
         loop {
-            let choice = self.choose(long);
+            let choice = self.choose(duty);
             let unreachable =
                 |message| error(RbdErrorKind::Unreachable, request.name(), &connection.site, message);
             let worker = match choice.map_err(unreachable)? {
@@ -91,13 +116,13 @@ impl Site {
                     return timed_out("workers die at once, the next start is later; the call was not sent");
                 }
             };
-            let bound = if long { Some(deadline) } else { None };
+            let bound = class.starts_anew_with_progress().then_some(deadline);
             match worker.call(&connection, &request, by, bound).await {
                 // Condemned or dead since it was chosen.
                 Outcome::NotSent => {}
                 Outcome::Done(result) => {
-                    if long {
-                        self.rest(worker);
+                    if duty == Duty::Long {
+                        lock(&self.state).idle_long.push(worker);
                     }
                     return result;
                 }
@@ -105,67 +130,56 @@ impl Site {
         }
     }
 
-    /// The least loaded healthy worker; starts one when there is none, and the rest in the background.
+    /// A healthy worker for this duty, the least loaded of those that share it; starts one when there is none,
+    /// and the rest in the background.
     ///
     /// # Errors
     /// The sentence for the operator when none can be started.
-    fn choose(self: &Arc<Self>, long: bool) -> Result<Choice, String> {
+    fn choose(self: &Arc<Self>, duty: Duty) -> Result<Choice, String> {
         let mut state = lock(&self.state);
-        state.workers.retain(|w| w.usable());
-        state.idle_long.retain(|(_, w)| w.usable());
-        let found = if long {
-            state.idle_long.pop().map(|(_, worker)| worker)
-        } else {
-            state.workers.iter().min_by_key(|w| w.load()).cloned()
+        state.forget_unusable();
+        let found = match state.shared(duty) {
+            Some(workers) => workers.iter().min_by_key(|w| w.load()).cloned(),
+            None => state.idle_long.pop(),
         };
         let worker = match (found, state.not_before) {
             (Some(worker), _) => worker,
             (None, Some(time)) if !state.may_start() => return Ok(Choice::Later(time)),
-            (None, _) => {
-                let worker = Process::start(&self.shared, self, &self.name, long)?;
-                if !long {
-                    state.workers.push(Arc::clone(&worker));
-                }
-                worker
-            }
+            (None, _) => self.start(&mut state, duty)?,
         };
-        let wanted = self.shared.settings.workers_per_site.max(MIN_WORKERS);
-        if !long && state.workers.len() < wanted && state.may_start() {
+        if self.wants_more(&mut state, duty) {
             let site = Arc::clone(self);
-            tokio::spawn(async move { site.complete(wanted) });
+            tokio::spawn(async move { site.complete(duty) });
         }
         Ok(Choice::Worker(worker))
     }
 
-    /// Starts one more worker for short calls, when there are too few.
-    fn complete(self: &Arc<Self>, wanted: usize) {
+    /// Starts one more worker of those that share a duty, when there are too few.
+    fn complete(self: &Arc<Self>, duty: Duty) {
         let mut state = lock(&self.state);
-        state.workers.retain(|w| w.usable());
-        if state.workers.len() < wanted && state.may_start() {
+        state.forget_unusable();
+        if self.wants_more(&mut state, duty) {
             // A failure will be told to the next call that finds no worker at all.
-            if let Ok(worker) = Process::start(&self.shared, self, &self.name, false) {
-                state.workers.push(worker);
-            }
+            let _ = self.start(&mut state, duty);
         }
     }
 
-    /// Keeps a worker for the next long call, for a while.
-    fn rest(self: &Arc<Self>, worker: Arc<Process>) {
-        let mut state = lock(&self.state);
-        if !worker.usable() {
-            return;
+    fn wants_more(&self, state: &mut State, duty: Duty) -> bool {
+        let settings = &self.shared.settings;
+        let wanted = match duty {
+            Duty::Short => settings.workers_per_site.max(MIN_WORKERS),
+            Duty::Removal => settings.removal_workers_per_site,
+            Duty::Long => 0,
+        };
+        state.shared(duty).is_some_and(|workers| workers.len() < wanted) && state.may_start()
+    }
+
+    fn start(self: &Arc<Self>, state: &mut State, duty: Duty) -> Result<Arc<Process>, String> {
+        let worker = Process::start(&self.shared, self, &self.name, duty)?;
+        if let Some(workers) = state.shared(duty) {
+            workers.push(Arc::clone(&worker));
         }
-        state.idle_periods += 1;
-        let period = state.idle_periods;
-        state.idle_long.push((period, worker));
-        let (site, end) = (Arc::downgrade(self), Instant::now() + self.shared.settings.long_idle);
-        tokio::spawn(async move {
-            sleep_until(end).await;
-            let Some(site) = site.upgrade() else { return };
-            for (_, worker) in lock(&site.state).idle_long.extract_if(.., |(p, _)| *p == period) {
-                worker.order(Order::Retire);
-            }
-        });
+        Ok(worker)
     }
 
     /// A worker has answered: starting them works.
@@ -187,6 +201,21 @@ impl Site {
 }
 
 impl State {
+    /// The workers that share a duty; a long call has its worker for itself.
+    fn shared(&mut self, duty: Duty) -> Option<&mut Vec<Arc<Process>>> {
+        match duty {
+            Duty::Short => Some(&mut self.short),
+            Duty::Removal => Some(&mut self.removal),
+            Duty::Long => None,
+        }
+    }
+
+    fn forget_unusable(&mut self) {
+        for list in [&mut self.short, &mut self.removal, &mut self.idle_long] {
+            list.retain(|worker| worker.usable());
+        }
+    }
+
     fn may_start(&self) -> bool {
         self.not_before.is_none_or(|time| time <= Instant::now())
     }

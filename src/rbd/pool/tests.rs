@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::rbd::Site as SiteHandle;
-use crate::rbd::protocol::{Fsid, ImageFlatten, ImageStat, ProbeOsd};
+use crate::rbd::protocol::{Fsid, ImageFlatten, ImageRemove, ImageStat, ProbeOsd};
 
 const FAKE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fake-rbd-worker");
 /// Longer than any answer of a healthy worker takes, on any machine.
@@ -62,6 +62,14 @@ fn flatten(image: &str) -> ImageFlatten {
     ImageFlatten { pool: "volumes".to_owned(), image: image.to_owned() }
 }
 
+fn remove(image: &str) -> ImageRemove {
+    ImageRemove { pool: "volumes".to_owned(), image: image.to_owned() }
+}
+
+fn duties(pool: &WorkerPool, duty: Duty) -> Vec<WorkerInfo> {
+    pool.workers().into_iter().filter(|w| w.duty == duty).collect()
+}
+
 async fn pid(site: &SiteHandle) -> u32 {
     site.call_within(AMPLE, Fsid {}).await.unwrap().parse().unwrap()
 }
@@ -92,7 +100,7 @@ async fn the_first_call_starts_one_worker_and_a_second_follows() {
     until("two workers", || f.pool.workers().len() == 2).await;
     pid(&f.site).await;
     assert_eq!(f.pool.counters().started, 2);
-    assert!(f.pool.workers().iter().all(|w| !w.long && !w.condemned && w.site == "default"));
+    assert!(f.pool.workers().iter().all(|w| w.duty == Duty::Short && !w.condemned && w.site == "default"));
 }
 
 #[tokio::test]
@@ -281,22 +289,95 @@ async fn a_long_call_has_a_worker_of_its_own_which_the_next_one_uses_again() {
     f.site.call_within(AMPLE, flatten("moves:1")).await.unwrap();
     let workers = f.pool.workers();
     assert_eq!(workers.len(), 1);
-    assert!(workers[0].long);
+    assert_eq!(workers[0].duty, Duty::Long);
     assert_ne!(pid(&f.site).await, workers[0].pid);
     f.site.call_within(AMPLE, flatten("moves:1")).await.unwrap();
-    assert_eq!(f.pool.workers().iter().filter(|w| w.long).count(), 1);
+    assert_eq!(f.pool.workers().iter().filter(|w| w.duty == Duty::Long).count(), 1);
     let both = tokio::join!(
         f.site.call_within(AMPLE, flatten("moves:5")),
         f.site.call_within(AMPLE, flatten("moves:5"))
     );
     assert!(both.0.is_ok() && both.1.is_ok());
-    assert_eq!(f.pool.workers().iter().filter(|w| w.long).count(), 2);
+    assert_eq!(f.pool.workers().iter().filter(|w| w.duty == Duty::Long).count(), 2);
 }
 
 #[tokio::test]
-async fn an_idle_worker_for_long_calls_retires() {
-    let f = fixture_with(|s| s.long_idle = Duration::from_millis(100));
+async fn removals_share_a_worker_which_short_and_long_calls_do_not_use() {
+    let f = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let release = dir.path().join("release");
+    let removals: Vec<_> = (0..8)
+        .map(|_| {
+            let (site, call) = (f.site.clone(), remove(&format!("until:{}", release.display())));
+            tokio::spawn(async move { site.call_within(AMPLE, call).await })
+        })
+        .collect();
+    until("all under way", || duties(&f.pool, Duty::Removal).iter().any(|w| w.calls == 8)).await;
+    let worker = duties(&f.pool, Duty::Removal)[0].pid;
+    assert_ne!(pid(&f.site).await, worker);
     f.site.call_within(AMPLE, flatten("moves:0")).await.unwrap();
+    assert_eq!(duties(&f.pool, Duty::Long).len(), 1);
+    std::fs::write(&release, "").unwrap();
+    for removal in removals {
+        removal.await.unwrap().unwrap();
+    }
+    let removing: Vec<u32> = duties(&f.pool, Duty::Removal).iter().map(|w| w.pid).collect();
+    assert_eq!(removing, [worker]);
+}
+
+#[tokio::test]
+async fn a_stuck_removal_is_given_up_with_its_worker_while_the_others_finish() {
+    let f = fixture();
+    f.site.call_within(AMPLE, remove("x")).await.unwrap();
+    let moving = tokio::spawn({
+        let site = f.site.clone();
+        async move { site.call_within(SHORT, remove("moves:25")).await }
+    });
+    until("under way", || duties(&f.pool, Duty::Removal).iter().any(|w| w.calls == 1)).await;
+    let error = f.site.call_within(SHORT, remove("stalls")).await.unwrap_err();
+    assert_eq!(error.kind, RbdErrorKind::TimedOut);
+    let condemned = duties(&f.pool, Duty::Removal)[0].clone();
+    assert!(condemned.condemned);
+    f.site.call_within(AMPLE, remove("x")).await.unwrap();
+    assert!(duties(&f.pool, Duty::Removal).iter().any(|w| w.pid != condemned.pid && !w.condemned));
+    moving.await.unwrap().unwrap();
+    until("killed when the last call was over", || f.pool.counters().killed == 1).await;
+    assert_eq!(f.pool.counters().lost, 0);
+}
+
+#[tokio::test]
+async fn removals_wait_for_their_turn_however_long_that_takes() {
+    let f = fixture_with(|s| s.removals_per_site = 1);
+    f.site.call_within(AMPLE, remove("x")).await.unwrap();
+    let first = f.site.call_within(SHORT, remove("moves:15"));
+    let second = f.site.call_within(SHORT, remove("x"));
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+}
+
+#[tokio::test]
+async fn a_caller_who_goes_away_while_it_waits_for_its_turn_leaves_nothing_to_be_done() {
+    let f = fixture_with(|s| s.removals_per_site = 1);
+    let dir = tempfile::tempdir().unwrap();
+    let (release, made) = (dir.path().join("release"), dir.path().join("made"));
+    let first = tokio::spawn({
+        let (site, call) = (f.site.clone(), remove(&format!("until:{}", release.display())));
+        async move { site.call_within(AMPLE, call).await }
+    });
+    until("first under way", || duties(&f.pool, Duty::Removal).iter().any(|w| w.calls == 1)).await;
+    let second = f.site.call_within(AMPLE, remove(&format!("makes:{}", made.display())));
+    assert!(tokio::time::timeout(Duration::from_millis(100), second).await.is_err());
+    std::fs::write(&release, "").unwrap();
+    first.await.unwrap().unwrap();
+    f.site.call_within(AMPLE, remove("x")).await.unwrap();
+    assert!(!made.exists());
+}
+
+#[tokio::test]
+async fn idle_workers_that_take_no_short_calls_retire() {
+    let f = fixture_with(|s| s.idle = Duration::from_millis(100));
+    f.site.call_within(AMPLE, flatten("moves:0")).await.unwrap();
+    f.site.call_within(AMPLE, remove("x")).await.unwrap();
     until("retired", || f.pool.workers().is_empty()).await;
     assert_eq!((f.pool.counters().killed, f.pool.counters().died), (0, 0));
 }

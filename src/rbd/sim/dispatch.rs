@@ -5,7 +5,7 @@ use super::mirror_daemon::DaemonState;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::protocol::{Connection, Reply, Request};
-use crate::rbd::types::{PoolCapacity, PoolMirrorMode};
+use crate::rbd::types::{Inspection, PoolCapacity, PoolMirrorMode};
 
 /// Bytes of every simulated cluster.
 const CAPACITY: u64 = 100 << 30;
@@ -81,6 +81,10 @@ impl World {
                 Reply::ImageCreate(self.create(site, &r.pool, &r.image, r.size, r.order, r.features)?)
             }
             Request::ImageStat(r) => Reply::ImageStat(self.stat(site, &r.pool, &r.image)?),
+            Request::ImageInspect(r) => Reply::ImageInspect(Inspection {
+                info: self.stat(site, &r.pool, &r.image)?,
+                snaps: self.snap_list(site, &r.pool, &r.image)?,
+            }),
             Request::ImageResize(r) => Reply::ImageResize(self.resize(site, &r.pool, &r.image, r.size)?),
             Request::ImageRename(r) => Reply::ImageRename(self.rename(site, &r.pool, &r.from, &r.to)?),
             Request::ImageRemove(r) => Reply::ImageRemove(self.remove(site, &r.pool, &r.image)?),

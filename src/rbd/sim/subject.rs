@@ -38,6 +38,7 @@ impl Subject {
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),
             Request::ImageStat(r) => on(&r.pool, &r.image, false),
+            Request::ImageInspect(r) => on(&r.pool, &r.image, false),
             Request::ImageCopy(r) => on(&r.pool, &r.image, false),
             Request::ImageClone(r) => on(&r.pool, &r.image, false),
             Request::ImageChildren(r) => on(&r.pool, &r.image, false),

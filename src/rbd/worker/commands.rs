@@ -11,7 +11,7 @@ use super::monitor;
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{Reply, Request};
-use crate::rbd::types::{ImageInfo, MirrorState, Mirroring, features};
+use crate::rbd::types::{ImageInfo, Inspection, MirrorState, Mirroring, features};
 
 /// Images that one `MirrorInfoMany` has open at once.
 const OPEN_AT_ONCE: usize = 16;
@@ -54,6 +54,11 @@ pub(super) fn execute(
         Request::ImageStat(c) => {
             let io = pool(&c.pool)?;
             Reply::ImageStat(stat(&Image::open_read_only(&io, &c.image, None)?)?)
+        }
+        Request::ImageInspect(c) => {
+            let io = pool(&c.pool)?;
+            let image = Image::open_read_only(&io, &c.image, None)?;
+            Reply::ImageInspect(Inspection { info: stat(&image)?, snaps: image.snapshots()? })
         }
         Request::ImageResize(c) => {
             let io = pool(&c.pool)?;

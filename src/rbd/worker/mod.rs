@@ -34,6 +34,8 @@ use threads::Threads;
 
 /// Most calls at once; the service sends fewer (`pool::Settings::calls_per_worker`).
 const MAX_THREADS: usize = 64;
+/// Heaps of all threads together; they spend their time waiting for Ceph, not for each other.
+const HEAPS: i32 = 2;
 /// Most probes that may hang at once, each in a thread of its own.
 const MAX_HUNG_PROBES: usize = 16;
 /// A probe is answered this long before the service gives up on it, so that a dead site condemns nobody.
@@ -70,6 +72,7 @@ struct Worker {
 /// Only when the standard descriptors cannot be set up.
 pub fn run(settings: Settings) -> io::Result<()> {
     process::ignore_termination();
+    process::share_heaps(HEAPS);
     let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     process::stdout_to_stderr()?;
     let worker = Arc::new(Worker {

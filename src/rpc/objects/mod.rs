@@ -92,12 +92,11 @@ pub enum Pin {
 }
 
 impl Pin {
-    /// Reads `services.object_current_version`; `None` for a history that Cinder 29 does not know.
-    pub fn parse(text: &str) -> Option<Pin> {
-        match text {
-            "1.38" => Some(Pin::V1_38),
-            "1.39" => Some(Pin::V1_39),
-            _ => None,
+    /// As in `services.object_current_version`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pin::V1_38 => "1.38",
+            Pin::V1_39 => "1.39",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! An event and its spans made into one line, plain or JSON.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use chrono::{DateTime, Local};
@@ -42,18 +43,18 @@ impl OutputLayer {
 
 /// Fields in the order in which they were recorded.
 #[derive(Default)]
-struct Fields(Vec<(String, Value)>);
+struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
-    fn put(&mut self, name: &str, value: Value) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
+    fn put(&mut self, name: &'static str, value: Value) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => *old = value,
-            None => self.0.push((name.to_owned(), value)),
+            None => self.0.push((name, value)),
         }
     }
 
     fn take(&mut self, name: &str) -> Option<String> {
-        let at = self.0.iter().position(|(known, _)| known == name)?;
+        let at = self.0.iter().position(|(known, _)| *known == name)?;
         Some(plain(&self.0.remove(at).1))
     }
 }
@@ -119,10 +120,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for OutputLayer {
             let extensions = span.extensions();
             let Some(of_span) = extensions.get::<Fields>() else { continue };
             for (name, value) in &of_span.0 {
-                if name == REQUEST_ID {
+                if *name == REQUEST_ID {
                     request.get_or_insert_with(|| plain(value));
                 } else if !fields.0.iter().any(|(known, _)| known == name) {
-                    fields.0.push((name.clone(), value.clone()));
+                    fields.0.push((*name, value.clone()));
                 }
             }
         }
@@ -178,7 +179,7 @@ impl OutputLayer {
             "lineno": metadata.line(),
             "message": message,
             "context": context,
-            "extra": fields.0.into_iter().collect::<Map<_, _>>(),
+            "extra": fields.0.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>(),
         })
         .to_string()
     }
@@ -212,9 +213,15 @@ fn plain(value: &Value) -> String {
 }
 
 /// One event is one line: control characters (a newline in a hostile name) are escaped.
-fn escaped(text: &str) -> String {
-    let escape = |c: char| -> String { if c.is_control() { c.escape_debug().collect() } else { c.into() } };
-    text.chars().map(escape).collect()
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if c.is_control() { safe.extend(c.escape_debug()) } else { safe.push(c) }
+    }
+    Cow::Owned(safe)
 }
 
 /// A value that can be told from its neighbours.

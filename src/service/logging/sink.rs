@@ -8,13 +8,13 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
 
-/// Lines that may wait. About 10 MB of ordinary lines.
+/// Lines that may wait. About 10 MB of ordinary lines; room is only taken by those that do wait.
 const QUEUE: usize = 65_536;
 /// How long [`Sink::flush`] waits.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -28,7 +28,8 @@ enum Item {
 /// The queue's entrance. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Sink {
-    queue: SyncSender<Item>,
+    queue: Sender<Item>,
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -42,51 +43,46 @@ impl Sink {
                 Error::new(Code::Config, text).caused_by(e)
             })?),
         };
-        let (queue, items) = sync_channel(QUEUE);
+        let (queue, items) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
         let dropped = Arc::new(AtomicU64::new(0));
         let writer = Writer {
             path: path.map(Path::to_owned),
             file,
             stderr: stderr || path.is_none(),
             complained: false,
+            waiting: waiting.clone(),
             dropped: dropped.clone(),
         };
         std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || writer.run(&items))
             .map_err(|e| Error::internal("cannot start the thread that writes the log").caused_by(e))?;
-        Ok(Sink { queue, dropped })
+        Ok(Sink { queue, waiting, dropped })
     }
 
     /// Queues a line (without its end). Never blocks.
     pub(super) fn line(&self, line: String) {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Item::Line(line)) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) < QUEUE {
+            // Without a writer there is nobody to tell.
+            let _ = self.queue.send(Item::Line(line));
+        } else {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Asks for the file to be opened again.
     pub(super) fn reopen(&self) {
-        // With a full queue the file's own check does it a moment later.
-        let _ = self.queue.try_send(Item::Reopen);
+        let _ = self.queue.send(Item::Reopen);
     }
 
     /// Waits until what is queued is written, [`FLUSH`] at most.
     pub(super) fn flush(&self) {
-        let deadline = Instant::now() + FLUSH;
         let (done, answer) = sync_channel(1);
-        let mut item = Item::Flush(done);
-        loop {
-            match self.queue.try_send(item) {
-                Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < deadline => {
-                    item = back;
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                Err(_) => return,
-            }
+        if self.queue.send(Item::Flush(done)).is_ok() {
+            let _ = answer.recv_timeout(FLUSH);
         }
-        let _ = answer.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -95,6 +91,7 @@ struct Writer {
     file: Option<File>,
     stderr: bool,
     complained: bool,
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -108,6 +105,7 @@ impl Writer {
             for item in std::iter::once(first).chain(items.try_iter().take(1024)) {
                 match item {
                     Item::Line(line) => {
+                        self.waiting.fetch_sub(1, Ordering::Relaxed);
                         batch.extend_from_slice(line.as_bytes());
                         batch.push(b'\n');
                     }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{Attempt, BUSY_TRIES, BUSY_WAIT, CLONE_SNAP, DELETED, Place, repeat};
 use crate::rbd::protocol::*;
-use crate::rbd::types::{MirrorMode, MirrorState, Parent};
+use crate::rbd::types::{Inspection, MirrorMode, MirrorState, Parent};
 use crate::rbd::{RbdError, RbdErrorKind};
 
 /// How long a removal waits for the snapshot that rbd-mirror keeps during a first copy by journal. A new
@@ -34,32 +34,39 @@ impl Place {
         Ok(())
     }
 
+    /// What there is to delete; `None` when the image is gone. [`Place::helpers`] and [`Place::delete`] go by
+    /// it, so that an ordinary deletion opens its image once before it is removed.
+    pub async fn inspect(&self, image: &str) -> Result<Option<Inspection>, RbdError> {
+        let inspect = ImageInspect { pool: self.pool.clone(), image: image.to_owned() };
+        match self.site.insist(inspect).await {
+            Ok(found) => Ok(Some(found)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Deletes a volume's image as upstream's `delete_volume` does (reference rbd_driver.md 4.7), and then
     /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
-    /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt.
-    /// `Busy` when it has watchers.
+    /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt, `found`
+    /// is what [`Place::inspect`] says now. `Busy` when it has watchers.
     pub async fn delete(
         &self,
         image: &str,
+        found: Option<&Inspection>,
         trash_delay: Option<Duration>,
         helpers: &[Parent],
     ) -> Result<(), RbdError> {
-        match self.stat(image).await {
-            Ok(_) => {}
-            Err(e) if e.is_not_found() => {
-                // A removal or a creation that was cut short leaves a name that cannot be opened.
-                self.remove_if_there(image).await?;
-                // Renamed by a former attempt because clones need it: they need its parent, too.
-                match self.stat(&format!("{image}{DELETED}")).await {
-                    Ok(_) => {}
-                    Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
-                    Err(e) => return Err(e),
-                }
-                return Ok(());
+        let Some(Inspection { snaps, .. }) = found else {
+            // A removal or a creation that was cut short leaves a name that cannot be opened.
+            self.remove_if_there(image).await?;
+            // Renamed by a former attempt because clones need it: they need its parent, too.
+            match self.stat(&format!("{image}{DELETED}")).await {
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
+                Err(e) => return Err(e),
             }
-            Err(e) => return Err(e),
-        }
-        let snaps = self.site.insist(SnapList { pool: self.pool.clone(), image: image.to_owned() }).await?;
+            return Ok(());
+        };
         for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
             self.remove_snapshot(image, &snap.name).await?;
         }
@@ -86,19 +93,20 @@ impl Place {
 
     /// What a volume was cloned from by way of helper snapshots, nearest first: what deleting it may leave
     /// behind. To be remembered before [`Place::delete`], for when that has to be run again.
-    pub async fn helpers(&self, image: &str) -> Result<Vec<Parent>, RbdError> {
+    pub async fn helpers(&self, image: &str, found: Option<&Inspection>) -> Result<Vec<Parent>, RbdError> {
         let mut helpers = Vec::new();
         let mut current = image.to_owned();
-        loop {
-            let parent = match self.stat(&current).await {
+        let mut parent = found.and_then(|found| found.info.parent.clone());
+        while let Some(helper) = parent.filter(|p| self.is_helper(p, &current)) {
+            current = helper.image.clone();
+            helpers.push(helper);
+            parent = match self.stat(&current).await {
                 Ok(stat) => stat.parent,
                 Err(e) if e.is_not_found() => None,
                 Err(e) => return Err(e),
             };
-            let Some(parent) = parent.filter(|p| self.is_helper(p, &current)) else { return Ok(helpers) };
-            current = parent.image.clone();
-            helpers.push(parent);
         }
+        Ok(helpers)
     }
 
     /// Upwards as long as each parent is only kept for the child just removed. Errors are for the log: what
