@@ -8,6 +8,7 @@ mod support;
 
 mod cleanup;
 mod failover;
+mod failover_rows;
 mod journal;
 mod lease;
 mod proxy;
