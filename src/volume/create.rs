@@ -109,7 +109,10 @@ pub async fn create(
     if backend.config.cluster.is_some() {
         follow_to_this_host(backend, operation, &mut volume).await?;
     }
-    backend.allocate(volume.host.as_deref(), i64::from(volume.size));
+    // One that is taken up again has been counted: with the rows at the start, or by its first attempt.
+    if !operation.is_adopted() {
+        backend.allocate(volume.host.as_deref(), i64::from(volume.size));
+    }
     let source = Source::of(&volume, &create);
     crash::point("create_volume:accepted");
     match build(backend, context, operation, &volume, &volume_type, &source).await {

@@ -7,6 +7,7 @@ mod env;
 mod support;
 
 mod cleanup;
+mod create;
 mod failover;
 mod failover_rows;
 mod journal;
