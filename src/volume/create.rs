@@ -214,6 +214,7 @@ async fn fill(
                     db::volume::get(conn, &snapshot.volume_id).await
                 })
                 .await?;
+            require_beside(backend, place, &parent).await?;
             let snap = backend.snap_name(snapshot_id);
             place.clone_from(&backend.image_name(&parent), &snap, &image, bytes, shape, attempt).await?;
             if backend.config.flatten_volume_from_snapshot && volume.use_quota {
@@ -223,6 +224,7 @@ async fn fill(
         Source::Volume(source_id) => {
             let parent =
                 backend.db.read("source volume", async |conn| db::volume::get(conn, source_id).await).await?;
+            require_beside(backend, place, &parent).await?;
             // Temporary volumes are never flattened by depth, as upstream.
             let max_depth = match (backend.config.max_clone_depth, volume.use_quota) {
                 (0, _) => 0,
@@ -247,6 +249,25 @@ async fn fill(
         }
     }
     Ok(())
+}
+
+/// A source that a failover left on another site is not copied: what this site has of it may be long out
+/// of date, and a copy made over there would be served from here.
+async fn require_beside(backend: &Backend, place: &Place, source: &Volume) -> Result<()> {
+    let served = backend.place(source).await?;
+    if served.site.name() == place.site.name() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::InvalidVolume,
+        format!("Volume {} cannot be copied until it has followed its backend's failover", source.id),
+    )
+    .detail(format!(
+        "it is served from site {}, the copy would be on {}; scoria-manage replication retry --backend {} moves it",
+        served.site.name(),
+        place.site.name(),
+        backend.host()
+    )))
 }
 
 async fn succeed(
@@ -297,6 +318,7 @@ fn hopeless(code: Code) -> bool {
             | Code::VolumeTypeNotFound
             | Code::MetadataCopy
             | Code::UnsupportedCombination
+            | Code::InvalidVolume
     )
 }
 

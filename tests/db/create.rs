@@ -34,6 +34,26 @@ fn request(volume: &str) -> Create {
 }
 
 #[tokio::test]
+async fn what_a_failover_left_behind_is_not_copied_from_the_other_sites_old_data() {
+    let stage = Stage::replicated().await;
+    let source = seed::volume(&stage.test, 1, "available", ", replication_status='failover-error'").await;
+    let snapshot = seed::snapshot(&stage.test, 1, &source, "available").await;
+    stage.test.sql(&format!("INSERT INTO scoria_strays VALUES ('{source}', 'b', '2026-01-01')")).await;
+    image(&stage, "a", &source).await;
+    let clone = seed::volume(&stage.test, 2, "creating", &format!(", source_volid='{source}'")).await;
+    let copy = seed::volume(&stage.test, 3, "creating", &format!(", snapshot_id='{snapshot}'")).await;
+    for volume in [&clone, &copy] {
+        let operation = stage.operation("create_volume", Some(("Volume", volume))).await;
+        create::create(&stage.backend, &stage.context, &operation, request(volume)).await.unwrap();
+        assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+        assert_eq!(row(&stage, volume).await, ["error", "NULL"]);
+        assert!(!has_image(&stage, "a", volume) && !has_image(&stage, "b", volume));
+    }
+    assert_eq!(stage.messages().await.len(), 2);
+    assert_eq!(stage.sim.count("SnapCreate"), 0, "the old copy is not touched");
+}
+
+#[tokio::test]
 async fn a_creation_that_is_taken_up_again_is_counted_once() {
     let mut stage = Stage::new().await;
     let volume = seed::volume(&stage.test, 1, "creating", "").await;
