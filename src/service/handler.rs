@@ -22,7 +22,7 @@ use crate::db::service::ServiceChanges;
 use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
-use crate::replication::failover;
+use crate::replication::{failover, standing};
 use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
@@ -88,7 +88,7 @@ impl BackendHandler {
                 Ok(Value::Null)
             }
             (Method::FailoverCompleted { updates }, None) => {
-                failover::completed(backend, updates).await?;
+                standing::completed(backend, updates).await?;
                 Ok(Value::Null)
             }
             (Method::InitializeConnection(a), None) => {
@@ -207,7 +207,7 @@ impl BackendHandler {
                 Ok(Value::Null)
             }
             Method::FailoverCompleted { updates } => {
-                failover::completed(backend, updates).await?;
+                standing::completed(backend, updates).await?;
                 Ok(Value::Null)
             }
             Method::FreezeHost => self.freeze(operation, true).await,

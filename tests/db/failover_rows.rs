@@ -3,8 +3,10 @@
 
 use scoria::db::{displaced, failover as rows};
 use scoria::model::{ReplicationStatus, Scope};
+use scoria::replication::failover;
 
 use crate::seed::{self, BACKEND};
+use crate::stage::Stage;
 use crate::support::TestDb;
 
 fn scope() -> Scope {
@@ -96,4 +98,21 @@ async fn neither_does_the_return_of_a_mirrored_volume() {
     let enabled = ReplicationStatus::Enabled;
     test.db.write("t", async |conn| rows::recover(conn, &ids, enabled).await).await.unwrap();
     assert_eq!(statuses(&test, "volumes").await, INTERRUPTED.map(|(_, after)| after));
+}
+
+#[tokio::test]
+async fn the_other_members_of_a_cluster_hear_of_a_failover_that_was_refused() {
+    let stage = Stage::clustered().await;
+    stage.test.sql("UPDATE services SET replication_status='failing-over'").await;
+    stage.test.sql("UPDATE clusters SET replication_status='failing-over'").await;
+    let operation = stage.operation("failover", None).await;
+    failover::failover(&stage.backend, &stage.context, &operation, Some("bogus")).await.unwrap();
+    let told = stage.told();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].get("replication_status").and_then(|s| s.as_str()), Some("enabled"));
+    assert!(!told[0].contains_key("active_backend_id"), "nobody is to switch sites");
+    let rows =
+        stage.test.row("SELECT s.replication_status, c.replication_status FROM services s, clusters c").await;
+    assert_eq!(rows, ["enabled", "enabled"]);
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
 }
