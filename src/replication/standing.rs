@@ -1,18 +1,20 @@
 //! Which site a backend works on, by its rows, and how the members of a Cinder cluster agree on it.
 //!
-//! A failover ends for all members, also when it was refused: each is told (`failover_completed`), and that is
-//! a step of the operation.
+//! A member that has missed a failover would serve yesterday's data from the old site. Being told
+//! (`failover_completed`) is the quick way and may be missed: by a member that was down, or when the broker
+//! was. So the cluster's row is the truth, and every member compares itself with it when it starts and at
+//! each heartbeat. A backend without a cluster goes by its own row when it starts.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::target::{self, DEFAULT};
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
 use crate::context::RequestContext;
 use crate::db::cluster::ClusterChanges;
-use crate::db::service::ServiceChanges;
+use crate::db::service::{Registration, ServiceChanges};
 use crate::db::{self, Conn};
 use crate::error::{Code, Result};
 use crate::journal::{Ending, Operation, Outcome};
@@ -228,6 +230,102 @@ fn of_cluster(cluster: &Cluster) -> ServiceChanges {
     }
 }
 
+/// What a member that has missed a failover must take over from its cluster's row: everything, or, when it
+/// was refused, only that it is over. The API sets the cluster's row to `failing-over` before its members'.
+fn missed(service: &Service, cluster: &Cluster) -> Option<ServiceChanges> {
+    let active = target::active(service.active_backend_id.as_deref());
+    if active != target::active(cluster.active_backend_id.as_deref()) {
+        return Some(of_cluster(cluster));
+    }
+    let failing_over = Some(ReplicationStatus::FailingOver.as_str());
+    let over = cluster.replication_status.as_deref();
+    (service.replication_status.as_deref() == failing_over && over.is_some() && over != failing_over).then(
+        || ServiceChanges {
+            replication_status: cluster.replication_status.clone(),
+            disabled: cluster.disabled.then_some(true),
+            ..ServiceChanges::default()
+        },
+    )
+}
+
+// ---- at the start, and at each heartbeat ----------------------------------------------------------
+
+/// Writes the service's row as stock's start-up does, catches up with the cluster, and takes the active
+/// site from the row.
+///
+/// # Errors
+/// `Database`.
+pub async fn enter(backend: &Backend, enable_new_services: bool) -> Result<()> {
+    let _active = exclusive(backend).await;
+    let registration = registration(backend, enable_new_services);
+    let service = backend
+        .db
+        .write("register", async |conn| {
+            let service = register(conn, &registration).await?;
+            let Some(name) = &registration.cluster else { return Ok(service) };
+            let cluster = db::cluster::find(conn, name).await?;
+            match cluster.and_then(|cluster| missed(&service, &cluster)) {
+                Some(changes) => write(conn, &service, None, &changes).await,
+                None => Ok(service),
+            }
+        })
+        .await?;
+    info!(backend = backend.host(), service.id = service.id, "service registered");
+    let active = target::active(service.active_backend_id.as_deref()).to_owned();
+    backend.set_service(service);
+    // A row that names a site which is no longer configured: upstream stays uninitialised, and so do we.
+    let _ = backend.activate(&active);
+    Ok(())
+}
+
+/// One heartbeat: keeps the row alive, reads what others have written into it, and follows the cluster.
+///
+/// # Errors
+/// `Database`; `InvalidReplicationTarget` as [`completed`].
+pub async fn beat(backend: &Backend, enable_new_services: bool) -> Result<()> {
+    let id = backend.service()?.id;
+    if !backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, id).await).await? {
+        // Removed while we run: upstream makes a new one, too.
+        return enter(backend, enable_new_services).await;
+    }
+    let _active = exclusive(backend).await;
+    let service = backend.db.read("own service", async |conn| db::service::get(conn, id).await).await?;
+    backend.set_service(service);
+    follow(backend).await
+}
+
+/// Works on the site that the cluster's row names; without a cluster, on the one it works on.
+async fn follow(backend: &Backend) -> Result<()> {
+    let Some(cluster) = own_cluster(backend).await? else { return Ok(()) };
+    let active = target::active(cluster.active_backend_id.as_deref());
+    let changes = match missed(&backend.service()?, &cluster) {
+        None if active != backend.active_name() => Some(of_cluster(&cluster)),
+        changes => changes,
+    };
+    let Some(changes) = changes else { return Ok(()) };
+    warn!(backend = backend.host(), active, "catching up with a failover of the cluster");
+    take(backend, changes).await
+}
+
+fn registration(backend: &Backend, enable_new_services: bool) -> Registration {
+    Registration {
+        host: backend.host().to_owned(),
+        cluster: backend.config.cluster.clone(),
+        availability_zone: backend.config.availability_zone.clone(),
+        enable_new_services,
+    }
+}
+
+async fn register(conn: &mut Conn, registration: &Registration) -> Result<Service> {
+    let registered = db::service::register(conn, registration).await?;
+    if registered.added_to_cluster
+        && let Some(cluster) = &registration.cluster
+    {
+        db::service::include_in_cluster(conn, &registration.host, cluster).await?;
+    }
+    Ok(registered.service)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +341,30 @@ mod tests {
         assert_eq!(back.active_backend_id, Some(Some(String::new())));
         assert_eq!((back.disabled, back.disabled_reason), (Some(true), Some(Some("frozen".into()))));
         assert_eq!(after(DEFAULT, false).disabled_reason, Some(Some(String::new())));
+    }
+
+    #[test]
+    fn a_member_takes_from_its_cluster_what_it_has_missed_and_nothing_else() {
+        let service = |status: &str, active: Option<&str>| Service {
+            replication_status: Some(status.into()),
+            active_backend_id: active.map(str::to_owned),
+            disabled: true,
+            ..Service::default()
+        };
+        let cluster = |status: &str, active: Option<&str>| Cluster {
+            replication_status: Some(status.into()),
+            active_backend_id: active.map(str::to_owned),
+            ..Cluster::default()
+        };
+        // Never failed over and failed back are the same; an administrator's `disabled` stays.
+        assert_eq!(missed(&service("enabled", None), &cluster("enabled", Some(""))), None);
+        assert_eq!(missed(&service("error", Some("b")), &cluster("failed-over", Some("b"))), None);
+        assert_eq!(missed(&service("failing-over", None), &cluster("failing-over", None)), None);
+        let moved = missed(&service("enabled", None), &cluster("failed-over", Some("b"))).unwrap();
+        assert_eq!(moved.active_backend_id, Some(Some("b".into())));
+        assert_eq!(moved.replication_status.as_deref(), Some("failed-over"));
+        let refused = missed(&service("failing-over", None), &cluster("enabled", None)).unwrap();
+        assert_eq!(refused.replication_status.as_deref(), Some("enabled"));
+        assert_eq!((refused.active_backend_id, refused.disabled), (None, None));
     }
 }

@@ -19,4 +19,5 @@ mod rows;
 mod seed;
 mod services;
 mod stage;
+mod standing;
 mod unserved;
