@@ -390,7 +390,7 @@ async fn write_rows(
     changes: &ServiceChanges,
     done: Option<(&Decision, &Moved)>,
 ) -> Result<Service> {
-    // As it was last read.
+    // Not the row of the beginning: it may have been removed and made again since.
     let service = backend.service()?;
     let after = standing::write(conn, &service, backend.config.cluster.as_deref(), changes).await?;
     let Some((decision, moved)) = done else { return Ok(after) };

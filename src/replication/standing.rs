@@ -3,7 +3,8 @@
 //! A member that has missed a failover would serve yesterday's data from the old site. Being told
 //! (`failover_completed`) is the quick way and may be missed: by a member that was down, or when the broker
 //! was. So the cluster's row is the truth, and every member compares itself with it when it starts and at
-//! each heartbeat. A backend without a cluster goes by its own row when it starts.
+//! each heartbeat. A backend without a cluster goes by its own row when it starts, and after that by what it
+//! knows: a row that was removed meanwhile is made again as it was.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -285,11 +286,41 @@ pub async fn enter(backend: &Backend, enable_new_services: bool) -> Result<()> {
 pub async fn beat(backend: &Backend, enable_new_services: bool) -> Result<()> {
     let id = backend.service()?.id;
     if !backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, id).await).await? {
-        // Removed while we run: upstream makes a new one, too.
-        return enter(backend, enable_new_services).await;
+        return again(backend, enable_new_services).await;
     }
     let _active = exclusive(backend).await;
     let service = backend.db.read("own service", async |conn| db::service::get(conn, id).await).await?;
+    backend.set_service(service);
+    follow(backend).await
+}
+
+/// The row was removed while we run (`cinder-manage service remove`). Upstream makes a new one and its
+/// driver keeps its site; the new row says so here, or the next start would go back to the old primary.
+async fn again(backend: &Backend, enable_new_services: bool) -> Result<()> {
+    let _active = exclusive(backend).await;
+    warn!(backend = backend.host(), "the service's row is gone: making it again");
+    let registration = registration(backend, enable_new_services);
+    let former = backend.service()?;
+    let mut changes = ServiceChanges {
+        disabled: Some(former.disabled),
+        disabled_reason: Some(former.disabled_reason.clone()),
+        ..ServiceChanges::default()
+    };
+    if registration.cluster.is_none() {
+        let active = backend.active_name();
+        let written = former.active_backend_id.clone();
+        let same = target::active(written.as_deref()) == active;
+        changes.active_backend_id = Some(if same { written } else { Some(active) });
+        changes.replication_status = former.replication_status.clone();
+        changes.frozen = Some(former.frozen);
+    }
+    let service = backend
+        .db
+        .write("register again", async |conn| {
+            let service = register(conn, &registration).await?;
+            write(conn, &service, None, &changes).await
+        })
+        .await?;
     backend.set_service(service);
     follow(backend).await
 }

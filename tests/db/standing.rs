@@ -31,6 +31,38 @@ const OVER: &str =
 const BACK: &str = "replication_status='enabled', active_backend_id='', disabled=0, disabled_reason=''";
 
 #[tokio::test]
+async fn a_row_that_is_removed_while_we_run_is_made_again_as_it_was() {
+    let stage = Stage::replicated().await;
+    stage.test.sql(&format!("UPDATE services SET {OVER}")).await;
+    enter(&stage).await;
+    assert_eq!(stage.backend.active_name(), "b");
+    stage.test.sql("UPDATE services SET deleted=1").await;
+    beat(&stage).await;
+    assert_eq!(stage.backend.active_name(), "b", "never back to a site that may be dead");
+    assert_eq!(row(&stage).await, ["failed-over", "b", "1", "failed-over"]);
+    assert_ne!(stage.backend.service().unwrap().id, 1);
+    beat(&stage).await;
+    assert_eq!(stage.test.row("SELECT report_count FROM services WHERE deleted=0").await, ["1"]);
+}
+
+#[tokio::test]
+async fn a_failover_whose_row_is_removed_meanwhile_ends_all_the_same() {
+    let stage = Stage::replicated().await;
+    enter(&stage).await;
+    let operation = stage.operation("failover_host", None).await;
+    let removed = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        stage.test.sql("UPDATE services SET deleted=1").await;
+    };
+    let (over, ()) =
+        tokio::join!(failover::failover(&stage.backend, &stage.context, &operation, Some("b")), removed);
+    over.unwrap();
+    assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+    beat(&stage).await;
+    assert_eq!(row(&stage).await, ["failed-over", "b", "1", "failed-over"]);
+}
+
+#[tokio::test]
 async fn a_member_that_was_not_told_follows_its_cluster() {
     let stage = Stage::clustered().await;
     enter(&stage).await;
