@@ -6,7 +6,7 @@
 //! cannot be moved safely stays where it is primary, in `failover-error`, with the way out written into its
 //! `replication_extended_status` (reference replication.md 3.5).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,7 +180,7 @@ async fn candidates(backend: &Backend, retry: bool) -> Result<Vec<Volume>> {
 /// created has no image to move: its request will find out where it belongs.
 fn movable(volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
     volumes.into_iter().filter(|v| {
-        v.replication_status.is_some() && v.status != "creating"
+        v.replication_status.is_some() && !matches!(v.status.as_str(), "creating" | "downloading")
     })
 }
 
@@ -342,6 +342,43 @@ async fn finish(
     conclude(backend, context, operation, &changes, &outcome, Some((decision, moved))).await
 }
 
+/// Volumes whose creation ended on the old site while the others were moved. The service's row is ours
+/// already, so a creation that ends later finds out by itself (`volume::create`).
+async fn leave_late(conn: &mut Conn, backend: &Backend, decision: &Decision, moved: &Moved) -> Result<()> {
+    let scope = backend.scope();
+    let known: HashSet<&str> =
+        moved.done.iter().chain(moved.failed.iter().map(|(v, _, _)| v)).map(|v| v.id.as_str()).collect();
+    let late: Vec<String> = movable(db::failover::replicated(conn, &scope).await?)
+        .filter(|v| !known.contains(v.id.as_str()) && !is_failover_error(v))
+        .map(|v| v.id)
+        .collect();
+    if !late.is_empty() {
+        warn!(
+            backend = backend.host(),
+            volumes = late.len(),
+            "volumes were made while the others were moved"
+        );
+        db::failover::set_replication_status(conn, &late, ReplicationStatus::FailoverError).await?;
+        db::stray::record(conn, &late, &decision.source).await?;
+        let advice = made_meanwhile(backend.host(), &decision.source);
+        db::failover::set_extended_status(conn, &late, Some(&advice)).await?;
+    }
+    if decision.target != DEFAULT {
+        db::displaced::remember(conn, &scope).await?;
+        db::failover::mark_not_capable(conn, &scope).await?;
+    }
+    Ok(())
+}
+
+/// What an operator reads of a volume that was made on `site` while its backend left that site (at most 255
+/// characters).
+pub fn made_meanwhile(host: &str, site: &str) -> String {
+    let text = format!(
+        "made while its backend failed over, served from {site}; then: scoria-manage replication retry --backend {host}"
+    );
+    text.chars().take(255).collect()
+}
+
 /// The last transaction of a failover, and what follows from it. In a Cinder cluster the operation ends only
 /// when the other members have been told.
 async fn conclude(
@@ -383,7 +420,8 @@ async fn conclude(
     }
 }
 
-/// The rows of service and cluster, and what else the outcome changes.
+/// The rows of service and cluster come first: locked, they make creations that end at this moment wait,
+/// or us for them, so that either sees the other ([`leave_late`]).
 async fn write_rows(
     conn: &mut Conn,
     backend: &Backend,
@@ -395,6 +433,9 @@ async fn write_rows(
     let after = standing::write(conn, &service, backend.config.cluster.as_deref(), changes).await?;
     let Some((decision, moved)) = done else { return Ok(after) };
     write_volumes(conn, backend, decision, moved).await?;
+    if decision.source != decision.target {
+        leave_late(conn, backend, decision, moved).await?;
+    }
     let scope = backend.scope();
     if decision.target == DEFAULT {
         db::displaced::restore(conn, &scope).await?;

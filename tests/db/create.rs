@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use scoria::db::volume;
-use scoria::error::Error;
 use scoria::model::Volume;
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::Fault;
@@ -51,6 +50,70 @@ async fn what_a_failover_left_behind_is_not_copied_from_the_other_sites_old_data
     }
     assert_eq!(stage.messages().await.len(), 2);
     assert_eq!(stage.sim.count("SnapCreate"), 0, "the old copy is not touched");
+}
+
+/// The backend fails over while the request works, and the grace that it gave is over.
+async fn fail_over_while(stage: &Stage, call: &str, work: impl Future<Output = ()>) {
+    stage.sim.inject(Fault::on(call).site("a").delays(Duration::from_secs(1)));
+    let move_on = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stage.test.sql("UPDATE services SET active_backend_id='b', replication_status='failed-over'").await;
+        stage.backend.activate("b").unwrap();
+    };
+    tokio::join!(work, move_on);
+}
+
+#[tokio::test]
+async fn a_mirrored_volume_that_a_failover_overtook_is_served_from_where_it_was_made() {
+    let stage = Stage::replicated().await;
+    let volume = seed::volume(&stage.test, 1, "creating", ", replication_status='disabled'").await;
+    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
+    fail_over_while(&stage, "ImageCreate", async {
+        create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
+    })
+    .await;
+    assert_eq!(row(&stage, &volume).await, ["available", "failover-error"]);
+    assert_eq!(
+        stage.test.row("SELECT volume_id, site FROM scoria_strays").await,
+        [volume.as_str(), "default"]
+    );
+    let advice = stage.test.row("SELECT replication_extended_status FROM volumes").await.remove(0);
+    assert!(advice.contains("replication retry"), "{advice}");
+    assert!(has_image(&stage, "a", &volume));
+    assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+}
+
+#[tokio::test]
+async fn a_volume_that_a_failover_overtook_and_that_is_not_mirrored_has_failed() {
+    let stage = Stage::replicated().await;
+    stage.test.sql("UPDATE volume_type_extra_specs SET deleted=1").await;
+    let volume = seed::volume(&stage.test, 1, "creating", "").await;
+    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
+    fail_over_while(&stage, "ImageCreate", async {
+        create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
+    })
+    .await;
+    assert_eq!(row(&stage, &volume).await[0], "error");
+    assert!(!has_image(&stage, "a", &volume), "removed where it was made");
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+}
+
+#[tokio::test]
+async fn what_was_begun_before_a_crash_goes_on_where_it_was_begun() {
+    let mut stage = Stage::replicated().await;
+    let volume = seed::volume(&stage.test, 1, "creating", "").await;
+    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
+    stage.sim.inject(Fault::on("MirrorEnable").sticks());
+    let begun = create::create(&stage.backend, &stage.context, &operation, request(&volume));
+    assert!(tokio::time::timeout(Duration::from_secs(1), begun).await.is_err());
+    stage.sim.clear_faults();
+    stage.test.sql("UPDATE services SET active_backend_id='b', replication_status='failed-over'").await;
+    stage.restart();
+    stage.backend.activate("b").unwrap();
+    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+    create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
+    assert_eq!(row(&stage, &volume).await, ["available", "failover-error"]);
+    assert_eq!(stage.sim.primaries(POOL, &format!("volume-{volume}")), ["a"]);
 }
 
 #[tokio::test]

@@ -1,10 +1,15 @@
 //! What a whole failover leaves in the rows: of volumes that somebody was working on, and of the other
 //! members of a Cinder cluster.
 
+use std::time::Duration;
+
 use scoria::db::{displaced, failover as rows};
 use scoria::model::{ReplicationStatus, Scope};
+use scoria::rbd::protocol::*;
+use scoria::rbd::types::MirrorMode;
 use scoria::replication::failover;
 
+use crate::create::image;
 use crate::seed::{self, BACKEND};
 use crate::stage::Stage;
 use crate::support::TestDb;
@@ -98,6 +103,43 @@ async fn neither_does_the_return_of_a_mirrored_volume() {
     let enabled = ReplicationStatus::Enabled;
     test.db.write("t", async |conn| rows::recover(conn, &ids, enabled).await).await.unwrap();
     assert_eq!(statuses(&test, "volumes").await, INTERRUPTED.map(|(_, after)| after));
+}
+
+#[tokio::test]
+async fn what_becomes_available_while_a_failover_runs_is_found_by_it() {
+    let stage = Stage::replicated().await;
+    stage.test.sql("UPDATE services SET replication_status='failing-over'").await;
+    let moved = seed::volume(&stage.test, 1, "available", ", replication_status='enabled'").await;
+    let late = seed::volume(&stage.test, 2, "creating", ", replication_status='disabled'").await;
+    let plain = seed::volume(&stage.test, 3, "creating", ", replication_status='disabled'").await;
+    image(&stage, "a", &moved).await;
+    let enable =
+        MirrorEnable { pool: "volumes".into(), image: format!("volume-{moved}"), mode: MirrorMode::Journal };
+    stage.sim.site("a").call(enable).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let operation = stage.operation("failover_host", None).await;
+    let made = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stage
+            .test
+            .sql(&format!(
+                "UPDATE volumes SET status='available', replication_status='enabled' WHERE id='{late}';
+                 UPDATE volumes SET status='available' WHERE id='{plain}'"
+            ))
+            .await;
+    };
+    let (over, ()) =
+        tokio::join!(failover::failover(&stage.backend, &stage.context, &operation, Some("b")), made);
+    over.unwrap();
+    assert_eq!(
+        stage.test.rows("SELECT status, replication_status FROM volumes ORDER BY id").await,
+        [["available", "failed-over"], ["available", "failover-error"], ["error", "not-capable"]]
+    );
+    assert_eq!(
+        stage.test.rows("SELECT volume_id, site FROM scoria_strays").await,
+        [[late.as_str(), "default"]]
+    );
+    assert_eq!(stage.test.row("SELECT resource_id FROM scoria_displaced").await, [plain.as_str()]);
 }
 
 #[tokio::test]
