@@ -327,6 +327,20 @@ async fn refuse(
     conclude(backend, context, operation, &changes, &Outcome::failed(&refusal), None).await
 }
 
+/// Ends a failover whose operation cannot be carried out: a defect, which another try did not cure.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    failure: Error,
+) -> Result<()> {
+    let _alone = backend.locks.lock("failover").await;
+    refuse(backend, context, operation, &backend.service()?, failure).await
+}
+
 async fn finish(
     backend: &Backend,
     context: &RequestContext,

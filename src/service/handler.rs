@@ -4,16 +4,19 @@
 //! answer. What makes it safe is the frame around it: the journal entry is written before the broker
 //! hears of success, and it is closed whatever the operation did, or given back to whoever can finish it.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::Utc;
+use futures::FutureExt;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use super::logging::LogHandle;
-use super::unserved;
+use super::{defect, unserved};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -32,12 +35,14 @@ use crate::volume::{attach, cleanup, connect, create, delete, extend, snapshot};
 pub struct BackendHandler {
     backend: Arc<Backend>,
     log: LogHandle,
+    /// Operations that have panicked and were given back once.
+    panicked: Mutex<HashSet<i64>>,
 }
 
 impl BackendHandler {
     /// A handler for `backend`; `log` is changed by `set_log_levels`.
     pub fn new(backend: Arc<Backend>, log: LogHandle) -> BackendHandler {
-        BackendHandler { backend, log }
+        BackendHandler { backend, log, panicked: Mutex::default() }
     }
 
     /// Runs a request that is in the journal to its end: closes the entry, with the answer for a caller,
@@ -47,8 +52,12 @@ impl BackendHandler {
     /// What the operation failed with; `Cancelled` when somebody else will finish it.
     pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
         let journal = &self.backend.journal;
+        let work = AssertUnwindSafe(self.dispatch(call, Some(&operation))).catch_unwind();
         let outcome = tokio::select! {
-            outcome = self.dispatch(call, Some(&operation)) => outcome,
+            outcome = work => match outcome {
+                Ok(outcome) => outcome,
+                Err(_) => self.recover_from_panic(call, &operation).await,
+            },
             () = operation.lost().cancelled() => Err(lost()),
         };
         if !journal.holds(&operation) {
@@ -72,6 +81,26 @@ impl BackendHandler {
         }
         journal.finish(&operation, &closed).await?;
         outcome
+    }
+
+    /// The panic itself has been logged by its hook. See [`defect`].
+    async fn recover_from_panic(&self, call: &Call, operation: &Operation) -> Result<Value> {
+        let journal = &self.backend.journal;
+        if !journal.holds(operation) {
+            // It had ended before: nothing is left to settle.
+            return Err(defect::failure());
+        }
+        let first = self.panicked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.id());
+        if first {
+            warn!(operation.id = operation.id(), "operation hit a defect, it will be taken up again");
+            journal.give_back(operation).await?;
+            return Err(lost());
+        }
+        let settle = defect::settle(&self.backend, &call.context, operation, &call.method);
+        match AssertUnwindSafe(settle).catch_unwind().await {
+            Ok(Ok(())) | Err(_) => Err(defect::failure()),
+            Ok(Err(error)) => Err(error),
+        }
     }
 
     async fn dispatch(&self, call: &Call, operation: Option<&Operation>) -> Result<Value> {

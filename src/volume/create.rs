@@ -144,6 +144,25 @@ pub async fn create(
     }
 }
 
+/// Ends the request as failed without another try, wherever it was interrupted by a defect.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+    failure: Error,
+) -> Result<()> {
+    let volume =
+        backend.db.read("volume to give up", async |conn| db::volume::get(conn, volume_id).await).await?;
+    let place = place(backend, operation).await.ok();
+    // Not given to the scheduler: another backend would do no better.
+    let create = Create { volume_id: volume_id.to_owned(), ..Create::default() };
+    fail(backend, context, operation, &volume, place.as_ref(), &create, failure).await
+}
+
 /// Why there is no volume in the end.
 enum Unmade {
     /// It could not be made, or may not stay: the row will say so.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use scoria::db::volume;
+use scoria::error::Error;
 use scoria::model::Volume;
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::Fault;
@@ -114,6 +115,26 @@ async fn what_was_begun_before_a_crash_goes_on_where_it_was_begun() {
     create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
     assert_eq!(row(&stage, &volume).await, ["available", "failover-error"]);
     assert_eq!(stage.sim.primaries(POOL, &format!("volume-{volume}")), ["a"]);
+}
+
+#[tokio::test]
+async fn a_creation_that_is_given_up_leaves_an_error_and_no_image() {
+    let mut stage = Stage::replicated().await;
+    let volume = seed::volume(&stage.test, 1, "creating", "").await;
+    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
+    stage.sim.inject(Fault::on("MirrorEnable").sticks());
+    let begun = create::create(&stage.backend, &stage.context, &operation, request(&volume));
+    assert!(tokio::time::timeout(Duration::from_secs(1), begun).await.is_err());
+    stage.sim.clear_faults();
+    stage.restart();
+    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+    assert!(has_image(&stage, "a", &volume));
+    let defect = Error::internal("a defect");
+    create::give_up(&stage.backend, &stage.context, &operation, &volume, defect).await.unwrap();
+    assert_eq!(row(&stage, &volume).await[0], "error");
+    assert!(!has_image(&stage, "a", &volume));
+    assert_eq!(stage.messages().await.len(), 1);
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
 }
 
 #[tokio::test]

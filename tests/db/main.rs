@@ -8,6 +8,7 @@ mod support;
 
 mod cleanup;
 mod create;
+mod defects;
 mod failover;
 mod failover_rows;
 mod journal;

@@ -2,7 +2,7 @@
 //! and members that are told too late.
 
 use scoria::backend::DEFAULT_SITE;
-use scoria::error::Code;
+use scoria::error::{Code, Error};
 use scoria::replication::{failover, standing};
 use serde_json::{Map, Value, json};
 
@@ -139,4 +139,18 @@ async fn the_others_are_told_even_if_it_takes_another_try() {
     assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
     assert_eq!(stage.told().len(), 1);
     assert_eq!(stage.told()[0].get("active_backend_id").and_then(Value::as_str), Some("b"));
+}
+
+#[tokio::test]
+async fn a_failover_that_is_given_up_says_so_to_everybody() {
+    let stage = Stage::clustered().await;
+    enter(&stage).await;
+    stage.test.sql("UPDATE services SET replication_status='failing-over'").await;
+    let operation = stage.operation("failover", None).await;
+    let defect = Error::internal("a defect");
+    failover::give_up(&stage.backend, &stage.context, &operation, defect).await.unwrap();
+    assert_eq!(row(&stage).await[..3], ["failover-error", "", "1"]);
+    assert_eq!(stage.told()[0].get("replication_status").and_then(Value::as_str), Some("failover-error"));
+    assert_eq!(stage.backend.active_name(), DEFAULT_SITE);
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
 }
