@@ -199,16 +199,21 @@ impl Backend {
         })
     }
 
-    /// From now on volumes are served from `name`.
+    /// From now on volumes are served from `name`; from nowhere, if it is not configured: the site that was
+    /// active before is not the one to go on with.
     ///
     /// # Errors
     /// `InvalidReplicationTarget` as [`Backend::site`].
     pub fn activate(&self, name: &str) -> Result<()> {
-        self.site(name)?;
+        let known = self.site(name);
         let before = {
             let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *active, name.to_owned())
         };
+        if let Err(refusal) = known {
+            self.set_condition(Condition::Down { reason: refusal.operator() });
+            return Err(refusal);
+        }
         if before != name {
             info!(backend = self.host(), from = before, to = name, "active site changed");
             // What was wrong with the former site says nothing about this one, which has just been chosen

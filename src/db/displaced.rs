@@ -14,25 +14,31 @@ use super::volume::CHUNK;
 use super::{Conn, scope_condition};
 use crate::error::Result;
 use crate::model::Scope;
+use crate::model::transition::{
+    BEING_MADE_OR_DELETED, INTERRUPTED_BROKEN, INTERRUPTED_WHOLE, SNAPSHOT_INTERRUPTED_WHOLE,
+};
 
 /// Remembers the volumes that a failover of `scope` leaves behind, and their snapshots, as they are now. What
-/// is remembered already, or in `error` for another reason, is left as it is.
+/// is remembered already, or in `error` for another reason, is left as it is, and what is being made or
+/// deleted to its request.
 ///
 /// # Errors
 /// `Database`.
 pub async fn remember(conn: &mut Conn, scope: &Scope) -> Result<()> {
     let (condition, binds) = scope_condition("v", scope);
+    let busy = listed(BEING_MADE_OR_DELETED);
     let behind =
         format!("v.deleted = 0 AND v.replication_status IN ('disabled', 'not-capable') AND {condition}");
     let volumes = format!(
         "INSERT IGNORE INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
          SELECT 'volume', v.id, v.status, v.replication_status, UTC_TIMESTAMP(6) FROM volumes v \
-         WHERE {behind} AND v.status <> 'error'"
+         WHERE {behind} AND v.status <> 'error' AND v.status NOT IN ({busy})"
     );
     let snapshots = format!(
         "INSERT IGNORE INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
          SELECT 'snapshot', s.id, s.status, NULL, UTC_TIMESTAMP(6) FROM snapshots s JOIN volumes v ON v.id = s.volume_id \
-         WHERE s.deleted = 0 AND s.status <> 'error' AND {behind}"
+         WHERE s.deleted = 0 AND s.status <> 'error' AND s.status NOT IN ({busy}) \
+         AND v.status NOT IN ({busy}) AND {behind}"
     );
     for sql in [volumes, snapshots] {
         run(conn, sql, &binds).await?;
@@ -65,11 +71,14 @@ pub async fn remember_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Resul
 /// # Errors
 /// `Database`.
 pub async fn recover_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result<usize> {
+    let before = settled_snapshot("d.status");
     let recovered = run_for(
         conn,
-        "UPDATE snapshots s JOIN scoria_displaced d ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
-         SET s.status = IF(d.status LIKE 'error%', d.status, 'available'), s.updated_at = UTC_TIMESTAMP() \
-         WHERE s.deleted = 0 AND s.status = 'error' AND s.volume_id IN",
+        &format!(
+            "UPDATE snapshots s JOIN scoria_displaced d ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
+             SET s.status = {before}, s.updated_at = UTC_TIMESTAMP() \
+             WHERE s.deleted = 0 AND s.status = 'error' AND s.volume_id IN"
+        ),
         volume_ids,
         "",
     )
@@ -85,7 +94,8 @@ pub async fn recover_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result
     Ok(recovered)
 }
 
-/// Gives everything of `scope` that is remembered its status back, unless somebody has changed it since.
+/// Gives everything of `scope` that is remembered its status back, unless somebody has changed it since. Where
+/// that was the status of a request under way, nobody would ever end it: it gets what such a request leaves.
 /// Snapshots of a volume that could not be moved wait for their volume ([`recover_snapshots`]).
 ///
 /// # Errors
@@ -93,15 +103,16 @@ pub async fn recover_snapshots(conn: &mut Conn, volume_ids: &[String]) -> Result
 pub async fn restore(conn: &mut Conn, scope: &Scope) -> Result<()> {
     let (condition, binds) = scope_condition("v", scope);
     let lost = "v.replication_status <=> 'failover-error'";
+    let (volume, snapshot) = (settled("d.status", "v.id"), settled_snapshot("d.status"));
     let statements = [
         format!(
             "UPDATE snapshots s JOIN scoria_displaced d ON d.resource_type = 'snapshot' AND d.resource_id = s.id \
-             JOIN volumes v ON v.id = s.volume_id SET s.status = d.status, s.updated_at = UTC_TIMESTAMP() \
+             JOIN volumes v ON v.id = s.volume_id SET s.status = {snapshot}, s.updated_at = UTC_TIMESTAMP() \
              WHERE s.deleted = 0 AND s.status = 'error' AND NOT ({lost}) AND {condition}"
         ),
         format!(
             "UPDATE volumes v JOIN scoria_displaced d ON d.resource_type = 'volume' AND d.resource_id = v.id \
-             SET v.status = d.status, v.replication_status = d.replication_status, v.previous_status = NULL, \
+             SET v.status = {volume}, v.replication_status = d.replication_status, v.previous_status = NULL, \
              v.updated_at = UTC_TIMESTAMP() \
              WHERE v.deleted = 0 AND v.status = 'error' AND v.replication_status = 'not-capable' AND {condition}"
         ),
@@ -132,6 +143,29 @@ async fn run_for(conn: &mut Conn, statement: &str, ids: &[String], end: &str) ->
         changed += query.execute(conn).await?;
     }
     Ok(changed)
+}
+
+/// SQL: the status of a volume that had `status` when a failover interrupted whoever worked on it.
+pub(super) fn settled(status: &str, volume_id: &str) -> String {
+    let (whole, broken) = (listed(INTERRUPTED_WHOLE), listed(INTERRUPTED_BROKEN));
+    format!(
+        "CASE WHEN {status} IN ({whole}) THEN IF(EXISTS (SELECT 1 FROM volume_attachment a \
+         WHERE a.volume_id = {volume_id} AND a.deleted = 0 AND a.attach_status = 'attached'), 'in-use', 'available') \
+         WHEN {status} IN ({broken}) THEN 'error' ELSE {status} END"
+    )
+}
+
+fn settled_snapshot(status: &str) -> String {
+    let (whole, broken) = (listed(SNAPSHOT_INTERRUPTED_WHOLE), listed(BEING_MADE_OR_DELETED));
+    format!(
+        "CASE WHEN {status} IN ({whole}) THEN 'available' WHEN {status} IN ({broken}) THEN 'error' \
+         ELSE {status} END"
+    )
+}
+
+/// Statuses of our own tables as a list of SQL texts.
+fn listed(statuses: &[&str]) -> String {
+    statuses.iter().map(|s| format!("'{s}'")).collect::<Vec<_>>().join(", ")
 }
 
 async fn run(conn: &mut Conn, sql: String, binds: &[String; 2]) -> Result<()> {

@@ -9,11 +9,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
+use super::displaced::settled;
 use super::schema::{group_type_specs, groups, snapshots, volumes};
 use super::volume::{CHUNK, VolumeRow};
 use super::{Conn, InScope, fitting, now};
 use crate::error::Result;
-use crate::model::transition::{self, SnapshotEvent, VolumeEvent};
+use crate::model::transition::{self, BEING_MADE_OR_DELETED, SnapshotEvent, VolumeEvent};
 use crate::model::{ReplicationStatus, Scope, Volume};
 
 /// Statuses of volumes that a failover leaves behind.
@@ -44,7 +45,7 @@ pub struct Changed {
 }
 
 /// The volumes that stay behind go to `error`/`not-capable`, remembering their status; their
-/// snapshots go to `error`.
+/// snapshots go to `error`. What is being made or deleted is left to its request.
 ///
 /// # Errors
 /// `Database`.
@@ -58,6 +59,7 @@ pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope) -> Result<Changed>
         .filter(sql::<Bool>(
             "NOT (volumes.status <=> 'error' AND volumes.replication_status = 'not-capable')",
         ))
+        .filter(volumes::status.is_null().or(volumes::status.ne_all(BEING_MADE_OR_DELETED.to_vec())))
         .select(volumes::id)
         .for_update()
         .load(conn)
@@ -150,8 +152,9 @@ pub async fn set_extended_status(conn: &mut Conn, ids: &[String], text: Option<&
 }
 
 /// These volumes, which [`mark_failed`] or [`mark_not_capable`] had put into `error`, are back: they
-/// get the status they had (`available` when none was remembered) and `to`. Volumes in another status
-/// are left alone. Returns the number of volumes; snapshots are [`super::displaced::recover_snapshots`]'s.
+/// get the status they had (`available` when none was remembered; if somebody was working on them then, what
+/// he left) and `to`. Volumes in another status are left alone. Returns the number of volumes; snapshots are
+/// [`super::displaced::recover_snapshots`]'s.
 ///
 /// # Errors
 /// `Database`.
@@ -164,8 +167,10 @@ pub async fn recover(conn: &mut Conn, ids: &[String], to: ReplicationStatus) -> 
             .filter(volumes::deleted.eq(false))
             .filter(volumes::status.eq_any(from.to_vec()))
             .set((
-                volumes::status
-                    .eq(sql::<Nullable<Text>>("COALESCE(NULLIF(previous_status, 'error'), 'available')")),
+                volumes::status.eq(sql::<Nullable<Text>>(&settled(
+                    "COALESCE(NULLIF(previous_status, 'error'), 'available')",
+                    "volumes.id",
+                ))),
                 volumes::previous_status.eq(None::<String>),
                 volumes::replication_status.eq(to.as_str()),
                 volumes::updated_at.eq(now()),
@@ -211,6 +216,10 @@ async fn snapshots_of(conn: &mut Conn, volume_ids: &[String], event: SnapshotEve
         .filter(snapshots::volume_id.eq_any(volume_ids))
         .filter(snapshots::deleted.eq(false))
         .into_boxed();
+    if event == SnapshotEvent::LostByFailover {
+        update = update
+            .filter(snapshots::status.is_null().or(snapshots::status.ne_all(BEING_MADE_OR_DELETED.to_vec())));
+    }
     if !arrow.from.is_empty() {
         update = update.filter(snapshots::status.eq_any(arrow.from.to_vec()));
     }

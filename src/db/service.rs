@@ -258,6 +258,44 @@ pub async fn versions(conn: &mut Conn, binary: &str) -> Result<Vec<Versions>> {
     Ok(rows.into_iter().map(|(rpc, objects)| Versions { rpc, objects }).collect())
 }
 
+/// `active_backend_id` of the row that says where a backend is active, its cluster's if it has one, kept
+/// as it is until the transaction ends: an empty text where it is NULL, `None` when the row is gone.
+///
+/// # Errors
+/// `Database`.
+pub async fn hold_active(conn: &mut Conn, id: i32, cluster: Option<&str>) -> Result<Option<String>> {
+    use diesel::sql_types::{Integer, Text};
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        active: String,
+    }
+    // Written out, because MariaDB does not know FOR SHARE.
+    let found: Option<Row> = match cluster {
+        Some(name) => {
+            diesel::sql_query(
+                "SELECT COALESCE(active_backend_id, '') AS active FROM clusters \
+                 WHERE name = ? AND `binary` = ? AND deleted = 0 LOCK IN SHARE MODE",
+            )
+            .bind::<Text, _>(name)
+            .bind::<Text, _>(BINARY)
+            .get_result(conn)
+            .await
+        }
+        None => {
+            diesel::sql_query(
+                "SELECT COALESCE(active_backend_id, '') AS active FROM services \
+                 WHERE id = ? AND deleted = 0 LOCK IN SHARE MODE",
+            )
+            .bind::<Integer, _>(id)
+            .get_result(conn)
+            .await
+        }
+    }
+    .optional()?;
+    Ok(found.map(|row| row.active))
+}
+
 /// Writes columns as `cinder.db.api.service_update` does: with `disabled` among them `modified_at`
 /// becomes now and `updated_at` stays (it is the heartbeat), otherwise `updated_at` becomes now.
 ///

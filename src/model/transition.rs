@@ -5,6 +5,31 @@
 //! `Conflict`. So a reset by an administrator, a delete that came in between, or a second worker can
 //! never be overwritten by a late answer.
 
+/// Statuses of a volume or snapshot that is being made or deleted: a failover leaves it to that request.
+pub const BEING_MADE_OR_DELETED: &[&str] = &["creating", "downloading", "deleting"];
+
+/// Statuses of a volume that somebody was working on when a failover interrupted him, and that he has done
+/// no harm to: when the volume comes back, its attachments say what it is. `in-use` is among them because
+/// an attachment may have ended meanwhile.
+pub const INTERRUPTED_WHOLE: &[&str] = &[
+    "in-use",
+    "extending",
+    "attaching",
+    "detaching",
+    "retyping",
+    "uploading",
+    "backing-up",
+    "maintenance",
+    "unmanaging",
+];
+
+/// The same where nobody can tell what the content is: such a volume comes back in `error`.
+pub const INTERRUPTED_BROKEN: &[&str] =
+    &["creating", "downloading", "managing", "deleting", "reverting", "restoring-backup"];
+
+/// Statuses of a snapshot that was whole when a failover interrupted somebody: it is `available` again.
+pub const SNAPSHOT_INTERRUPTED_WHOLE: &[&str] = &["backing-up", "restoring", "unmanaging", "updating"];
+
 /// What happened to a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VolumeEvent {

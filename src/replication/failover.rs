@@ -6,28 +6,26 @@
 //! cannot be moved safely stays where it is primary, in `failover-error`, with the way out written into its
 //! `replication_extended_status` (reference replication.md 3.5).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use tracing::{error, info, warn};
 
 use super::engine::{Engine, Job, Limits, failure};
 use super::ledger::JournalLedger;
 use super::plan::{Reason, ServedFrom, Step};
+use super::standing::{self, Telling};
 use super::target::{self, DEFAULT};
 use super::verdict::Verdict;
 use crate::backend::Backend;
 use crate::config::BackendConfig;
 use crate::context::RequestContext;
-use crate::db;
-use crate::db::Conn;
-use crate::db::cluster::ClusterChanges;
 use crate::db::service::ServiceChanges;
+use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
-use crate::journal::{Operation, Outcome};
+use crate::journal::{Ending, Operation, Outcome};
 use crate::model::{ReplicationStatus, Service, Volume};
 use crate::volume::crash;
 
@@ -80,6 +78,10 @@ pub async fn failover(
     requested: Option<&str>,
 ) -> Result<()> {
     let _alone = backend.locks.lock("failover").await;
+    if let Some(telling) = Telling::left(operation).await? {
+        // Everything was written before a crash: only the others may not have heard of it.
+        return telling.tell(backend, context, operation).await;
+    }
     let _closed = backend.gate.close(GRACE).await;
     let service = backend
         .db
@@ -93,7 +95,7 @@ pub async fn failover(
     let decision = match decide(backend, operation, &service, requested).await {
         Ok(decision) => decision,
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
-        Err(refusal) => return refuse(backend, operation, &service, refusal).await,
+        Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
     };
     info!(
         backend = backend.host(),
@@ -108,7 +110,7 @@ pub async fn failover(
     let moved = match move_all(backend, operation, &decision, volumes, &strays).await {
         Ok(moved) => moved,
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
-        Err(refusal) => return refuse(backend, operation, &service, refusal).await,
+        Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
     };
     crash::point("failover:moved");
     finish(backend, context, operation, &service, &decision, &moved).await
@@ -167,18 +169,23 @@ async fn decide(
 /// The volumes to move: all replicated ones, or only those that an earlier attempt left behind.
 async fn candidates(backend: &Backend, retry: bool) -> Result<Vec<Volume>> {
     let scope = backend.scope();
-    let mut volumes = backend
+    let volumes = backend
         .db
         .read("volumes to fail over", async |conn| db::failover::replicated(conn, &scope).await)
         .await?;
-    // A row that Cinder has not given a replication status is not mirrored (invariant 4), and one that is
-    // being created has no image to move: it will be made on the new site.
-    volumes.retain(|v| v.replication_status.is_some() && v.status != "creating");
-    if retry {
-        volumes
-            .retain(|v| v.replication_status.as_deref() == Some(ReplicationStatus::FailoverError.as_str()));
-    }
-    Ok(volumes)
+    Ok(movable(volumes).filter(|v| !retry || is_failover_error(v)).collect())
+}
+
+/// A row that Cinder has not given a replication status is not mirrored (invariant 4), and one that is being
+/// created has no image to move: its request will find out where it belongs.
+fn movable(volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
+    volumes.into_iter().filter(|v| {
+        v.replication_status.is_some() && !matches!(v.status.as_str(), "creating" | "downloading")
+    })
+}
+
+fn is_failover_error(volume: &Volume) -> bool {
+    volume.replication_status.as_deref() == Some(ReplicationStatus::FailoverError.as_str())
 }
 
 async fn strays(backend: &Backend, volumes: &[Volume]) -> Result<HashMap<String, String>> {
@@ -299,11 +306,17 @@ async fn displace(backend: &Backend, operation: &Operation) -> Result<()> {
     Ok(())
 }
 
-/// The failover is not done at all: the row says so as upstream's would.
-async fn refuse(backend: &Backend, operation: &Operation, service: &Service, refusal: Error) -> Result<()> {
+/// The failover is not done at all: the rows say so as upstream's would.
+async fn refuse(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    service: &Service,
+    refusal: Error,
+) -> Result<()> {
     error!(backend = backend.host(), error = %refusal, "failover refused, nothing was moved");
     let status = match refusal.code() {
-        Code::InvalidReplicationTarget => unchanged(service),
+        Code::InvalidReplicationTarget => standing::unchanged(service),
         _ => ReplicationStatus::FailoverError,
     };
     let mut changes =
@@ -311,24 +324,21 @@ async fn refuse(backend: &Backend, operation: &Operation, service: &Service, ref
     if status == ReplicationStatus::FailoverError {
         changes.disabled = Some(true);
     }
-    let cluster = backend.config.cluster.clone();
-    let after = backend
-        .journal
-        .complete(operation, &Outcome::failed(&refusal), async |conn| {
-            write_service(conn, service.id, cluster.as_deref(), &changes).await?;
-            db::service::get(conn, service.id).await
-        })
-        .await?;
-    backend.set_service(after);
-    Ok(())
+    conclude(backend, context, operation, &changes, &Outcome::failed(&refusal), None).await
 }
 
-/// What the row said before the API set `failing-over`.
-fn unchanged(service: &Service) -> ReplicationStatus {
-    match target::active(service.active_backend_id.as_deref()) {
-        DEFAULT => ReplicationStatus::Enabled,
-        _ => ReplicationStatus::FailedOver,
-    }
+/// Ends a failover whose operation cannot be carried out: a defect, which another try did not cure.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    failure: Error,
+) -> Result<()> {
+    let _alone = backend.locks.lock("failover").await;
+    refuse(backend, context, operation, &backend.service()?, failure).await
 }
 
 async fn finish(
@@ -339,44 +349,120 @@ async fn finish(
     decision: &Decision,
     moved: &Moved,
 ) -> Result<()> {
-    let changes = service_after(&decision.target, service.frozen);
-    let cluster = backend.config.cluster.clone();
-    let scope = backend.scope();
+    let changes = standing::after(&decision.target, service.frozen);
     let detail = summary(moved);
-    let after = backend
-        .journal
-        .complete(operation, &Outcome { detail: Some(detail.clone()), ..outcome(moved) }, async |conn| {
-            write_volumes(conn, backend, decision, moved).await?;
-            if decision.target == DEFAULT {
-                db::displaced::restore(conn, &scope).await?;
-            }
-            let groups = db::failover::replicated_groups(conn, &scope).await?;
-            let ids: Vec<String> = groups.into_iter().map(|g| g.id).collect();
-            db::failover::set_group_status(conn, &ids, settled(&decision.target)).await?;
-            write_service(conn, service.id, cluster.as_deref(), &changes).await?;
-            db::service::get(conn, service.id).await
-        })
-        .await?;
-    backend.set_service(after);
-    backend.activate(&decision.target)?;
+    let outcome = Outcome { detail: Some(detail.clone()), ..outcome(moved) };
     info!(backend = backend.host(), target = decision.target, "failover is over: {detail}");
-    if let Some(cluster) = &backend.config.cluster
-        && let Err(error) =
-            backend.peers.volumes.failover_completed(context, cluster, updates(&changes)).await
-    {
-        // Members read the row when they start and when they next report: only the moment is lost.
-        warn!(backend = backend.host(), %error, "could not tell the other members that the failover is over");
+    conclude(backend, context, operation, &changes, &outcome, Some((decision, moved))).await
+}
+
+/// Volumes whose creation ended on the old site while the others were moved. The service's row is ours
+/// already, so a creation that ends later finds out by itself (`volume::create`).
+async fn leave_late(conn: &mut Conn, backend: &Backend, decision: &Decision, moved: &Moved) -> Result<()> {
+    let scope = backend.scope();
+    let known: HashSet<&str> =
+        moved.done.iter().chain(moved.failed.iter().map(|(v, _, _)| v)).map(|v| v.id.as_str()).collect();
+    let late: Vec<String> = movable(db::failover::replicated(conn, &scope).await?)
+        .filter(|v| !known.contains(v.id.as_str()) && !is_failover_error(v))
+        .map(|v| v.id)
+        .collect();
+    if !late.is_empty() {
+        warn!(
+            backend = backend.host(),
+            volumes = late.len(),
+            "volumes were made while the others were moved"
+        );
+        db::failover::set_replication_status(conn, &late, ReplicationStatus::FailoverError).await?;
+        db::stray::record(conn, &late, &decision.source).await?;
+        let advice = made_meanwhile(backend.host(), &decision.source);
+        db::failover::set_extended_status(conn, &late, Some(&advice)).await?;
+    }
+    if decision.target != DEFAULT {
+        db::displaced::remember(conn, &scope).await?;
+        db::failover::mark_not_capable(conn, &scope).await?;
     }
     Ok(())
 }
 
+/// What an operator reads of a volume that was made on `site` while its backend left that site (at most 255
+/// characters).
+pub fn made_meanwhile(host: &str, site: &str) -> String {
+    let text = format!(
+        "made while its backend failed over, served from {site}; then: scoria-manage replication retry --backend {host}"
+    );
+    text.chars().take(255).collect()
+}
+
+/// The last transaction of a failover, and what follows from it. In a Cinder cluster the operation ends only
+/// when the other members have been told.
+async fn conclude(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    changes: &ServiceChanges,
+    outcome: &Outcome,
+    done: Option<(&Decision, &Moved)>,
+) -> Result<()> {
+    let telling = backend.config.cluster.as_ref().map(|_| Telling::new(changes, outcome));
+    let active = standing::exclusive(backend).await;
+    let after = match &telling {
+        Some(telling) => {
+            operation
+                .write("end of a failover", async |conn| {
+                    let after = write_rows(conn, backend, changes, done).await?;
+                    telling.record(conn, operation).await?;
+                    Ok(after)
+                })
+                .await?
+        }
+        None => {
+            backend
+                .journal
+                .complete(operation, outcome, async |conn| write_rows(conn, backend, changes, done).await)
+                .await?
+        }
+    };
+    backend.set_service(after);
+    if let Some((decision, _)) = done {
+        backend.activate(&decision.target)?;
+    }
+    drop(active);
+    crash::point("failover:written");
+    match telling {
+        Some(telling) => telling.tell(backend, context, operation).await,
+        None => Ok(()),
+    }
+}
+
+/// The rows of service and cluster come first: locked, they make creations that end at this moment wait,
+/// or us for them, so that either sees the other ([`leave_late`]).
+async fn write_rows(
+    conn: &mut Conn,
+    backend: &Backend,
+    changes: &ServiceChanges,
+    done: Option<(&Decision, &Moved)>,
+) -> Result<Service> {
+    // Not the row of the beginning: it may have been removed and made again since.
+    let service = backend.service()?;
+    let after = standing::write(conn, &service, backend.config.cluster.as_deref(), changes).await?;
+    let Some((decision, moved)) = done else { return Ok(after) };
+    write_volumes(conn, backend, decision, moved).await?;
+    if decision.source != decision.target {
+        leave_late(conn, backend, decision, moved).await?;
+    }
+    let scope = backend.scope();
+    if decision.target == DEFAULT {
+        db::displaced::restore(conn, &scope).await?;
+    }
+    let groups = db::failover::replicated_groups(conn, &scope).await?;
+    let ids: Vec<String> = groups.into_iter().map(|g| g.id).collect();
+    db::failover::set_group_status(conn, &ids, standing::settled(&decision.target)).await?;
+    Ok(after)
+}
+
 fn outcome(moved: &Moved) -> Outcome {
     Outcome {
-        ending: if moved.failed.is_empty() {
-            crate::journal::Ending::Succeeded
-        } else {
-            crate::journal::Ending::Failed
-        },
+        ending: if moved.failed.is_empty() { Ending::Succeeded } else { Ending::Failed },
         ..Outcome::succeeded()
     }
 }
@@ -393,63 +479,9 @@ fn summary(moved: &Moved) -> String {
     text
 }
 
-/// Replication status of volumes, groups and service once `target` is active.
-fn settled(target: &str) -> ReplicationStatus {
-    match target {
-        DEFAULT => ReplicationStatus::Enabled,
-        _ => ReplicationStatus::FailedOver,
-    }
-}
-
-/// The service's row after a failover, value by value as upstream writes it.
-fn service_after(target: &str, frozen: bool) -> ServiceChanges {
-    let (active, disabled, reason) = match target {
-        DEFAULT => ("", frozen, if frozen { "frozen" } else { "" }),
-        target => (target, true, "failed-over"),
-    };
-    ServiceChanges {
-        replication_status: Some(settled(target).as_str().to_owned()),
-        active_backend_id: Some(Some(active.to_owned())),
-        disabled: Some(disabled),
-        disabled_reason: Some(Some(reason.to_owned())),
-        ..ServiceChanges::default()
-    }
-}
-
-/// The same as `failover_completed` carries it.
-fn updates(changes: &ServiceChanges) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("replication_status".into(), json!(changes.replication_status));
-    map.insert("active_backend_id".into(), json!(changes.active_backend_id.clone().flatten()));
-    map.insert("disabled".into(), json!(changes.disabled));
-    map.insert("disabled_reason".into(), json!(changes.disabled_reason.clone().flatten()));
-    map
-}
-
-async fn write_service(
-    conn: &mut Conn,
-    id: i32,
-    cluster: Option<&str>,
-    changes: &ServiceChanges,
-) -> Result<()> {
-    if let Some(name) = cluster
-        && let Some(row) = db::cluster::find(conn, name).await?
-    {
-        let changes = ClusterChanges {
-            disabled: changes.disabled,
-            disabled_reason: changes.disabled_reason.clone(),
-            replication_status: changes.replication_status.clone(),
-            active_backend_id: changes.active_backend_id.clone(),
-            ..ClusterChanges::default()
-        };
-        db::cluster::update(conn, row.id, &changes).await?;
-    }
-    db::service::update(conn, id, changes).await
-}
-
 async fn write_volumes(conn: &mut Conn, backend: &Backend, decision: &Decision, moved: &Moved) -> Result<()> {
     let ids = |volumes: &[&Volume]| volumes.iter().map(|v| v.id.clone()).collect::<Vec<_>>();
-    let status = settled(&decision.target);
+    let status = standing::settled(&decision.target);
     let (fallen, well): (Vec<&Volume>, Vec<&Volume>) = moved.done.iter().partition(|v| {
         v.status == "error"
             && v.replication_status.as_deref() == Some(ReplicationStatus::FailoverError.as_str())
@@ -516,59 +548,4 @@ fn advice(backend: &Backend, decision: &Decision, reason: Reason, served: Option
         text.pop();
     }
     text
-}
-
-/// `failover_completed`: another member of the Cinder cluster has moved the volumes; this one follows.
-/// An update without `active_backend_id` (the failover was refused) changes no site, and an empty one means
-/// the primary, not "choose for yourself" (reference replication.md 3.5, hazards 1 and 2).
-///
-/// # Errors
-/// `Database`; `InvalidReplicationTarget` for a site that this member does not know: its row says `error`.
-pub async fn completed(backend: &Backend, updates: &Map<String, Value>) -> Result<()> {
-    let text = |key: &str| updates.get(key).and_then(Value::as_str).map(str::to_owned);
-    let mut changes = ServiceChanges {
-        replication_status: text("replication_status"),
-        disabled: updates.get("disabled").and_then(Value::as_bool),
-        disabled_reason: updates.contains_key("disabled_reason").then(|| text("disabled_reason")),
-        active_backend_id: updates.contains_key("active_backend_id").then(|| text("active_backend_id")),
-        ..ServiceChanges::default()
-    };
-    let switched = match &changes.active_backend_id {
-        Some(active) => backend.activate(target::active(active.as_deref())),
-        None => Ok(()),
-    };
-    if let Err(refusal) = &switched {
-        error!(backend = backend.host(), error = %refusal, "cannot follow the failover of this cluster");
-        changes.disabled = Some(true);
-        changes.disabled_reason = Some(Some(refusal.user().chars().take(255).collect()));
-        changes.replication_status = Some(ReplicationStatus::Error.as_str().to_owned());
-    }
-    let id = backend.service()?.id;
-    let after = backend
-        .db
-        .write("failover completed", async |conn| {
-            db::service::update(conn, id, &changes).await?;
-            db::service::get(conn, id).await
-        })
-        .await?;
-    backend.set_service(after);
-    switched
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_service_row_is_upstreams() {
-        let over = service_after("site-b", false);
-        assert_eq!(over.active_backend_id, Some(Some("site-b".into())));
-        assert_eq!(over.disabled_reason, Some(Some("failed-over".into())));
-        assert_eq!(over.replication_status.as_deref(), Some("failed-over"));
-        let back = service_after(DEFAULT, true);
-        // Empty, not NULL, after a failback (observed.md).
-        assert_eq!(back.active_backend_id, Some(Some(String::new())));
-        assert_eq!((back.disabled, back.disabled_reason), (Some(true), Some(Some("frozen".into()))));
-        assert_eq!(service_after(DEFAULT, false).disabled_reason, Some(Some(String::new())));
-    }
 }

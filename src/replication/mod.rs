@@ -2,7 +2,8 @@
 //!
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover` and `resync` are the
-//! operations that the API and the admin tool order; `orders` is how the latter does.
+//! operations that the API and the admin tool order; `orders` is how the latter does; `standing` is which
+//! site a backend works on afterwards, and how the members of a Cinder cluster agree on it.
 
 pub mod enable;
 pub mod engine;
@@ -14,5 +15,6 @@ pub mod plan;
 pub mod resync;
 #[cfg(test)]
 mod sim_tests;
+pub mod standing;
 pub mod target;
 pub mod verdict;

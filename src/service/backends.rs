@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::handler::BackendHandler;
 use super::logging::LogHandle;
@@ -19,10 +19,10 @@ use crate::config::Config;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::cluster::ClusterChanges;
-use crate::db::service::{Registration, ServiceChanges};
+use crate::db::service::ServiceChanges;
 use crate::error::Result;
 use crate::model::ReplicationStatus;
-use crate::replication::{orders, target};
+use crate::replication::{orders, standing, target};
 use crate::rpc::{Rpc, Server, synthetic};
 use crate::volume::cleanup;
 
@@ -78,7 +78,7 @@ impl Running {
         log: LogHandle,
         periods: Periods,
     ) -> Result<Running> {
-        register(&backend, &periods).await?;
+        standing::enter(&backend, periods.enable_new_services).await?;
         let scope = backend.scope();
         let allocated = backend
             .db
@@ -155,41 +155,6 @@ impl Running {
     }
 }
 
-/// Writes the service's row as stock's start-up does, and takes the active site from it.
-async fn register(backend: &Arc<Backend>, periods: &Periods) -> Result<()> {
-    let registration = Registration {
-        host: backend.host().to_owned(),
-        cluster: backend.config.cluster.clone(),
-        availability_zone: backend.config.availability_zone.clone(),
-        enable_new_services: periods.enable_new_services,
-    };
-    let registered = backend
-        .db
-        .write("register", async |conn| {
-            let registered = db::service::register(conn, &registration).await?;
-            if registered.added_to_cluster
-                && let Some(cluster) = &registration.cluster
-            {
-                db::service::include_in_cluster(conn, &registration.host, cluster).await?;
-            }
-            Ok(registered)
-        })
-        .await?;
-    info!(
-        backend = backend.host(),
-        service.id = registered.service.id,
-        created = registered.created,
-        "service registered"
-    );
-    let active = target::active(registered.service.active_backend_id.as_deref()).to_owned();
-    if let Err(refusal) = backend.activate(&active) {
-        // The row names a site that is no longer configured: upstream stays uninitialised, and so do we.
-        backend.set_condition(Condition::Down { reason: refusal.operator() });
-    }
-    backend.set_service(registered.service);
-    Ok(())
-}
-
 /// `replication_status` of the row at start, from configuration and journal, never from whether Ceph
 /// answers: with the primary dead the row must say `enabled`, or cinder-api refuses the failover
 /// (`init_host_with_rpc`, reference replication.md 3.6).
@@ -248,18 +213,8 @@ async fn heartbeat(backend: Arc<Backend>, periods: Periods, stop: CancellationTo
             continue;
         }
         silent = false;
-        let Ok(service) = backend.service() else { continue };
-        let beaten =
-            backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, service.id).await).await;
-        match beaten {
-            Ok(true) => {}
-            // `cinder-manage service remove` while we run: upstream recreates the row too.
-            Ok(false) => {
-                if let Err(error) = register(&backend, &periods).await {
-                    error!(backend = backend.host(), %error, "the service's row is gone and could not be made again");
-                }
-            }
-            Err(error) => error!(backend = backend.host(), %error, "could not write the heartbeat"),
+        if let Err(error) = standing::beat(&backend, periods.enable_new_services).await {
+            error!(backend = backend.host(), %error, "could not write the heartbeat, or not follow the cluster");
         }
     }
 }

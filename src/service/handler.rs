@@ -4,17 +4,20 @@
 //! answer. What makes it safe is the frame around it: the journal entry is written before the broker
 //! hears of success, and it is closed whatever the operation did, or given back to whoever can finish it.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::Utc;
+use futures::FutureExt;
 use serde_json::{Value, json};
 use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::unserved;
+use super::{defect, unserved};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -23,7 +26,7 @@ use crate::db::service::ServiceChanges;
 use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
-use crate::replication::failover;
+use crate::replication::{failover, standing};
 use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
@@ -34,13 +37,15 @@ pub struct BackendHandler {
     backend: Arc<Backend>,
     log: LogHandle,
     lanes: Lanes,
+    /// Operations that have panicked and were given back once.
+    panicked: Mutex<HashSet<i64>>,
 }
 
 impl BackendHandler {
     /// A handler for `backend`, working on `size` calls and as many casts at once; `log` is changed by
     /// `set_log_levels`.
     pub fn new(backend: Arc<Backend>, log: LogHandle, size: usize) -> BackendHandler {
-        BackendHandler { backend, log, lanes: Lanes::new(size) }
+        BackendHandler { backend, log, lanes: Lanes::new(size), panicked: Mutex::default() }
     }
 
     /// Runs a request that is in the journal to its end: closes the entry, with the answer for a caller,
@@ -51,14 +56,18 @@ impl BackendHandler {
     pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
         let journal = &self.backend.journal;
         let lane = Lane::of(&call.method, call.reply.is_some());
+        let work = async {
+            let _place = self.lanes.enter(lane).await;
+            self.dispatch(call, Some(&operation)).await
+        };
         let outcome = tokio::select! {
             // What was lost while it waited must not begin.
             biased;
             () = operation.lost().cancelled() => Err(lost()),
-            outcome = async {
-                let _place = self.lanes.enter(lane).await;
-                self.dispatch(call, Some(&operation)).await
-            } => outcome,
+            outcome = AssertUnwindSafe(work).catch_unwind() => match outcome {
+                Ok(outcome) => outcome,
+                Err(_) => self.recover_from_panic(call, &operation).await,
+            },
         };
         if !journal.holds(&operation) {
             return outcome;
@@ -83,6 +92,26 @@ impl BackendHandler {
         outcome
     }
 
+    /// The panic itself has been logged by its hook. See [`defect`].
+    async fn recover_from_panic(&self, call: &Call, operation: &Operation) -> Result<Value> {
+        let journal = &self.backend.journal;
+        if !journal.holds(operation) {
+            // It had ended before: nothing is left to settle.
+            return Err(defect::failure());
+        }
+        let first = self.panicked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.id());
+        if first {
+            warn!(operation.id = operation.id(), "operation hit a defect, it will be taken up again");
+            journal.give_back(operation).await?;
+            return Err(lost());
+        }
+        let settle = defect::settle(&self.backend, &call.context, operation, &call.method);
+        match AssertUnwindSafe(settle).catch_unwind().await {
+            Ok(Ok(())) | Err(_) => Err(defect::failure()),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
     async fn dispatch(&self, call: &Call, operation: Option<&Operation>) -> Result<Value> {
         let backend = &*self.backend;
         let context = &call.context;
@@ -97,7 +126,7 @@ impl BackendHandler {
                 Ok(Value::Null)
             }
             (Method::FailoverCompleted { updates }, None) => {
-                failover::completed(backend, updates).await?;
+                standing::completed(backend, updates).await?;
                 Ok(Value::Null)
             }
             (Method::InitializeConnection(a), None) => {
@@ -216,7 +245,7 @@ impl BackendHandler {
                 Ok(Value::Null)
             }
             Method::FailoverCompleted { updates } => {
-                failover::completed(backend, updates).await?;
+                standing::completed(backend, updates).await?;
                 Ok(Value::Null)
             }
             Method::FreezeHost => self.freeze(operation, true).await,

@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod clients;
+mod defect;
 pub mod handler;
 pub mod lanes;
 pub mod logging;

@@ -1,7 +1,11 @@
 //! Orders that an operator placed into the journal with scoria-manage.
 
+use std::panic::AssertUnwindSafe;
+
+use futures::FutureExt;
 use tracing::{error, info};
 
+use super::defect;
 use crate::backend::Backend;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, Outcome};
@@ -15,7 +19,10 @@ pub const PREFIX: &str = "scoria.";
 pub async fn run(backend: &Backend, operation: &Operation) {
     info!(backend = backend.host(), "carrying out an operator's order");
     let outcome = tokio::select! {
-        outcome = carry_out(backend, operation) => outcome,
+        // A defect ends the order: what it has not moved keeps its status, and it can be given again.
+        outcome = AssertUnwindSafe(carry_out(backend, operation)).catch_unwind() => {
+            outcome.unwrap_or_else(|_| Err(defect::failure()))
+        }
         () = operation.lost().cancelled() => return,
     };
     if !backend.journal.holds(operation) {

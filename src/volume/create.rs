@@ -13,14 +13,14 @@ use super::{crash, mode_of, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
-use crate::db;
 use crate::db::message::{Action, Detail, Message};
 use crate::db::volume::VolumeChanges;
+use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{GIB, ReplicationStatus, Volume, VolumeEvent, VolumeType, pool_of};
 use crate::rbd::{RbdError, RbdErrorKind};
-use crate::replication::enable;
+use crate::replication::{enable, failover, target};
 
 /// The request.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +83,8 @@ impl Source {
 
 /// Journal step before the request is handed back to the scheduler.
 const RESCHEDULING: &str = "rescheduling";
+/// Journal step with the name of the site where the image is being made.
+const BEGUN: &str = "begun";
 
 /// Creates the volume.
 ///
@@ -109,14 +111,82 @@ pub async fn create(
     if backend.config.cluster.is_some() {
         follow_to_this_host(backend, operation, &mut volume).await?;
     }
-    backend.allocate(volume.host.as_deref(), i64::from(volume.size));
+    // One that is taken up again has been counted: with the rows at the start, or by its first attempt.
+    if !operation.is_adopted() {
+        backend.allocate(volume.host.as_deref(), i64::from(volume.size));
+    }
     let source = Source::of(&volume, &create);
     crash::point("create_volume:accepted");
-    match build(backend, context, operation, &volume, &volume_type, &source).await {
-        Ok(changes) => succeed(backend, context, operation, &volume, &changes).await,
-        Err(failure) if failure.code() == Code::Cancelled => Err(failure),
-        Err(failure) => fail(backend, context, operation, &volume, &source, &create, failure).await,
+    // Until the row says where the volume is: a failover that waits for us finds it, one that does not is
+    // found by us.
+    let _passage = backend.gate.pass().await;
+    let (place, made) = match place(backend, operation).await {
+        Ok(place) => {
+            let made = match build(backend, context, operation, &volume, &volume_type, &source, &place).await
+            {
+                Ok(changes) => succeed(backend, context, operation, &volume, &place, &changes).await,
+                Err(failure) if failure.code() == Code::Cancelled => Err(Unmade::Unrecorded(failure)),
+                Err(failure) => Err(Unmade::Failed(failure)),
+            };
+            (Some(place), made)
+        }
+        Err(failure) if failure.code() == Code::InvalidReplicationTarget => {
+            (None, Err(Unmade::Failed(failure)))
+        }
+        Err(failure) => (None, Err(Unmade::Unrecorded(failure))),
+    };
+    match made {
+        Ok(()) => Ok(()),
+        Err(Unmade::Unrecorded(failure)) => Err(failure),
+        Err(Unmade::Failed(failure)) => {
+            fail(backend, context, operation, &volume, place.as_ref(), &create, failure).await
+        }
     }
+}
+
+/// Ends the request as failed without another try, wherever it was interrupted by a defect.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume_id: &str,
+    failure: Error,
+) -> Result<()> {
+    let volume =
+        backend.db.read("volume to give up", async |conn| db::volume::get(conn, volume_id).await).await?;
+    let place = place(backend, operation).await.ok();
+    // Not given to the scheduler: another backend would do no better.
+    let create = Create { volume_id: volume_id.to_owned(), ..Create::default() };
+    fail(backend, context, operation, &volume, place.as_ref(), &create, failure).await
+}
+
+/// Why there is no volume in the end.
+enum Unmade {
+    /// It could not be made, or may not stay: the row will say so.
+    Failed(Error),
+    /// What was made could not be recorded: nothing is said about it.
+    Unrecorded(Error),
+}
+
+/// Where the image is made: on the active site; after a crash, where the first attempt began, because its
+/// image, or the copy of it on the active site, would look like our own work there.
+async fn place(backend: &Backend, operation: &Operation) -> Result<Place> {
+    let pool = backend.config.pool.clone();
+    if !backend.is_replicated() {
+        return Ok(Place { site: backend.active_site()?, pool });
+    }
+    if operation.is_adopted()
+        && let Some(step) = operation.last_step().await?
+        && step.name == BEGUN
+    {
+        return Ok(Place { site: backend.site(&step.parse::<String>()?)?, pool });
+    }
+    let site = backend.active_site()?;
+    operation.step(BEGUN, &site.name()).await?;
+    Ok(Place { site, pool })
 }
 
 /// In a Cinder cluster the request may have been placed on another member: the volume is ours now.
@@ -143,8 +213,8 @@ async fn build(
     volume: &Volume,
     volume_type: &VolumeType,
     source: &Source,
+    place: &Place,
 ) -> Result<VolumeChanges> {
-    let _passage = backend.gate.pass().await;
     let _source_lock = match source.lock() {
         Some(name) => Some(backend.locks.lock(&name).await),
         None => None,
@@ -163,11 +233,9 @@ async fn build(
         ));
     }
     backend.notify_volume(context, "create.start", volume).await;
-    let site = backend.active_site()?;
-    let shape = backend.shape(&site).await?;
-    let place = Place { site, pool: backend.config.pool.clone() };
+    let shape = backend.shape(&place.site).await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
-    fill(backend, &place, volume, source, shape, attempt).await?;
+    fill(backend, place, volume, source, shape, attempt).await?;
     crash::point("create_volume:image_created");
     let mut changes = VolumeChanges::default();
     if volume_type.wants_replication() && backend.is_replicated() {
@@ -179,7 +247,7 @@ async fn build(
                     .caused_by(e)
             })?;
         crash::point("create_volume:mirrored");
-        let status = match backend.active_name().as_str() {
+        let status = match place.site.name() {
             crate::backend::DEFAULT_SITE => ReplicationStatus::Enabled,
             _ => ReplicationStatus::FailedOver,
         };
@@ -211,6 +279,7 @@ async fn fill(
                     db::volume::get(conn, &snapshot.volume_id).await
                 })
                 .await?;
+            require_beside(backend, place, &parent).await?;
             let snap = backend.snap_name(snapshot_id);
             place.clone_from(&backend.image_name(&parent), &snap, &image, bytes, shape, attempt).await?;
             if backend.config.flatten_volume_from_snapshot && volume.use_quota {
@@ -220,6 +289,7 @@ async fn fill(
         Source::Volume(source_id) => {
             let parent =
                 backend.db.read("source volume", async |conn| db::volume::get(conn, source_id).await).await?;
+            require_beside(backend, place, &parent).await?;
             // Temporary volumes are never flattened by depth, as upstream.
             let max_depth = match (backend.config.max_clone_depth, volume.use_quota) {
                 (0, _) => 0,
@@ -246,14 +316,69 @@ async fn fill(
     Ok(())
 }
 
+/// A source that a failover left on another site is not copied: what this site has of it may be long out
+/// of date, and a copy made over there would be served from here.
+async fn require_beside(backend: &Backend, place: &Place, source: &Volume) -> Result<()> {
+    let served = backend.place(source).await?;
+    if served.site.name() == place.site.name() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::InvalidVolume,
+        format!("Volume {} cannot be copied until it has followed its backend's failover", source.id),
+    )
+    .detail(format!(
+        "it is served from site {}, the copy would be on {}; scoria-manage replication retry --backend {} moves it",
+        served.site.name(),
+        place.site.name(),
+        backend.host()
+    )))
+}
+
+/// What to write when the backend has moved to another site meanwhile: a mirrored volume stays served from
+/// where it was made, as one that a failover could not move; any other has failed. The row that says which
+/// site is active is locked, so that a failover that ends now sees this volume, or we see the failover.
+async fn overtaken(
+    conn: &mut Conn,
+    backend: &Backend,
+    volume: &Volume,
+    place: &Place,
+    changes: &VolumeChanges,
+) -> Result<VolumeChanges> {
+    if !backend.is_replicated() {
+        return Ok(changes.clone());
+    }
+    let service = backend.service()?.id;
+    let active = db::service::hold_active(conn, service, backend.config.cluster.as_deref()).await?;
+    let active = active.map_or_else(|| backend.active_name(), |id| target::active(Some(&id)).to_owned());
+    let made_on = place.site.name();
+    if active == made_on {
+        return Ok(changes.clone());
+    }
+    warn!(volume.id = volume.id, made_on, active, "the backend failed over while the volume was made");
+    if changes.replication_driver_data.is_none() {
+        return Err(Error::new(
+            Code::InvalidReplicationTarget,
+            format!("The backend of volume {} failed over while it was made", volume.id),
+        ));
+    }
+    db::stray::record(conn, std::slice::from_ref(&volume.id), made_on).await?;
+    Ok(VolumeChanges {
+        replication_status: Some(Some(ReplicationStatus::FailoverError.as_str().to_owned())),
+        replication_extended_status: Some(Some(failover::made_meanwhile(backend.host(), made_on))),
+        ..changes.clone()
+    })
+}
+
 async fn succeed(
     backend: &Backend,
     context: &RequestContext,
     operation: &Operation,
     volume: &Volume,
+    place: &Place,
     changes: &VolumeChanges,
-) -> Result<()> {
-    let service = backend.service()?;
+) -> Result<(), Unmade> {
+    let service = backend.service().map_err(Unmade::Unrecorded)?;
     let event = match volume.status.as_str() {
         "migration_target_creating" => VolumeEvent::MigrationTargetCreated,
         _ => VolumeEvent::Created,
@@ -267,18 +392,21 @@ async fn succeed(
     let ended = backend
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
+            let changes = overtaken(conn, backend, volume, place, &changes).await?;
             db::volume::transition(conn, &volume.id, event, &changes).await?;
             db::worker::release_resource(conn, "Volume", &volume.id, service.id).await?;
             db::volume::get(conn, &volume.id).await
         })
         .await;
     let after = match ended {
+        Ok(after) => after,
         // Its row was removed meanwhile (`cinder-manage volume delete`): nobody would ever delete the image.
         Err(gone) if gone.code() == Code::VolumeNotFound => {
-            undo(backend, volume).await;
-            return Err(gone);
+            undo(backend, volume, place).await;
+            return Err(Unmade::Unrecorded(gone));
         }
-        ended => ended?,
+        Err(moved) if moved.code() == Code::InvalidReplicationTarget => return Err(Unmade::Failed(moved)),
+        Err(other) => return Err(Unmade::Unrecorded(other)),
     };
     info!(volume.id = volume.id, "volume created");
     backend.notify_volume(context, "create.end", &after).await;
@@ -294,6 +422,7 @@ fn hopeless(code: Code) -> bool {
             | Code::VolumeTypeNotFound
             | Code::MetadataCopy
             | Code::UnsupportedCombination
+            | Code::InvalidVolume
     )
 }
 
@@ -302,14 +431,14 @@ async fn fail(
     context: &RequestContext,
     operation: &Operation,
     volume: &Volume,
-    source: &Source,
+    place: Option<&Place>,
     create: &Create,
     failure: Error,
 ) -> Result<()> {
-    if !found_foreign(&failure) {
-        undo(backend, volume).await;
+    if let Some(place) = place.filter(|_| !found_foreign(&failure)) {
+        undo(backend, volume, place).await;
     }
-    let message = source.message(&volume.id, failure.code());
+    let message = Source::of(volume, create).message(&volume.id, failure.code());
     let ttl = backend.globals.message_ttl;
     let service = backend.service()?;
     if create.reschedule.is_some() && !hopeless(failure.code()) {
@@ -373,9 +502,7 @@ fn found_foreign(failure: &Error) -> bool {
 }
 
 /// Removes what was made; a leftover is removed again when the volume in error is deleted.
-async fn undo(backend: &Backend, volume: &Volume) {
-    let Ok(site) = backend.active_site() else { return };
-    let place = Place { site, pool: backend.config.pool.clone() };
+async fn undo(backend: &Backend, volume: &Volume, place: &Place) {
     let source = match &volume.source_volid {
         Some(id) => backend.db.read("source volume", async |conn| db::volume::get(conn, id).await).await.ok(),
         None => None,

@@ -58,6 +58,21 @@ pub async fn delete(
     }
 }
 
+/// Ends the request as failed without another try, wherever it was interrupted by a defect.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    operation: &Operation,
+    request: Delete,
+    failure: Error,
+) -> Result<()> {
+    let id = &request.volume_id;
+    let volume = backend.db.read("volume to give up", async |conn| db::volume::get(conn, id).await).await?;
+    fail(backend, operation, &volume, &request, failure).await
+}
+
 /// Checks, and everything that happens in Ceph.
 async fn remove(
     backend: &Backend,

@@ -49,6 +49,22 @@ pub async fn extend(
     }
 }
 
+/// Ends the request as failed without another try, wherever it was interrupted by a defect.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    request: Extend,
+    failure: Error,
+) -> Result<()> {
+    let id = &request.volume_id;
+    let volume = backend.db.read("volume to give up", async |conn| db::volume::get(conn, id).await).await?;
+    fail(backend, context, operation, &volume, &request, failure).await
+}
+
 async fn resize(backend: &Backend, context: &RequestContext, volume: &Volume, new_size: i32) -> Result<()> {
     backend.notify_volume(context, "resize.start", volume).await;
     backend.require_up()?;

@@ -48,6 +48,27 @@ pub async fn create(
     }
 }
 
+/// Ends the creation, or the deletion, as failed without another try, wherever it was interrupted by a defect.
+///
+/// # Errors
+/// Only when nothing could be recorded.
+pub async fn give_up(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    id: &str,
+    creating: bool,
+    failure: Error,
+) -> Result<()> {
+    let snapshot =
+        backend.db.read("snapshot to give up", async |conn| db::snapshot::get(conn, id).await).await?;
+    if creating {
+        create_failed(backend, context, operation, &snapshot, failure).await
+    } else {
+        delete_failed(backend, context, operation, &snapshot, failure).await
+    }
+}
+
 async fn take(backend: &Backend, operation: &Operation, snapshot: &Snapshot, volume: &Volume) -> Result<()> {
     backend.require_up()?;
     let place = backend.place(volume).await?;

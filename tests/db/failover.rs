@@ -54,6 +54,10 @@ async fn failed_volumes_remember_their_status_and_come_back_to_it() {
     let test = TestDb::new().await;
     seed::base(&test).await;
     let used = seed::volume(&test, 1, "in-use", ", replication_status='enabled'").await;
+    test.sql(&format!(
+        "INSERT INTO volume_attachment (id, volume_id, attach_status, deleted) VALUES ('a', '{used}', 'attached', 0)"
+    ))
+    .await;
     let free = seed::volume(&test, 2, "available", ", replication_status='enabled'").await;
     let fine = seed::volume(&test, 3, "available", ", replication_status='enabled'").await;
     seed::snapshot(&test, 1, &used, "available").await;

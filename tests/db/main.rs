@@ -8,7 +8,10 @@ mod support;
 
 mod attach;
 mod cleanup;
+mod create;
+mod defects;
 mod failover;
+mod failover_rows;
 mod journal;
 mod lease;
 mod proxy;
@@ -18,4 +21,5 @@ mod rows;
 mod seed;
 mod services;
 mod stage;
+mod standing;
 mod unserved;

@@ -1,0 +1,60 @@
+//! What becomes of a request whose code has panicked.
+//!
+//! It is accepted, so somebody waits for it: its row is in a status that only its end changes, and its
+//! journal entry would keep its lease for as long as the process lives. The first time it is given back and
+//! run again from its last step, as after a crash. If that does not help it ends as failed: casts leave the
+//! status that Cinder defines for their failure, with a user message; a caller gets the exception, and undoes
+//! what it has begun itself.
+
+use tracing::error;
+
+use crate::backend::Backend;
+use crate::context::RequestContext;
+use crate::error::{Error, Result};
+use crate::journal::Operation;
+use crate::replication::failover;
+use crate::rpc::Method;
+use crate::volume::{create, delete, extend, snapshot};
+
+/// The answer to whoever asked.
+pub(super) fn failure() -> Error {
+    Error::internal("The request hit a defect; the log has the details")
+}
+
+/// Leaves the resources of `method` as its failure does. What is not listed has put nothing into a
+/// transitional status, or its caller sees to that.
+///
+/// # Errors
+/// What is to be recorded as the outcome, when the operation is still open.
+pub(super) async fn settle(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    method: &Method,
+) -> Result<()> {
+    error!(operation.id = operation.id(), "a defect again: the request has failed");
+    let (b, c, o, f) = (backend, context, operation, failure());
+    match method {
+        Method::CreateVolume(a) => create::give_up(b, c, o, &a.volume.volume.id, f).await,
+        Method::DeleteVolume(a) => {
+            let request = delete::Delete {
+                volume_id: a.volume.volume.id.clone(),
+                unmanage_only: a.unmanage_only,
+                cascade: a.cascade,
+            };
+            delete::give_up(b, o, request, f).await
+        }
+        Method::ExtendVolume(a) => {
+            let request = extend::Extend {
+                volume_id: a.volume.volume.id.clone(),
+                new_size: a.new_size,
+                reservations: a.reservations.clone(),
+            };
+            extend::give_up(b, c, o, request, f).await
+        }
+        Method::CreateSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, true, f).await,
+        Method::DeleteSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, false, f).await,
+        Method::Failover { .. } => failover::give_up(b, c, o, f).await,
+        _ => Err(f),
+    }
+}
