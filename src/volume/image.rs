@@ -148,6 +148,7 @@ impl Place {
 
     /// Copies the parent's data into the image, so that it depends on nobody.
     pub async fn flatten(&self, image: &str) -> Result<(), RbdError> {
+        let _place = self.site.place_to_flatten().await;
         let flatten = ImageFlatten { pool: self.pool.clone(), image: image.to_owned() };
         // "Invalid" on an image without parent: flattened already.
         match self.site.insist(flatten).await {

@@ -16,6 +16,7 @@ pub mod extend;
 pub mod image;
 pub mod snapshot;
 pub mod unserved;
+pub mod trash;
 
 use crate::config::BackendConfig;
 use crate::db::volume::VolumeChanges;
