@@ -249,8 +249,11 @@ async fn heartbeat(backend: Arc<Backend>, periods: Periods, stop: CancellationTo
         }
         silent = false;
         let Ok(service) = backend.service() else { continue };
-        let beaten =
-            backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, service.id).await).await;
+        let zone = &backend.config.availability_zone;
+        let beaten = backend
+            .db
+            .read("heartbeat", async |conn| db::service::heartbeat(conn, service.id, zone).await)
+            .await;
         match beaten {
             Ok(true) => {}
             // `cinder-manage service remove` while we run: upstream recreates the row too.
