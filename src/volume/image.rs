@@ -258,6 +258,25 @@ impl Place {
         repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
     }
 
+    /// Lets go of a snapshot that stays: it is no longer protected, unless it has clones.
+    pub async fn release_snapshot(&self, image: &str, snap: &str) -> Result<(), RbdError> {
+        match self.children(image, snap).await {
+            Ok(children) if children.is_empty() => {}
+            Ok(_) => return Ok(()),
+            // Nothing to let go of.
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        let unprotect =
+            SnapUnprotect { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+        match self.site.insist(unprotect).await {
+            // Not protected; or protected by a clone that has just been made.
+            Err(e) if matches!(e.kind, RbdErrorKind::Invalid | RbdErrorKind::Busy) => Ok(()),
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
     async fn flatten_children(&self, image: &str, snap: Option<&str>) -> Result<(), RbdError> {
         let ask =
             ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: snap.map(str::to_owned) };

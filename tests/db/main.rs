@@ -7,6 +7,7 @@ mod env;
 mod support;
 
 mod cleanup;
+mod deletes;
 mod failover;
 mod journal;
 mod lease;

@@ -1,7 +1,7 @@
 //! A backend over a scratch database and the simulator: what a volume operation needs, without broker and
 //! without Ceph.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
@@ -13,7 +13,8 @@ use scoria::context::RequestContext;
 use scoria::error::Result;
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::{Group, GroupSnapshot, Service};
-use scoria::rbd::sim::{Sim, SimConfig};
+use scoria::rbd::sim::{ImageView, Sim, SimConfig};
+use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
 
 use crate::journal::{accept, journal};
@@ -24,24 +25,50 @@ const CONF: &str = "[DEFAULT]\nhost=node1\nenabled_backends=ceph\ntransport_url=
                     [database]\nconnection=mysql+pymysql://u:p@h/cinder\n\
                     [ceph]\nvolume_driver=cinder.volume.drivers.rbd.RBDDriver\nrbd_pool=volumes\nrbd_user=cinder\n";
 
-/// Says nothing to anybody.
-struct Nobody;
+/// Tells nobody, and remembers what it was to tell.
+#[derive(Default)]
+pub struct Heard {
+    events: Mutex<Vec<String>>,
+    rescheduled: Mutex<Vec<Reschedule>>,
+}
+
+impl Heard {
+    /// Notifications in order: event type, id and status of the resource.
+    pub fn events(&self) -> Vec<String> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// Requests that went back to the scheduler.
+    pub fn rescheduled(&self) -> Vec<Reschedule> {
+        self.rescheduled.lock().unwrap().clone()
+    }
+
+    fn say(&self, event: String) {
+        self.events.lock().unwrap().push(event);
+    }
+}
 
 #[async_trait]
-impl Notify for Nobody {
+impl Notify for Heard {
     fn enabled(&self) -> bool {
-        false
+        true
     }
-    async fn volume(&self, _: &RequestContext, _: &str, _: &str, _: VolumeUsage<'_>) {}
-    async fn snapshot(&self, _: &RequestContext, _: &str, _: &str, _: SnapshotUsage<'_>) {}
+    async fn volume(&self, _: &RequestContext, suffix: &str, _: &str, usage: VolumeUsage<'_>) {
+        self.say(format!("volume.{suffix} {} {}", usage.volume.id, usage.volume.status));
+    }
+    async fn snapshot(&self, _: &RequestContext, suffix: &str, _: &str, usage: SnapshotUsage<'_>) {
+        let deleted = if usage.snapshot.deleted { " (deleted)" } else { "" };
+        self.say(format!("snapshot.{suffix} {} {}{deleted}", usage.snapshot.id, usage.snapshot.status));
+    }
     async fn group(&self, _: &RequestContext, _: &str, _: &str, _: &Group) {}
     async fn group_snapshot(&self, _: &RequestContext, _: &str, _: &str, _: &GroupSnapshot) {}
     async fn publish(&self, _: &RequestContext, _: &str, _: Priority, _: &str, _: Value) {}
 }
 
 #[async_trait]
-impl Scheduler for Nobody {
-    async fn create_volume(&self, _: &RequestContext, _: Reschedule) -> Result<()> {
+impl Scheduler for Heard {
+    async fn create_volume(&self, _: &RequestContext, request: Reschedule) -> Result<()> {
+        self.rescheduled.lock().unwrap().push(request);
         Ok(())
     }
     async fn report_capabilities(&self, _: &RequestContext, _: Capabilities) -> Result<()> {
@@ -50,7 +77,7 @@ impl Scheduler for Nobody {
 }
 
 #[async_trait]
-impl VolumePeers for Nobody {
+impl VolumePeers for Heard {
     async fn failover_completed(&self, _: &RequestContext, _: &str, _: Map<String, Value>) -> Result<()> {
         Ok(())
     }
@@ -65,24 +92,33 @@ pub struct Stage {
     pub backend: Backend,
     pub sim: Sim,
     pub context: RequestContext,
+    pub heard: Arc<Heard>,
+    options: String,
 }
 
 impl Stage {
     /// With the rows of [`seed::base`].
     pub async fn new() -> Stage {
+        Stage::with("").await
+    }
+
+    /// The same with more lines in the backend's section.
+    pub async fn with(options: &str) -> Stage {
         let test = TestDb::new().await;
         seed::base(&test).await;
         let sim = Sim::new(SimConfig::default());
-        let backend = backend(&test, &sim);
+        let heard = Arc::new(Heard::default());
+        let backend = backend(&test, &sim, &heard, options);
         let Value::Object(fields) = json!({"request_id": "req-1", "project_id": PROJECT}) else {
             unreachable!()
         };
-        Stage { test, backend, sim, context: RequestContext::from_fields(fields) }
+        let context = RequestContext::from_fields(fields);
+        Stage { test, backend, sim, context, heard, options: options.to_owned() }
     }
 
     /// The service dies, and another instance of it starts on the same machine.
     pub fn restart(&mut self) {
-        self.backend = backend(&self.test, &self.sim);
+        self.backend = backend(&self.test, &self.sim, &self.heard, &self.options);
     }
 
     /// An accepted request about a resource.
@@ -96,6 +132,39 @@ impl Stage {
             ..NewOperation::default()
         };
         accept(&self.backend.journal, new).await
+    }
+
+    /// The image of a volume, with the features that Ceph gives by default.
+    pub async fn image(&self, volume: &str) -> String {
+        let image = format!("volume-{volume}");
+        let shape = Shape { order: 22, features: 61 };
+        self.place().create(&image, 2 << 30, shape, Attempt::First).await.unwrap();
+        image
+    }
+
+    /// The RBD snapshot of a snapshot.
+    pub async fn snapped(&self, image: &str, snapshot: &str) {
+        self.place().snapshot(image, &format!("snapshot-{snapshot}"), Attempt::First).await.unwrap();
+    }
+
+    /// The pool of the backend.
+    pub fn place(&self) -> Place {
+        Place { site: self.sim.site("a"), pool: "volumes".to_owned() }
+    }
+
+    /// What the simulator knows of an image.
+    pub fn seen(&self, image: &str) -> Option<ImageView> {
+        self.sim.image("a", "volumes", image)
+    }
+
+    /// A column of a row.
+    pub async fn column(&self, table: &str, column: &str, id: &str) -> String {
+        self.test.row(&format!("SELECT {column} FROM {table} WHERE id='{id}'")).await.remove(0)
+    }
+
+    /// A volume's or snapshot's status.
+    pub async fn status(&self, table: &str, id: &str) -> String {
+        self.column(table, "status", id).await
     }
 
     /// State and outcome of an operation.
@@ -114,12 +183,11 @@ impl Stage {
     }
 }
 
-fn backend(test: &TestDb, sim: &Sim) -> Backend {
+fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Backend {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), CONF).unwrap();
+    std::fs::write(file.path(), format!("{CONF}{options}")).unwrap();
     let (config, _) = Config::load(&[file.path().to_owned()], &[], std::iter::empty()).unwrap();
-    let nobody = Arc::new(Nobody);
-    let peers = Peers { notify: nobody.clone(), scheduler: nobody.clone(), volumes: nobody };
+    let peers = Peers { notify: heard.clone(), scheduler: heard.clone(), volumes: heard.clone() };
     let section = config.backends.first().unwrap().clone();
     assert_eq!(section.host, BACKEND);
     let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());
