@@ -8,6 +8,7 @@ mod support;
 
 mod cleanup;
 mod deletes;
+mod extends;
 mod failover;
 mod journal;
 mod lease;
