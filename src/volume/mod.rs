@@ -14,9 +14,10 @@ pub mod create;
 pub mod delete;
 pub mod extend;
 pub mod image;
+mod setup;
 pub mod snapshot;
-pub mod unserved;
 pub mod trash;
+pub mod unserved;
 
 use crate::config::BackendConfig;
 use crate::db::volume::VolumeChanges;

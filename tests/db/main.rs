@@ -7,6 +7,7 @@ mod env;
 mod support;
 
 mod cleanup;
+mod creates;
 mod deletes;
 mod extends;
 mod failover;
