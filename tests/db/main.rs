@@ -6,6 +6,7 @@ mod env;
 #[path = "../common/db.rs"]
 mod support;
 
+mod attaching;
 mod cleanup;
 mod creates;
 mod deletes;
