@@ -16,6 +16,7 @@ mod journal;
 mod lease;
 mod proxy;
 mod quota;
+mod replies;
 mod retry;
 mod rows;
 mod seed;
