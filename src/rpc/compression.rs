@@ -1,7 +1,7 @@
 //! Bodies that their sender has compressed (`kombu_compression`, header `compression`).
 //!
 //! The option is one of each sender's own, so a service that cannot read what it did not ask for would lose
-//! every request of a cinder-api that has it. Both of oslo.messaging's schemes are read; nothing is sent
+//! every request of a cinder-api that has it. The two schemes that its help names are read; nothing is sent
 //! compressed, which every peer understands.
 
 use std::borrow::Cow;
@@ -35,7 +35,7 @@ pub(crate) fn plain<'a>(body: &'a [u8], scheme: Option<&str>) -> Result<Cow<'a, 
         Some("application/x-bz2") => Box::new(bzip2_rs::DecoderReader::new(body)),
         Some(other) => {
             let text = format!(
-                "The message is compressed as {}: senders must have kombu_compression unset, or gzip or bz2",
+                "The message is compressed as {}: senders must have kombu_compression unset, or gzip or bzip2",
                 other.escape_debug()
             );
             return Err(Error::new(Code::MalformedMessage, text));
