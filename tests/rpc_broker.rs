@@ -283,6 +283,26 @@ async fn messages_of_many_frames_go_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_compresses_its_requests_is_understood() {
+    let mut bench = bench(None, false);
+    let worker = Arc::new(Worker::default());
+    let rpc = bench.rpc();
+    let server = rpc.serve(&bench.host, None, worker.clone());
+    server.ready().await;
+    for scheme in ["gzip", "bzip2"] {
+        let mut file = NamedTempFile::with_suffix(".conf").unwrap();
+        write!(file, "[oslo_messaging_rabbit]\nkombu_compression={scheme}\n").unwrap();
+        bench.files.push(file.path().to_owned());
+        let mut client = Client::start(&bench);
+        let answer = client.call("get_capabilities", json!({"discover": true})).await;
+        assert_eq!(answer["result"]["discover"], json!(true), "{scheme}: {answer}");
+        bench.files.pop();
+    }
+    assert!(server.drain(Duration::from_secs(10)).await);
+    rpc.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_waits_in_its_queue_until_the_journal_is_back() {
     let bench = bench(None, false);
     let worker = Arc::new(Worker::default());

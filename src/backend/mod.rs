@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use crate::config::{BackendConfig, Config};
@@ -120,9 +121,17 @@ impl Backend {
         peers: Peers,
         ceph: &Arc<dyn Ceph>,
     ) -> Backend {
+        let flattens = match config.concurrent_flatten {
+            0 => Semaphore::MAX_PERMITS,
+            limit => limit.min(Semaphore::MAX_PERMITS),
+        };
+        let flattens = Arc::new(Semaphore::new(flattens));
         let sites = connections(&config)
             .into_iter()
-            .map(|connection| (connection.site.clone(), Site::new(ceph.clone(), connection)))
+            .map(|connection| {
+                let site = Site::new(ceph.clone(), connection).sharing_flattens(flattens.clone());
+                (site.name().to_owned(), site)
+            })
             .collect();
         let report = capacity::capabilities(&config, None, 0);
         Backend {

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 fn check(arguments: &Arguments) -> ExitCode {
     let report = Config::check(&arguments.config_file, &arguments.config_dir, std::env::vars());
-    for problem in report.at_least(Severity::Suspect) {
+    for problem in report.at_least(Severity::Warning) {
         eprintln!("{problem}");
     }
     if report.is_clean() {

@@ -9,7 +9,7 @@ use super::build::size;
 use super::options::Group;
 use super::problem::{Severity, shown};
 use super::reader::{Found, Reader, Scope};
-use super::{BackendConfig, ReplicationDevice, unknown, value};
+use super::{BackendConfig, DiskGeometry, ReplicationDevice, unknown, value};
 use crate::rbd::types::MirrorMode;
 
 /// Reads every enabled backend.
@@ -100,8 +100,6 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         // librbd accepts object sizes up to 2^25 bytes (RBD_MAX_OBJ_ORDER).
         chunk_size_mib: whole("rbd_store_chunk_size", 1, 32),
         connect_timeout: timeout("rados_connect_timeout"),
-        connection_retries: whole("rados_connection_retries", 1, 1000),
-        connection_interval: reader.seconds(scope, "rados_connection_interval"),
         replication_connect_timeout: timeout("replication_connect_timeout"),
         report_dynamic_total_capacity: reader.boolean(scope, "report_dynamic_total_capacity"),
         exclusive_pool: reader.boolean(scope, "rbd_exclusive_cinder_pool"),
@@ -111,7 +109,7 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         concurrent_flatten: size(reader.integer(scope, "rbd_concurrent_flatten_operations")),
         reserved_percentage: whole("reserved_percentage", 0, 100),
         max_over_subscription_ratio: over_subscription(reader, section),
-        report_discard_supported: reader.boolean(scope, "report_discard_supported"),
+        disk_geometry: geometry(reader, section),
         filter_function: reader.optional(scope, "filter_function"),
         goodness_function: reader.optional(scope, "goodness_function"),
         extra_capabilities: extra_capabilities(reader, section),
@@ -122,6 +120,17 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         demote_timeout: reader.seconds(scope, "scoria_demote_timeout"),
         promote_timeout: reader.seconds(scope, "scoria_promote_timeout"),
         writable_timeout: reader.seconds(scope, "scoria_writable_timeout"),
+    }
+}
+
+fn geometry(reader: &Reader<'_>, section: &str) -> Option<DiskGeometry> {
+    let scope = Scope::Backend(section);
+    reader.optional(scope, "disk_geometry")?;
+    match reader.choice(scope, "disk_geometry").as_str() {
+        "512" => Some(DiskGeometry::Native512),
+        "512e" => Some(DiskGeometry::Emulated512),
+        "4k" => Some(DiskGeometry::Native4k),
+        _ => None,
     }
 }
 

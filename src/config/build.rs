@@ -50,7 +50,6 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         report_interval,
         service_down_time,
         backend_stats_polling_interval: reader.seconds(global, "backend_stats_polling_interval"),
-        periodic_interval: reader.seconds_from(global, "periodic_interval", 1),
         enable_new_services: reader.boolean(global, "enable_new_services"),
         no_snapshot_gb_quota: reader.boolean(global, "no_snapshot_gb_quota"),
         message_ttl: reader.seconds(global, "message_ttl"),

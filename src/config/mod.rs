@@ -129,8 +129,6 @@ pub struct Config {
     pub service_down_time: Duration,
     /// `[DEFAULT] backend_stats_polling_interval` (60 s).
     pub backend_stats_polling_interval: Duration,
-    /// `[DEFAULT] periodic_interval` (60 s).
-    pub periodic_interval: Duration,
     /// `[DEFAULT] enable_new_services` (true).
     pub enable_new_services: bool,
     /// `[DEFAULT] no_snapshot_gb_quota` (false).
@@ -318,6 +316,28 @@ pub struct LogConfig {
     pub date_format: Option<String>,
 }
 
+/// `disk_geometry`: what block sizes a guest is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskGeometry {
+    /// `512`.
+    Native512,
+    /// `512e`.
+    Emulated512,
+    /// `4k`.
+    Native4k,
+}
+
+impl DiskGeometry {
+    /// Physical and logical block size, as the texts that Nova expects.
+    pub fn block_sizes(self) -> (&'static str, &'static str) {
+        match self {
+            DiskGeometry::Native512 => ("512", "512"),
+            DiskGeometry::Emulated512 => ("4096", "512"),
+            DiskGeometry::Native4k => ("4096", "4096"),
+        }
+    }
+}
+
 /// One storage backend: a section named in `enabled_backends`.
 #[derive(Debug, Clone)]
 pub struct BackendConfig {
@@ -349,10 +369,6 @@ pub struct BackendConfig {
     pub chunk_size_mib: u32,
     /// `rados_connect_timeout` (-1: none).
     pub connect_timeout: Option<u32>,
-    /// `rados_connection_retries` (3 attempts).
-    pub connection_retries: u32,
-    /// `rados_connection_interval` (5 s).
-    pub connection_interval: Duration,
     /// `replication_connect_timeout` (5 s).
     pub replication_connect_timeout: Option<u32>,
     /// `report_dynamic_total_capacity` (true).
@@ -371,9 +387,9 @@ pub struct BackendConfig {
     pub reserved_percentage: u32,
     /// `max_over_subscription_ratio` (`20.0`; kept as written, as stock reports it).
     pub max_over_subscription_ratio: String,
-    /// `report_discard_supported` (false).
-    pub report_discard_supported: bool,
-    /// `enforce_multipath_for_image_xfer`-independent `filter_function`.
+    /// `disk_geometry` (unset: hosts are told no block sizes).
+    pub disk_geometry: Option<DiskGeometry>,
+    /// `filter_function`.
     pub filter_function: Option<String>,
     /// `goodness_function`.
     pub goodness_function: Option<String>,

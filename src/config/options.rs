@@ -82,6 +82,8 @@ pub struct OptionSpec {
     pub secret: bool,
     /// Not looked up in `[backend_defaults]`.
     pub section_only: bool,
+    /// Why setting it changes nothing here; `None`: it does.
+    pub no_effect: Option<&'static str>,
     /// One sentence for the operator.
     pub help: &'static str,
 }
@@ -94,6 +96,11 @@ impl OptionSpec {
 
     const fn secret(mut self) -> Self {
         self.secret = true;
+        self
+    }
+
+    const fn without_effect(mut self, why: &'static str) -> Self {
+        self.no_effect = Some(why);
         self
     }
 
@@ -110,7 +117,17 @@ const fn opt(
     default: Option<&'static str>,
     help: &'static str,
 ) -> OptionSpec {
-    OptionSpec { group, name, kind, default, deprecated: &[], secret: false, section_only: false, help }
+    OptionSpec {
+        group,
+        name,
+        kind,
+        default,
+        deprecated: &[],
+        secret: false,
+        section_only: false,
+        no_effect: None,
+        help,
+    }
 }
 
 /// The option's specification.
@@ -152,7 +169,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(De, "executor_thread_pool_size", INT, Some("64"), "Calls, and besides them casts, that each backend works on at once; more wait in order.").deprecated(&[("DEFAULT", "rpc_thread_pool_size")]),
     opt(De, "report_interval", INT, Some("10"), "Seconds between heartbeats in the services table."),
     opt(De, "service_down_time", INT, Some("60"), "Seconds after the last heartbeat when others take this service for dead; more than report_interval."),
-    opt(De, "periodic_interval", INT, Some("60"), "Seconds between capability reports to the scheduler."),
+    opt(De, "periodic_interval", INT, Some("60"), "Seconds between periodic tasks.").without_effect("capabilities are reported every backend_stats_polling_interval"),
     opt(De, "backend_stats_polling_interval", from(3), Some("60"), "Seconds between capacity queries to Ceph."),
     opt(De, "enable_new_services", Bool, Some("true"), "Whether a service that starts for the first time is enabled."),
     opt(De, "no_snapshot_gb_quota", Bool, Some("false"), "Whether snapshots are left out of the gigabytes quota."),
@@ -221,7 +238,8 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Be, "backend_availability_zone", Text, None, "Availability zone of this backend."),
     opt(Be, "reserved_percentage", between(0, 100), Some("0"), "Percent of the capacity that the scheduler keeps free."),
     opt(Be, "max_over_subscription_ratio", Text, Some("20.0"), "Provisioned over physical capacity: a number of at least 1, or auto."),
-    opt(Be, "report_discard_supported", Bool, Some("false"), "Tell consumers that discard works."),
+    opt(Be, "report_discard_supported", Bool, Some("false"), "Tell consumers that discard works.").without_effect("of an RBD volume it is always told, as by upstream's driver"),
+    opt(Be, "disk_geometry", Choice(&["512", "512e", "4k"]), None, "Block sizes that hosts are told: 512, 512e (4096/512) or 4k. Unset: none."),
     opt(Be, "filter_function", Text, None, "Equation by which the scheduler filters this backend."),
     opt(Be, "goodness_function", Text, None, "Equation by which the scheduler rates this backend."),
     opt(Be, "extra_capabilities", Text, Some("{}"), "JSON object added to the capability report."),
@@ -235,8 +253,8 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Be, "rbd_max_clone_depth", INT, Some("5"), "Clones of clones before a flatten; 0: full copies."),
     opt(Be, "rbd_store_chunk_size", INT, Some("4"), "Object size in MiB."),
     opt(Be, "rados_connect_timeout", INT, Some("-1"), "Seconds for each librados and monitor call; negative: librados' default."),
-    opt(Be, "rados_connection_retries", INT, Some("3"), "Attempts to connect."),
-    opt(Be, "rados_connection_interval", INT, Some("5"), "Seconds between attempts, doubling."),
+    opt(Be, "rados_connection_retries", INT, Some("3"), "Attempts to connect.").without_effect("Scoria goes on trying"),
+    opt(Be, "rados_connection_interval", INT, Some("5"), "Seconds between attempts, doubling.").without_effect("Scoria goes on trying, at most 10 s apart"),
     opt(Be, "replication_connect_timeout", INT, Some("5"), "Seconds for calls to either side during failover; negative: librados' default."),
     opt(Be, "report_dynamic_total_capacity", Bool, Some("true"), "Total capacity = free + used of the pool."),
     opt(Be, "rbd_exclusive_cinder_pool", Bool, Some("true"), "Only Cinder uses the pool; false: provisioned capacity is summed over all images."),

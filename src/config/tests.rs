@@ -463,6 +463,14 @@ fn the_sample_loads_as_it_is_and_with_every_option_set() {
 }
 
 #[test]
+fn an_option_that_changes_nothing_is_told_where_it_is_set() {
+    let text = "[ceph]\nrados_connection_retries = 5\n";
+    let told = found(text, Severity::Warning);
+    assert!(told.len() == 1 && told[0].contains("rados_connection_retries: has no effect"), "{told:?}");
+    assert!(report(text).is_clean(), "it is no mistake");
+}
+
+#[test]
 fn the_sample_mentions_every_option_with_its_default() {
     let file = ini::parse(Path::new("sample"), uncommented().as_bytes()).unwrap();
     let active = ini::parse(Path::new("sample"), SAMPLE.as_bytes()).unwrap();
@@ -471,7 +479,12 @@ fn the_sample_mentions_every_option_with_its_default() {
             section == spec.group.section() || (spec.group == Group::Backend && section == "ceph")
         };
         let entry = file.entries.iter().find(|e| e.key == spec.name && here(&e.section));
-        assert!(entry.is_some(), "[{}] {} is missing in the sample", spec.group.section(), spec.name);
+        // What changes nothing is no choice to offer.
+        let offered = spec.no_effect.is_none();
+        assert_eq!(entry.is_some(), offered, "[{}] {} in the sample", spec.group.section(), spec.name);
+        if !offered {
+            continue;
+        }
         let set = active.entries.iter().any(|e| e.key == spec.name && here(&e.section));
         // The default of default_log_levels is about Python libraries; the sample shows a useful one.
         if let Some(default) = spec.default.filter(|_| !set && spec.name != "default_log_levels") {

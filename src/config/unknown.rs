@@ -91,11 +91,14 @@ fn one(reader: &Reader<'_>, backends: &[&str], section: &str, option: &str, orig
     let report = |severity, text: String| {
         reader.report(severity, Some(origin.clone()), (section, option), text);
     };
-    let ours = group.is_some_and(|g| names_of(g).any(|n| n == option));
+    let ours = group.and_then(|g| OPTIONS.iter().find(|o| o.group == g && o.name == option));
     let old = OPTIONS
         .iter()
         .find(|o| o.deprecated.iter().any(|(g, n)| group_key(g) == group_key(section) && *n == option));
-    if ours {
+    if let Some(spec) = ours {
+        if let Some(why) = spec.no_effect {
+            report(Severity::Warning, format!("has no effect in Scoria: {why}"));
+        }
         return;
     }
     if let Some(new) = old {

@@ -175,7 +175,7 @@ pub async fn attached(conn: &mut Conn, id: &str, draft: &AttachmentDraft, progre
         instance_uuid: Some(draft.instance_uuid.clone()),
         attached_host: Some(draft.attached_host.clone()),
         attach_time: Some(Some(now())),
-        attach_mode: Some(Some(draft.attach_mode.clone())),
+        attach_mode: Some(draft.attach_mode.clone()),
         ..AttachmentChanges::default()
     };
     update(conn, id, &changes).await?;

@@ -191,6 +191,24 @@ pub async fn roll_back(conn: &mut Conn, project_id: &str, uuids: &[String]) -> R
     settle(conn, project_id, uuids, false).await
 }
 
+/// The same when the resource that knows the project is gone: the reservations know it too.
+///
+/// # Errors
+/// `Database`.
+pub async fn roll_back_of_anybody(conn: &mut Conn, uuids: &[String]) -> Result<()> {
+    let project: Option<Option<String>> = reservations::table
+        .filter(reservations::deleted.eq(false))
+        .filter(reservations::uuid.eq_any(uuids))
+        .select(reservations::project_id)
+        .first(conn)
+        .await
+        .optional()?;
+    match project.flatten() {
+        Some(project) => roll_back(conn, &project, uuids).await,
+        None => Ok(()),
+    }
+}
+
 async fn settle(conn: &mut Conn, project_id: &str, uuids: &[String], commit: bool) -> Result<()> {
     if uuids.is_empty() {
         return Ok(());

@@ -119,6 +119,7 @@ pub async fn register(conn: &mut Conn, registration: &Registration) -> Result<Re
         let mut changes = ServiceChanges {
             rpc_current_version: Some(RPC_VERSION.to_owned()),
             object_current_version: Some(OBJECT_VERSION.to_owned()),
+            availability_zone: Some(registration.availability_zone.clone()),
             ..ServiceChanges::default()
         };
         let has_cluster = found.cluster_name.as_deref().is_some_and(|c| !c.is_empty());
@@ -333,15 +334,20 @@ pub async fn update_if(conn: &mut Conn, id: i32, from: &[&str], changes: &Servic
     Ok(matched > 0)
 }
 
-/// One heartbeat. Returns false when the row is gone and must be registered again.
+/// One heartbeat, which also corrects the availability zone (`Service.report_state`). Returns false when the
+/// row is gone and must be registered again.
 ///
 /// # Errors
 /// `Database`.
-pub async fn heartbeat(conn: &mut Conn, id: i32) -> Result<bool> {
+pub async fn heartbeat(conn: &mut Conn, id: i32, zone: &str) -> Result<bool> {
     let matched = diesel::update(services::table)
         .filter(services::id.eq(id))
         .filter(services::deleted.eq(false))
-        .set((services::report_count.eq(services::report_count + 1), services::updated_at.eq(now())))
+        .set((
+            services::report_count.eq(services::report_count + 1),
+            services::availability_zone.eq(zone),
+            services::updated_at.eq(now()),
+        ))
         .execute(conn)
         .await?;
     Ok(matched > 0)

@@ -171,15 +171,45 @@ pub async fn transition(
     changes: &SnapshotChanges,
 ) -> Result<()> {
     let arrow = transition::snapshot(event);
+    apply(conn, id, event, arrow.from, arrow.to, changes).await
+}
+
+/// Like [`transition()`], for an event that the table lets happen in any status: the row must be in the
+/// one that the caller has found, so that a late end overwrites nothing.
+///
+/// # Errors
+/// As [`transition()`].
+pub async fn transition_from(
+    conn: &mut Conn,
+    id: &str,
+    event: SnapshotEvent,
+    found: &str,
+    changes: &SnapshotChanges,
+) -> Result<()> {
+    let arrow = transition::snapshot(event);
+    if !arrow.from.is_empty() {
+        return apply(conn, id, event, arrow.from, arrow.to, changes).await;
+    }
+    apply(conn, id, event, &[found], arrow.to, changes).await
+}
+
+async fn apply(
+    conn: &mut Conn,
+    id: &str,
+    event: SnapshotEvent,
+    from: &[&str],
+    to: Option<&str>,
+    changes: &SnapshotChanges,
+) -> Result<()> {
     let mut update = diesel::update(snapshots::table)
         .filter(snapshots::id.eq(id))
         .filter(snapshots::deleted.eq(false))
         .into_boxed();
-    if !arrow.from.is_empty() {
-        update = update.filter(snapshots::status.eq_any(arrow.from.to_vec()));
+    if !from.is_empty() {
+        update = update.filter(snapshots::status.eq_any(from.to_vec()));
     }
     let matched = update
-        .set((arrow.to.map(|status| snapshots::status.eq(status)), changes, snapshots::updated_at.eq(now())))
+        .set((to.map(|status| snapshots::status.eq(status)), changes, snapshots::updated_at.eq(now())))
         .execute(conn)
         .await?;
     if matched > 0 {
@@ -190,7 +220,7 @@ pub async fn transition(
         Code::Conflict,
         format!("Snapshot {id} is in status {}, which does not allow this", snapshot.status),
     )
-    .detail(format!("{event:?} needs one of {:?}", arrow.from)))
+    .detail(format!("{event:?} needs one of {from:?}")))
 }
 
 /// Writes columns other than `status`; `updated_at` becomes now.

@@ -246,6 +246,25 @@ pub async fn transition(
     apply(conn, id, event, arrow.from, arrow.to, changes).await
 }
 
+/// Like [`transition()`], for an event that the table lets happen in any status: the row must be in the
+/// one that the caller has found, so that a late end overwrites nothing.
+///
+/// # Errors
+/// As [`transition()`].
+pub async fn transition_from(
+    conn: &mut Conn,
+    id: &str,
+    event: VolumeEvent,
+    found: &str,
+    changes: &VolumeChanges,
+) -> Result<()> {
+    let arrow = transition::volume(event);
+    if !arrow.from.is_empty() {
+        return apply(conn, id, event, arrow.from, arrow.to, changes).await;
+    }
+    apply(conn, id, event, &[found], arrow.to, changes).await
+}
+
 /// Like [`transition()`], for an event whose resulting status is decided by the caller (the table has
 /// `to: None`): `StillReserved`, `Recovered`, `RetypeAborted`.
 ///

@@ -29,6 +29,11 @@ impl QosSpecs {
     pub fn for_front_end(&self) -> bool {
         matches!(self.consumer.as_str(), "front-end" | "both")
     }
+
+    /// True when the storage applies them.
+    pub fn is_for_back_end(&self) -> bool {
+        matches!(self.consumer.as_str(), "back-end" | "both")
+    }
 }
 
 /// The type, also a deleted one: a volume may outlive its type.

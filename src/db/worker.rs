@@ -208,6 +208,32 @@ pub async fn release_resource(
     Ok(deleted > 0)
 }
 
+/// Makes our row of a resource nobody's, because another service is asked to go on: as stock's rpcapi leaves
+/// it before a cast (`CleanableObject.create_worker`). Ours still, it would be cleaned up as work that we
+/// never finished.
+///
+/// # Errors
+/// `Database`.
+pub async fn hand_over(
+    conn: &mut Conn,
+    resource_type: &str,
+    resource_id: &str,
+    service_id: i32,
+) -> Result<()> {
+    diesel::update(workers::table)
+        .filter(workers::resource_type.eq(resource_type))
+        .filter(workers::resource_id.eq(resource_id))
+        .filter(workers::service_id.eq(service_id))
+        .set((
+            workers::service_id.eq(None::<i32>),
+            workers::race_preventer.eq(workers::race_preventer + 1),
+            workers::updated_at.eq(micros(now())),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Which rows a cleanup looks at (`CleanupRequest`).
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)]

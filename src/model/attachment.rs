@@ -31,5 +31,5 @@ pub struct AttachmentDraft {
     pub instance_uuid: Option<String>,
     pub attached_host: Option<String>,
     pub mountpoint: Option<String>,
-    pub attach_mode: String,
+    pub attach_mode: Option<String>,
 }

@@ -45,6 +45,9 @@ pub enum VolumeEvent {
     DeleteBusy,
     /// Deletion failed.
     DeleteFailed,
+    /// Deletion was refused, because the volume is attached. Only a status that says that it is being
+    /// deleted changes: any other is the truth.
+    DeleteRefused,
     /// Unmanaging failed.
     UnmanageFailed,
     /// The resize is done and nobody is attached.
@@ -113,10 +116,11 @@ pub fn volume(event: VolumeEvent) -> Transition {
         MigrationTargetCreated => (&["creating", "migration_target_creating"], Some("migration_target")),
         CreateFailed => (&["creating", "downloading", "error"], Some("error")),
         CreateRescheduled => (&["creating", "downloading"], None),
-        DeleteBusy => (&["deleting", "available"], Some("available")),
+        DeleteBusy => (&["deleting", "error_managing_deleting", "available"], Some("available")),
         // `cinder-manage volume delete` casts without changing the status first (reference admin.md
-        // 7.4), so any status may be found here.
+        // 7.4), so any status may be found here. The caller names the one that it found.
         DeleteFailed => (&[], Some("error_deleting")),
+        DeleteRefused => (&["deleting", "error_managing_deleting"], Some("error_deleting")),
         UnmanageFailed => (&[], Some("error_unmanaging")),
         Extended => (&["extending"], Some("available")),
         ExtendedInUse => (&["extending"], Some("in-use")),
@@ -189,7 +193,8 @@ pub fn snapshot(event: SnapshotEvent) -> Transition {
     let (from, to): (&'static [&'static str], Option<&'static str>) = match event {
         Created => (&["creating", "backing-up", "available"], Some("available")),
         CreateFailed => (&["creating", "backing-up", "error"], Some("error")),
-        DeleteBusy => (&["deleting", "available"], Some("available")),
+        DeleteBusy => (&["deleting", "unmanaging", "available"], Some("available")),
+        // The caller names the status that it found.
         DeleteFailed => (&[], Some("error_deleting")),
         LostByFailover => (&[], Some("error")),
         Recovered => (&["error"], Some("available")),

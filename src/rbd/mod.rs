@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::{RbdError, RbdErrorKind};
 pub use protocol::{Command, Connection, Reply, Request};
@@ -45,12 +46,25 @@ pub trait Ceph: Send + Sync + 'static {
 pub struct Site {
     ceph: Arc<dyn Ceph>,
     connection: Connection,
+    flattens: Option<Arc<Semaphore>>,
 }
 
 impl Site {
     /// A handle; nothing is connected until the first call.
     pub fn new(ceph: Arc<dyn Ceph>, connection: Connection) -> Self {
-        Site { ceph, connection }
+        Site { ceph, connection, flattens: None }
+    }
+
+    /// The same site, whose flattens wait for a place among those of everybody who shares `places`.
+    #[must_use]
+    pub fn sharing_flattens(self, places: Arc<Semaphore>) -> Self {
+        Site { flattens: Some(places), ..self }
+    }
+
+    /// A place among the flattens that may run at once; hold it while flattening.
+    pub async fn place_to_flatten(&self) -> Option<OwnedSemaphorePermit> {
+        // Nobody closes the semaphore.
+        self.flattens.clone()?.acquire_owned().await.ok()
     }
 
     /// How the site is reached, and its name.

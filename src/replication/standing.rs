@@ -285,7 +285,10 @@ pub async fn enter(backend: &Backend, enable_new_services: bool) -> Result<()> {
 /// `Database`; `InvalidReplicationTarget` as [`completed`].
 pub async fn beat(backend: &Backend, enable_new_services: bool) -> Result<()> {
     let id = backend.service()?.id;
-    if !backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, id).await).await? {
+    let zone = &backend.config.availability_zone;
+    let beaten =
+        backend.db.read("heartbeat", async |conn| db::service::heartbeat(conn, id, zone).await).await?;
+    if !beaten {
         return again(backend, enable_new_services).await;
     }
     let _active = exclusive(backend).await;

@@ -52,9 +52,7 @@ pub struct Refusal {
 impl Call {
     /// Decodes a delivery. `expiration` is the AMQP property, in milliseconds as text.
     pub fn from_delivery(body: &[u8], expiration: Option<&str>) -> Result<Call, Box<Refusal>> {
-        let map = envelope::open(body).map_err(|error| {
-            Box::new(Refusal { error, method: String::new(), request_id: String::new(), reply: None })
-        })?;
+        let map = envelope::open(body).map_err(Refusal::unreadable)?;
         let mut call = Call::from_inner(envelope::read(map))?;
         call.deadline = call.reply.is_some().then(|| expiration.and_then(deadline)).flatten();
         Ok(call)
@@ -113,6 +111,11 @@ fn deadline(expiration: &str) -> Option<NaiveDateTime> {
 }
 
 impl Refusal {
+    /// Of a message that says nothing of itself: nobody can be answered.
+    pub(crate) fn unreadable(error: Error) -> Box<Refusal> {
+        Box::new(Refusal { error, method: String::new(), request_id: String::new(), reply: None })
+    }
+
     /// True when the message could not be read at all.
     pub fn is_malformed(&self) -> bool {
         self.error.code() == Code::MalformedMessage

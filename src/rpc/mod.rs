@@ -6,6 +6,7 @@
 //! [`scheduler`] implement the traits of `backend::peers`.
 
 pub mod call;
+mod compression;
 pub mod connection;
 mod consumer;
 pub mod dispatch;

@@ -22,6 +22,7 @@ use tracing::Instrument;
 use crate::config::RabbitConfig;
 use crate::error::{Error, Kind, Result};
 use crate::rpc::call::{Call, Refusal};
+use crate::rpc::compression;
 use crate::rpc::connection::Link;
 use crate::rpc::consumer::{Consumer, Received};
 use crate::rpc::dispatch::Resource;
@@ -219,7 +220,12 @@ struct Worker<H: Handler> {
 impl<H: Handler> Worker<H> {
     async fn process(&self, received: Received) {
         let expiration = received.delivery.properties.expiration().as_ref().map(|e| e.as_str().to_owned());
-        match Call::from_delivery(&received.delivery.data, expiration.as_deref()) {
+        let headers = received.delivery.properties.headers();
+        let scheme = headers.as_ref().and_then(compression::scheme);
+        let call = compression::plain(&received.delivery.data, scheme.as_deref())
+            .map_err(Refusal::unreadable)
+            .and_then(|body| Call::from_delivery(&body, expiration.as_deref()));
+        match call {
             Err(refusal) => self.refuse(*refusal, received).await,
             Ok(call) => {
                 let span = span(&call, &self.host);

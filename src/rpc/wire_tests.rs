@@ -8,10 +8,13 @@ use serde_json::{Map, Value, json};
 use super::objects::{self, Object, WireVolume};
 use super::scheduler::Binary;
 use super::{Pins, Reply, envelope, fault, notifier, scheduler, usage};
+use crate::backend::capacity::{self, Measured};
 use crate::backend::peers::{Capabilities, Priority, Reschedule, SnapshotUsage, VolumeUsage};
+use crate::config::Config;
 use crate::context::RequestContext;
 use crate::error::{Code, Error};
 use crate::model::{Attachment, Group, GroupSnapshot, Snapshot, Versions, Volume};
+use crate::rbd::types::PoolCapacity;
 
 /// The inner message of a capture.
 fn captured(name: &str) -> Map<String, Value> {
@@ -239,27 +242,77 @@ fn group_notifications() {
     }
 }
 
+/// What the backend of the captured session would report if it were ours.
+fn our_capabilities() -> Map<String, Value> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[DEFAULT]\nhost=lab1\nenabled_backends=fake1\ntransport_url=rabbit://u:p@h/v\n\
+                [database]\nconnection=mysql+pymysql://u:p@h/cinder\n\
+                [fake1]\nvolume_backend_name=fake1\nrbd_user=cinder\nrbd_exclusive_cinder_pool=false\n\
+                replication_device=backend_id:lab-site-b,conf:/b.conf\n";
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    let (config, _) = Config::load(&[file.path().to_owned()], &[], std::iter::empty()).unwrap();
+    let measured = Measured {
+        fsid: "f".to_owned(),
+        capacity: PoolCapacity { stored: 0, max_avail: 4000 << 30, cluster_total: 5000 << 30, quota: 0 },
+        provisioned_gb: Some(10),
+    };
+    capacity::capabilities(&config.backends[0], Some(&measured), 0)
+}
+
+/// Same keys and types as the capture, but for keys that only the driver of the captured session has.
+fn compare_capabilities(mut ours: Map<String, Value>, theirs: &Value, only_theirs: &[&str]) {
+    let mut theirs = theirs.as_object().unwrap().clone();
+    for key in only_theirs {
+        assert!(theirs.remove(*key).is_some() && !ours.contains_key(*key), "{key}");
+    }
+    // Figures of stock's RBD driver are floats and its sum of image sizes is whole, the captured one's are
+    // all floats: for JSON both are numbers. Ours can be failed back from the target, so there are two.
+    let targets = ours.insert("replication_targets".to_owned(), theirs["replication_targets"].clone());
+    assert_eq!(targets, Some(json!(["lab-site-b", "default"])));
+    same_shape(&Value::Object(ours.clone()), &Value::Object(theirs.clone()), "capabilities");
+    for key in ["storage_protocol", "vendor_name", "volume_backend_name", "backend_state"] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+    for key in ["multiattach", "qos_support", "thin_provisioning_support", "max_over_subscription_ratio"] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+}
+
+/// Groups that are consistent or replicated as a whole, which stock's RBD driver does not have either.
+const OF_GROUPS: [&str; 3] = [
+    "consistent_group_snapshot_enabled",
+    "group_replication_enabled",
+    "consistent_group_replication_enabled",
+];
+
 #[test]
 fn capability_reports() {
     let at = objects::parse_time("2026-11-20T20:27:58.843042").unwrap();
     let update = captured("update_service_capabilities-fanout-to-cinder-scheduler");
+    let ours = our_capabilities();
+    compare_capabilities(ours.clone(), &update["args"]["capabilities"], &OF_GROUPS);
     let mut report = Capabilities {
         host: text(&update["args"], "host").unwrap(),
         cluster: None,
-        capabilities: update["args"]["capabilities"].as_object().unwrap().clone(),
+        capabilities: ours.clone(),
     };
     let pins = Binary::Scheduler.newest();
-    let ours = scheduler::update_capabilities(&report, at, pins);
-    assert_eq!(ours.args, update["args"]);
+    let sent = scheduler::update_capabilities(&report, at, pins);
+    let mut expected = update["args"].clone();
+    expected["capabilities"] = Value::Object(ours.clone());
+    assert_eq!(sent.args, expected);
     // Sent without anybody asking: under an administrator's context.
-    assert_eq!((ours.method, ours.version), ("update_service_capabilities", (3, 3)));
-    let message = envelope::cast(&RequestContext::admin(), ours.method, "3.3", ours.args);
+    assert_eq!((sent.method, sent.version), ("update_service_capabilities", (3, 3)));
+    let mut message = envelope::cast(&RequestContext::admin(), sent.method, "3.3", sent.args);
+    message["args"]["capabilities"] = update["args"]["capabilities"].clone();
     same_shape(&Value::Object(message), &Value::Object(update), "update_service_capabilities");
 
     let notify = captured("notify_service_capabilities-cast-to-cinder-scheduler");
-    let ours = scheduler::notify_capabilities(&report, at, pins).unwrap();
-    same_shape(&ours.args, &notify["args"], "notify_service_capabilities");
-    assert_eq!(ours.args["backend"], notify["args"]["backend"]);
+    let sent = scheduler::notify_capabilities(&report, at, pins).unwrap();
+    compare_capabilities(ours, &notify["args"]["capabilities"], &OF_GROUPS);
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(keys(&sent.args), keys(&notify["args"]));
+    assert_eq!(sent.args["backend"], notify["args"]["backend"]);
     report.cluster = Some("c@b".to_owned());
     assert_eq!(scheduler::notify_capabilities(&report, at, pins).unwrap().args["backend"], "c@b");
 }
@@ -291,6 +344,16 @@ fn older_schedulers_are_sent_what_they_know() {
     assert!(keys(&create("3.10").args).contains("backup_id"));
     assert!(!keys(&create("3.9").args).contains("backup_id"));
     assert_eq!(create("3.9").version, (3, 0));
+}
+
+#[test]
+fn capabilities_are_answered_as_by_a_driver() {
+    let theirs = captured("get_capabilities-call-to-cinder-volume-reply-ending");
+    // The captured driver measures these itself. Of stock's RBD driver they come from the manager, which adds
+    // them to what it reports and not to what it answers.
+    let of_the_manager = ["allocated_capacity_gb", "filter_function", "goodness_function"];
+    let only_theirs = [&OF_GROUPS[..], &of_the_manager].concat();
+    compare_capabilities(capacity::with_properties(our_capabilities()), &theirs["result"], &only_theirs);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::model::ReplicationStatus;
 use crate::replication::{orders, standing, target};
 use crate::rpc::{Rpc, Server, synthetic};
-use crate::volume::cleanup;
+use crate::volume::{cleanup, trash};
 
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
@@ -121,6 +121,9 @@ impl Running {
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
+        if backend.config.deferred_deletion {
+            tasks.spawn(purge_trash(backend.clone(), stop.clone()));
+        }
         tasks.close();
         Ok(Running { backend, server, stop, tasks, recovered })
     }
@@ -243,6 +246,27 @@ async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken)
                 // A hundred deletions in a row want one report.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+        }
+    }
+}
+
+/// Purges the trash every `deferred_deletion_purge_interval`, while the backend is up.
+async fn purge_trash(backend: Arc<Backend>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backend.config.deferred_deletion_purge_interval) => {}
+        }
+        if backend.condition() != Condition::Up {
+            continue;
+        }
+        // A removal takes as long as it takes; the end of the service does not wait for it.
+        let purged = tokio::select! {
+            () = stop.cancelled() => return,
+            purged = trash::purge(&backend) => purged,
+        };
+        if let Err(error) = purged {
+            warn!(backend = backend.host(), %error, "could not purge the trash");
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn settle(
                 unmanage_only: a.unmanage_only,
                 cascade: a.cascade,
             };
-            delete::give_up(b, o, request, f).await
+            delete::give_up(b, c, o, request, f).await
         }
         Method::ExtendVolume(a) => {
             let request = extend::Extend {

@@ -130,7 +130,7 @@ impl BackendHandler {
                 Ok(Value::Null)
             }
             (Method::InitializeConnection(a), None) => {
-                connect::initialize(backend, &a.volume.volume.id).await
+                connect::initialize(backend, &a.volume.volume.id, &a.connector).await
             }
             (Method::TerminateConnection(a), None) => {
                 connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
@@ -230,7 +230,9 @@ impl BackendHandler {
                 attach::delete(backend, context, &a.volume.volume.id, &a.attachment_id).await?;
                 Ok(Value::Null)
             }
-            Method::InitializeConnection(a) => connect::initialize(backend, &a.volume.volume.id).await,
+            Method::InitializeConnection(a) => {
+                connect::initialize(backend, &a.volume.volume.id, &a.connector).await
+            }
             Method::TerminateConnection(a) => {
                 connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
                 Ok(Value::Null)

@@ -92,7 +92,7 @@ pub async fn attach(
         instance_uuid: request.instance_uuid.clone(),
         attached_host: host,
         mountpoint: request.mountpoint.clone(),
-        attach_mode: mode.clone(),
+        attach_mode: Some(mode.clone()),
     };
     // Of an attachment that has only begun, the row does not say whose it is.
     let known = touched(operation).await?.map(|t| t.id);
@@ -141,14 +141,11 @@ fn check_attach(
             format!("Expected a UUID but received {}.", instance.escape_debug()),
         ));
     }
-    if readonly == Some("True") && draft.attach_mode != "ro" {
+    let mode = draft.attach_mode.as_deref().unwrap_or("rw");
+    if readonly == Some("True") && mode != "ro" {
         return Err(Error::new(
             Code::InvalidVolumeAttachMode,
-            format!(
-                "Invalid attaching mode '{}' for volume {}.",
-                draft.attach_mode.escape_debug(),
-                volume.id
-            ),
+            format!("Invalid attaching mode '{}' for volume {}.", mode.escape_debug(), volume.id),
         ));
     }
     backend.require_up()
@@ -246,7 +243,8 @@ pub async fn detach(
 /// connection info.
 ///
 /// # Errors
-/// What refuses the connection; the attachment is then `error_attaching`.
+/// What refuses the connection. The attachment stays as it is, unless the backend has never come up: then it
+/// is `error_attaching`, and the user is told.
 pub async fn update(
     backend: &Backend,
     context: &RequestContext,
@@ -262,19 +260,23 @@ pub async fn update(
         })
         .await?;
     backend.notify_volume(context, "attach.start", &volume).await;
-    // The mode of attachment-create wins over the connector's; the row holds the text 'null' when the
-    // user named none (`cinder/volume/manager.py`, attachment_update).
+    let asked = connector.get("mode").and_then(Value::as_str).map(str::to_owned);
+    // The mode of attachment-create wins over the connector's, also one that is NULL because the attachment
+    // came with its connector; the row holds the text 'null' when the user named none
+    // (`cinder/volume/manager.py`, attachment_update).
     let mode = match attachment.attach_mode.as_deref() {
-        Some("null") => connector.get("mode").and_then(Value::as_str).unwrap_or("rw").to_owned(),
+        Some("null") => Some(asked.clone().unwrap_or_else(|| "rw".to_owned())),
         mode => {
-            let mode = mode.unwrap_or("rw").to_owned();
-            connector.insert("mode".to_owned(), Value::String(mode.clone()));
-            mode
+            connector.insert("mode".to_owned(), mode.map_or(Value::Null, Value::from));
+            mode.map(str::to_owned)
         }
     };
-    let connected = connect::connect(backend, &volume, Some(&mode)).await;
+    let connector = Value::Object(connector);
+    let connected =
+        connect::connect(backend, &volume, mode.as_deref().or(asked.as_deref()), &connector).await;
     let info = match connected {
         Ok(info) => info,
+        Err(refusal) if refusal.code() != Code::DriverNotInitialized => return Err(refusal),
         Err(refusal) => {
             let message = Message::volume(
                 volume_id,
@@ -285,7 +287,6 @@ pub async fn update(
             return Ok(Value::Null);
         }
     };
-    let connector = Value::Object(connector);
     let text =
         |key: &str, missing: &str| connector.get(key).and_then(Value::as_str).unwrap_or(missing).to_owned();
     let draft = AttachmentDraft {
@@ -309,7 +310,7 @@ pub async fn update(
         })
         .await?;
     info!(volume.id = volume_id, attachment.id = attachment_id, "attachment updated");
-    Ok(flat(info, attachment_id, &connector))
+    Ok(flat(info, attachment_id))
 }
 
 /// `attachment_delete`: the API deletes the row; here is nothing to undo in Ceph.

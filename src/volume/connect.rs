@@ -1,26 +1,32 @@
 //! `initialize_connection` and `terminate_connection`: what a host needs to open the image.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::connection::{Connect, Monitor, expand_qos, info, monitor};
+use super::connection::{Connect, Monitor, enforce_multipath, expand_qos, info, monitor};
 use crate::backend::Backend;
+use crate::config::DiskGeometry;
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::model::Volume;
 use crate::rbd::protocol::MonDump;
 
-/// Answers the connection info of a volume for any host.
+/// Answers the connection info of a volume for the host of `connector`.
 ///
 /// # Errors
 /// `DriverNotInitialized`; `VolumeBackend` when the site does not answer.
-pub async fn initialize(backend: &Backend, volume_id: &str) -> Result<Value> {
+pub async fn initialize(backend: &Backend, volume_id: &str, connector: &Map<String, Value>) -> Result<Value> {
     let volume =
         backend.db.read("volume to connect", async |conn| db::volume::get(conn, volume_id).await).await?;
-    connect(backend, &volume, None).await
+    connect(backend, &volume, None, &json!(connector)).await
 }
 
 /// The connection info; `mode` overrides what the rows say of read-only.
-pub(super) async fn connect(backend: &Backend, volume: &Volume, mode: Option<&str>) -> Result<Value> {
+pub(super) async fn connect(
+    backend: &Backend,
+    volume: &Volume,
+    mode: Option<&str>,
+    connector: &Value,
+) -> Result<Value> {
     backend.require_up()?;
     let (admin, volume_type, qos) = backend
         .db
@@ -65,6 +71,8 @@ pub(super) async fn connect(backend: &Backend, volume: &Volume, mode: Option<&st
         qos_specs,
         access_mode,
         encrypted: volume.encryption_key_id.is_some(),
+        enforce_multipath: enforce_multipath(connector),
+        block_sizes: backend.config.disk_geometry.map(DiskGeometry::block_sizes),
         cacheable: volume_type.extra_specs.get("cacheable").is_some_and(|v| v == "<is> True"),
     });
     Ok(connected)

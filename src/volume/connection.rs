@@ -54,13 +54,17 @@ pub struct Connect<'a> {
     pub access_mode: &'a str,
     /// The volume has an encryption key.
     pub encrypted: bool,
+    /// The connector's wish.
+    pub enforce_multipath: Value,
+    /// Physical and logical block size, when they are configured.
+    pub block_sizes: Option<(&'static str, &'static str)>,
     /// The type's `cacheable` spec, and the volume is not multiattach.
     pub cacheable: bool,
 }
 
 /// The `{driver_volume_type, data}` document of `initialize_connection`.
 pub fn info(connect: &Connect<'_>) -> Value {
-    json!({
+    let mut info = json!({
         "driver_volume_type": "rbd",
         "data": {
             "name": format!("{}/{}", connect.pool, connect.image),
@@ -77,13 +81,18 @@ pub fn info(connect: &Connect<'_>) -> Value {
             "access_mode": connect.access_mode,
             "encrypted": connect.encrypted,
             "cacheable": connect.cacheable,
-            "enforce_multipath": false,
+            "enforce_multipath": connect.enforce_multipath,
         }
-    })
+    });
+    if let Some((physical, logical)) = connect.block_sizes {
+        info["data"]["physical_block_size"] = json!(physical);
+        info["data"]["logical_block_size"] = json!(logical);
+    }
+    info
 }
 
 /// `attachment_update` answers the same, with `data` lifted to the top level.
-pub fn flat(info: Value, attachment_id: &str, connector: &Value) -> Value {
+pub fn flat(info: Value, attachment_id: &str) -> Value {
     let Value::Object(mut info) = info else { return info };
     let mut flat = match info.remove("data") {
         Some(Value::Object(data)) => data,
@@ -91,13 +100,12 @@ pub fn flat(info: Value, attachment_id: &str, connector: &Value) -> Value {
     };
     flat.insert("driver_volume_type".into(), info.remove("driver_volume_type").unwrap_or(Value::Null));
     flat.insert("attachment_id".into(), Value::String(attachment_id.to_owned()));
-    flat.insert("enforce_multipath".into(), json!(enforce_multipath(connector)));
     Value::Object(flat)
 }
 
-/// The connector's wish, false when it has none (`connector.get('enforce_multipath', False)`).
-pub fn enforce_multipath(connector: &Value) -> bool {
-    connector.get("enforce_multipath").and_then(Value::as_bool).unwrap_or(false)
+/// The connector's wish as it is, false when it has none (`connector.get('enforce_multipath', False)`).
+pub fn enforce_multipath(connector: &Value) -> Value {
+    connector.get("enforce_multipath").cloned().unwrap_or(Value::Bool(false))
 }
 
 /// `initialize_connection` refuses a connector that is not an object (`InvalidInput`).

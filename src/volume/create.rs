@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::image::{Attempt, Place, Shape};
-use super::{crash, mode_of, transition_if_still};
+use super::{crash, mode_of, setup, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message};
-use crate::db::volume::VolumeChanges;
+use crate::db::volume::{GlanceSource, VolumeChanges};
 use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
@@ -67,6 +67,20 @@ impl Source {
             Source::Volume(id) => Some(format!("{id}-delete_volume")),
             Source::Image(_) | Source::Backup(_) | Source::Raw => None,
         }
+    }
+
+    /// Where its image metadata comes from, when the origin boots.
+    async fn image_metadata(&self, conn: &mut db::Conn) -> Result<Option<GlanceSource<'_>>> {
+        let (origin, from) = match self {
+            Source::Snapshot(id) => {
+                let Some(snapshot) = db::snapshot::find(conn, id).await? else { return Ok(None) };
+                (snapshot.volume_id, GlanceSource::Snapshot(id))
+            }
+            Source::Volume(id) => (id.clone(), GlanceSource::Volume(id)),
+            Source::Image(_) | Source::Backup(_) | Source::Raw => return Ok(None),
+        };
+        let boots = db::volume::find(conn, &origin).await?.is_some_and(|v| v.bootable);
+        Ok(boots.then_some(from))
     }
 
     fn message(&self, volume_id: &str, code: Code) -> Message {
@@ -124,7 +138,7 @@ pub async fn create(
         Ok(place) => {
             let made = match build(backend, context, operation, &volume, &volume_type, &source, &place).await
             {
-                Ok(changes) => succeed(backend, context, operation, &volume, &place, &changes).await,
+                Ok(changes) => succeed(backend, context, operation, &volume, &source, &place, &changes).await,
                 Err(failure) if failure.code() == Code::Cancelled => Err(Unmade::Unrecorded(failure)),
                 Err(failure) => Err(Unmade::Failed(failure)),
             };
@@ -219,6 +233,7 @@ async fn build(
         Some(name) => Some(backend.locks.lock(&name).await),
         None => None,
     };
+    backend.notify_volume(context, "create.start", volume).await;
     backend.require_up()?;
     if volume.encryption_key_id.is_some() {
         return Err(Error::new(
@@ -232,14 +247,13 @@ async fn build(
             "Replication and Multiattach are mutually exclusive: change the volume type",
         ));
     }
-    backend.notify_volume(context, "create.start", volume).await;
     let shape = backend.shape(&place.site).await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     fill(backend, place, volume, source, shape, attempt).await?;
     crash::point("create_volume:image_created");
-    let mut changes = VolumeChanges::default();
+    let image = backend.image_name(volume);
+    let mut changes = setup::from_type(backend, &place, &image, volume_type, shape).await?;
     if volume_type.wants_replication() && backend.is_replicated() {
-        let image = backend.image_name(volume);
         let mode = mode_of(&backend.config, volume_type)?;
         let data =
             enable::enable(&place.site, &place.pool, &image, mode, shape.features).await.map_err(|e| {
@@ -375,6 +389,7 @@ async fn succeed(
     context: &RequestContext,
     operation: &Operation,
     volume: &Volume,
+    source: &Source,
     place: &Place,
     changes: &VolumeChanges,
 ) -> Result<(), Unmade> {
@@ -392,7 +407,11 @@ async fn succeed(
     let ended = backend
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
-            let changes = overtaken(conn, backend, volume, place, &changes).await?;
+            let mut changes = overtaken(conn, backend, volume, place, &changes).await?;
+            if let Some(from) = source.image_metadata(conn).await? {
+                db::volume::copy_glance_metadata(conn, from, &volume.id).await?;
+                changes.bootable = Some(true);
+            }
             db::volume::transition(conn, &volume.id, event, &changes).await?;
             db::worker::release_resource(conn, "Volume", &volume.id, service.id).await?;
             db::volume::get(conn, &volume.id).await
@@ -413,7 +432,8 @@ async fn succeed(
     Ok(())
 }
 
-/// Errors that another backend would meet too (`no_reschedule_types`).
+/// Errors that another backend would meet too (`no_reschedule_types`), and what this service does not serve:
+/// its users are told so once, not once for every backend of it.
 fn hopeless(code: Code) -> bool {
     matches!(
         code,
@@ -421,7 +441,7 @@ fn hopeless(code: Code) -> bool {
             | Code::SnapshotNotFound
             | Code::VolumeTypeNotFound
             | Code::MetadataCopy
-            | Code::UnsupportedCombination
+            | Code::NotSupported
             | Code::InvalidVolume
     )
 }
@@ -452,6 +472,7 @@ async fn fail(
                 };
                 db::volume::transition(conn, &volume.id, VolumeEvent::CreateRescheduled, &changes).await?;
                 db::message::create(conn, context, &message, ttl).await?;
+                db::worker::hand_over(conn, "Volume", &volume.id, service.id).await?;
                 operation.step_in(conn, RESCHEDULING, &why).await
             })
             .await?;

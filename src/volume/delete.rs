@@ -2,12 +2,13 @@
 //!
 //! A user expects the volume gone, its quota back, and nothing else harmed: clones keep working, and a
 //! volume that a host still uses is not destroyed but becomes `available` again (reference
-//! volume_rpc.md 2.2).
+//! volume_rpc.md 2.2). A cascade deletes one snapshot after the other, each for good: when one of them
+//! cannot go, those that went are gone in the rows and in the quota too, and the rest is usable.
 
 use tracing::{error, info, warn};
 
 use super::image::Place;
-use super::{crash, transition_if_still};
+use super::{crash, snapshot};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -15,7 +16,7 @@ use crate::db::quota::{self, Release};
 use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{Snapshot, Volume, VolumeEvent, backend_of};
+use crate::model::{Snapshot, SnapshotEvent, Volume, VolumeEvent, backend_of};
 use crate::rbd::RbdErrorKind;
 use crate::rbd::types::{Inspection, Parent};
 
@@ -31,6 +32,19 @@ pub struct Delete {
     pub unmanage_only: bool,
     /// Delete its snapshots first.
     pub cascade: bool,
+}
+
+/// Why a volume is not deleted.
+struct Failure {
+    error: Error,
+    /// The snapshot at which a cascade ended.
+    snapshot: Option<Snapshot>,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure { error: error.into(), snapshot: None }
+    }
 }
 
 /// Deletes the volume. A volume that is gone already is a success.
@@ -51,10 +65,23 @@ pub async fn delete(
         return backend.journal.finish(operation, &backend.done()).await;
     };
     crash::point("delete_volume:accepted");
+    if !is_ours(backend, &volume) {
+        // Its status is for the backend that has it.
+        let refusal = Error::new(Code::Invalid, format!("Volume {} is not local to this node", volume.id));
+        error!(volume.id = volume.id, error = %refusal, "volume is not deleted");
+        return backend.journal.finish(operation, &Outcome::failed(&refusal)).await;
+    }
     match remove(backend, context, operation, &volume, &request).await {
         Ok(()) => succeed(backend, context, operation, &volume, &request).await,
-        Err(failure) if failure.code() == Code::Cancelled => Err(failure),
-        Err(failure) => fail(backend, operation, &volume, &request, failure).await,
+        Err(failure) if failure.error.code() == Code::Cancelled => Err(failure.error),
+        Err(failure) => fail(backend, context, operation, &volume, &request, failure).await,
+    }
+}
+
+fn is_ours(backend: &Backend, volume: &Volume) -> bool {
+    match &backend.config.cluster {
+        Some(cluster) => volume.cluster_name.as_deref().map(backend_of) == Some(cluster),
+        None => volume.host.as_deref().map(backend_of) == Some(backend.host()),
     }
 }
 
@@ -64,13 +91,14 @@ pub async fn delete(
 /// Only when nothing could be recorded.
 pub async fn give_up(
     backend: &Backend,
+    context: &RequestContext,
     operation: &Operation,
     request: Delete,
     failure: Error,
 ) -> Result<()> {
     let id = &request.volume_id;
     let volume = backend.db.read("volume to give up", async |conn| db::volume::get(conn, id).await).await?;
-    fail(backend, operation, &volume, &request, failure).await
+    fail(backend, context, operation, &volume, &request, failure.into()).await
 }
 
 /// Checks, and everything that happens in Ceph.
@@ -80,25 +108,21 @@ async fn remove(
     operation: &Operation,
     volume: &Volume,
     request: &Delete,
-) -> Result<()> {
+) -> std::result::Result<(), Failure> {
     if volume.attach_status.as_deref() == Some("attached") {
         return Err(Error::new(
             Code::VolumeAttached,
             format!("Volume {} is still attached, detach volume first.", volume.id),
-        ));
-    }
-    let ours = match &backend.config.cluster {
-        Some(cluster) => volume.cluster_name.as_deref().map(backend_of) == Some(cluster),
-        None => volume.host.as_deref().map(backend_of) == Some(backend.host()),
-    };
-    if !ours {
-        return Err(Error::new(Code::Invalid, format!("Volume {} is not local to this node", volume.id)));
+        )
+        .into());
     }
     if request.unmanage_only && request.cascade {
-        return Err(Error::new(Code::Invalid, "Unmanage and cascade delete options are mutually exclusive."));
+        let refusal =
+            Error::new(Code::Invalid, "Unmanage and cascade delete options are mutually exclusive.");
+        return Err(refusal.into());
     }
     if request.unmanage_only && volume.encryption_key_id.is_some() {
-        return Err(Error::new(Code::Invalid, "Unmanaging encrypted volumes is not supported."));
+        return Err(Error::new(Code::Invalid, "Unmanaging encrypted volumes is not supported.").into());
     }
     let event = if request.unmanage_only { "unmanage.start" } else { "delete.start" };
     backend.notify_volume(context, event, volume).await;
@@ -109,18 +133,7 @@ async fn remove(
     let place = backend.place(volume).await?;
     let image = backend.image_name(volume);
     if request.cascade {
-        for snapshot in snapshots(backend, volume).await? {
-            if snapshot.status != "deleting" {
-                return Err(Error::new(
-                    Code::InvalidSnapshot,
-                    format!(
-                        "Volume {} cannot be deleted: its snapshot {} is in status {} instead of deleting",
-                        volume.id, snapshot.id, snapshot.status
-                    ),
-                ));
-            }
-            place.remove_snapshot(&image, &backend.snap_name(&snapshot.id)).await?;
-        }
+        remove_snapshots(backend, context, operation, volume).await?;
     }
     let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
     let found = place.inspect(&image).await?;
@@ -160,11 +173,33 @@ async fn helpers(
     Ok(helpers)
 }
 
-async fn snapshots(backend: &Backend, volume: &Volume) -> Result<Vec<Snapshot>> {
-    backend
+/// Deletes the volume's snapshots one after the other, as `delete_snapshot` does.
+async fn remove_snapshots(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume: &Volume,
+) -> std::result::Result<(), Failure> {
+    let snapshots = backend
         .db
         .read("snapshots to delete", async |conn| db::snapshot::list_for_volume(conn, &volume.id).await)
-        .await
+        .await?;
+    if let Some(kept) = snapshots.iter().find(|s| s.status != "deleting") {
+        return Err(Error::new(
+            Code::InvalidSnapshot,
+            format!(
+                "Volume {} cannot be deleted: its snapshot {} is in status {} instead of deleting",
+                volume.id, kept.id, kept.status
+            ),
+        )
+        .into());
+    }
+    for snapshot in snapshots {
+        let deleted = snapshot::delete_with_volume(backend, context, operation, &snapshot, volume).await;
+        deleted.map_err(|error| Failure { error, snapshot: Some(snapshot) })?;
+        crash::point("delete_volume:snapshot_deleted");
+    }
+    Ok(())
 }
 
 async fn succeed(
@@ -185,15 +220,10 @@ async fn succeed(
             ))
         })
         .await?;
-    let cascaded = if request.cascade { snapshots(backend, volume).await? } else { Vec::new() };
     let rules = &backend.globals.quota;
     backend
         .journal
         .complete(operation, &backend.done(), async |conn| {
-            for snapshot in &cascaded {
-                give_back_snapshot(conn, snapshot, rules).await?;
-                db::snapshot::destroy(conn, &snapshot.id).await?;
-            }
             // A volume whose managing failed was never counted.
             if volume.use_quota
                 && volume.status != "error_managing_deleting"
@@ -212,7 +242,8 @@ async fn succeed(
     backend.allocate(volume.host.as_deref(), -i64::from(volume.size));
     let event = if request.unmanage_only { "unmanage.end" } else { "delete.end" };
     let (metadata, glance_metadata) = usage;
-    backend.notify_volume_with(context, event, volume, &metadata, &[], &glance_metadata).await;
+    let gone = Volume { status: "deleted".to_owned(), migration_status: None, ..volume.clone() };
+    backend.notify_volume_with(context, event, &gone, &metadata, &[], &glance_metadata).await;
     Ok(())
 }
 
@@ -242,35 +273,66 @@ fn quota_or_log(given_back: Result<()>, id: &str) -> Result<()> {
 
 async fn fail(
     backend: &Backend,
+    context: &RequestContext,
     operation: &Operation,
     volume: &Volume,
     request: &Delete,
-    failure: Error,
+    failure: Failure,
 ) -> Result<()> {
     let service = backend.service()?;
-    let event = match failure.code() {
-        Code::VolumeBusy => VolumeEvent::DeleteBusy,
+    let Failure { error, snapshot } = failure;
+    let event = match error.code() {
+        Code::VolumeBusy | Code::SnapshotBusy => VolumeEvent::DeleteBusy,
         _ if request.unmanage_only => VolumeEvent::UnmanageFailed,
+        Code::VolumeAttached => VolumeEvent::DeleteRefused,
         _ => VolumeEvent::DeleteFailed,
     };
     match event {
         VolumeEvent::DeleteBusy => {
-            warn!(volume.id = volume.id, error = %failure, "volume is in use, not deleted")
+            warn!(volume.id = volume.id, %error, "volume is in use, not deleted")
         }
-        _ => error!(volume.id = volume.id, error = %failure, "volume could not be deleted"),
+        _ => error!(volume.id = volume.id, %error, "volume could not be deleted"),
     }
     let target = volume.is_migration_target();
+    let ttl = backend.globals.message_ttl;
     backend
         .journal
-        .complete(operation, &Outcome::failed(&failure), async |conn| {
+        .complete(operation, &Outcome::failed(&error), async |conn| {
+            if let Some(snapshot) = &snapshot {
+                snapshot::record_failure(conn, context, snapshot, &error, ttl).await?;
+            }
+            if request.cascade && !request.unmanage_only {
+                give_snapshots_back(conn, &volume.id).await?;
+            }
             if target {
                 // Nobody would ever see the other half of a migration that is over.
                 db::volume::destroy(conn, &volume.id).await?;
             } else {
-                transition_if_still(conn, &volume.id, event, &VolumeChanges::default()).await?;
+                transition_from(conn, volume, event).await?;
             }
             db::worker::release_resource(conn, "Volume", &volume.id, service.id).await?;
             Ok(())
         })
         .await
+}
+
+/// The snapshots that a cascade has not come to: upstream leaves them in `deleting`, where nobody works on
+/// them and the API refuses to delete the volume again.
+async fn give_snapshots_back(conn: &mut db::Conn, volume_id: &str) -> Result<()> {
+    for snapshot in db::snapshot::list_for_volume(conn, volume_id).await? {
+        if snapshot.status == "deleting" {
+            snapshot::transition_if_still(conn, &snapshot.id, SnapshotEvent::DeleteBusy).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Like [`super::transition_if_still`], for events that may find any status: the one in which the
+/// deletion found the row must be there still.
+async fn transition_from(conn: &mut db::Conn, volume: &Volume, event: VolumeEvent) -> Result<()> {
+    let changes = VolumeChanges::default();
+    match db::volume::transition_from(conn, &volume.id, event, &volume.status, &changes).await {
+        Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound) => Ok(()),
+        other => other,
+    }
 }

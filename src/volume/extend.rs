@@ -40,7 +40,8 @@ pub async fn extend(
     let id = &request.volume_id;
     let _passage = backend.gate.pass().await;
     let _lock = backend.locks.lock(id).await;
-    let volume = backend.db.read("volume to extend", async |conn| db::volume::get(conn, id).await).await?;
+    let found = backend.db.read("volume to extend", async |conn| db::volume::find(conn, id).await).await?;
+    let Some(volume) = found else { return gone(backend, operation, &request).await };
     crash::point("extend_volume:accepted");
     match resize(backend, context, &volume, request.new_size).await {
         Ok(()) => succeed(backend, context, operation, &volume, &request).await,
@@ -85,21 +86,46 @@ async fn succeed(
     request: &Extend,
 ) -> Result<()> {
     let project = volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default();
-    let after = backend
+    let ended = backend
         .journal
         .complete(operation, &backend.done(), async |conn| {
             quota::commit(conn, &project, &request.reservations).await?;
             let attached = !db::attachment::list_for_volume(conn, &volume.id).await?.is_empty();
             let event = if attached { VolumeEvent::ExtendedInUse } else { VolumeEvent::Extended };
             let changes = VolumeChanges { size: Some(request.new_size), ..VolumeChanges::default() };
-            db::volume::transition(conn, &volume.id, event, &changes).await?;
+            match db::volume::transition(conn, &volume.id, event, &changes).await {
+                // Somebody has set another status: it stays, but the image is as large as it is.
+                Err(e) if e.code() == Code::Conflict => {
+                    db::volume::update(conn, &volume.id, &changes).await?;
+                }
+                other => other?,
+            }
             db::volume::get(conn, &volume.id).await
         })
-        .await?;
+        .await;
+    let after = match ended {
+        Err(e) if e.code() == Code::VolumeNotFound => {
+            return gone(backend, operation, request).await;
+        }
+        ended => ended?,
+    };
     backend.allocate(volume.host.as_deref(), i64::from(request.new_size) - i64::from(volume.size));
     info!(volume.id = volume.id, from_gib = volume.size, to_gib = request.new_size, "volume extended");
     backend.notify_volume(context, "resize.end", &after).await;
     Ok(())
+}
+
+/// The volume was deleted meanwhile, and what was reserved for it would be missing until it expires.
+async fn gone(backend: &Backend, operation: &Operation, request: &Extend) -> Result<()> {
+    let refusal =
+        Error::new(Code::VolumeNotFound, format!("Volume {} could not be found.", request.volume_id));
+    error!(volume.id = request.volume_id, error = %refusal, "volume could not be extended");
+    backend
+        .journal
+        .complete(operation, &Outcome::failed(&refusal), async |conn| {
+            quota::roll_back_of_anybody(conn, &request.reservations).await
+        })
+        .await
 }
 
 async fn fail(

@@ -221,6 +221,7 @@ impl Place {
 
     /// Copies the parent's data into the image, so that it depends on nobody.
     pub async fn flatten(&self, image: &str) -> Result<(), RbdError> {
+        let _place = self.site.place_to_flatten().await;
         let flatten = ImageFlatten { pool: self.pool.clone(), image: image.to_owned() };
         // "Invalid" on an image without parent: flattened already.
         match self.site.insist(flatten).await {
@@ -340,6 +341,25 @@ impl Place {
         }
         let remove = SnapRemove { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
         repeat(&self.site, remove, Attempt::Again, RbdErrorKind::NotFound).await
+    }
+
+    /// Lets go of a snapshot that stays: it is no longer protected, unless it has clones.
+    pub async fn release_snapshot(&self, image: &str, snap: &str) -> Result<(), RbdError> {
+        match self.children(image, snap).await {
+            Ok(children) if children.is_empty() => {}
+            Ok(_) => return Ok(()),
+            // Nothing to let go of.
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        let unprotect =
+            SnapUnprotect { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+        match self.site.insist(unprotect).await {
+            // Not protected; or protected by a clone that has just been made.
+            Err(e) if matches!(e.kind, RbdErrorKind::Invalid | RbdErrorKind::Busy) => Ok(()),
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
     }
 
     async fn flatten_children(&self, image: &str, snap: Option<&str>) -> Result<(), RbdError> {

@@ -378,3 +378,20 @@ async fn a_lost_worker_is_survived_without_a_restart() {
         assert!(for_every_crash_point(Killed::Worker, build, run, check).await > 0);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn flattens_wait_for_a_place_among_those_that_may_run_at_once() {
+    let sim = with_bystanders(SimConfig::default()).await;
+    let places = Arc::new(tokio::sync::Semaphore::new(1));
+    let p = Place { site: sim.site("a").sharing_flattens(places), pool: POOL.to_owned() };
+    for child in ["one", "two"] {
+        p.clone_from("other", "snapshot-other", child, MIB, SHAPE, Attempt::First).await.unwrap();
+    }
+    let second = std::time::Duration::from_secs(1);
+    sim.inject(crate::rbd::sim::Fault::on("ImageFlatten").always().delays(second));
+    let begun = tokio::time::Instant::now();
+    let (one, two) = tokio::join!(p.flatten("one"), p.flatten("two"));
+    one.unwrap();
+    two.unwrap();
+    assert!(begun.elapsed() >= 2 * second, "one after the other");
+}

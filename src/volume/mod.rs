@@ -14,7 +14,9 @@ pub mod create;
 pub mod delete;
 pub mod extend;
 pub mod image;
+mod setup;
 pub mod snapshot;
+pub mod trash;
 pub mod unserved;
 
 use crate::config::BackendConfig;

@@ -1,5 +1,7 @@
 //! `create_snapshot` and `delete_snapshot`.
 
+use std::time::Duration;
+
 use tracing::{error, info, warn};
 
 use super::crash;
@@ -157,11 +159,12 @@ pub async fn delete(
 
 async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanage_only: bool) -> Result<()> {
     backend.require_up()?;
-    if unmanage_only {
-        return Ok(());
-    }
     let place = backend.place(volume).await?;
-    let removed = place.remove_snapshot(&backend.image_name(volume), &backend.snap_name(&snapshot.id)).await;
+    let (image, snap) = (backend.image_name(volume), backend.snap_name(&snapshot.id));
+    if unmanage_only {
+        return Ok(place.release_snapshot(&image, &snap).await?);
+    }
+    let removed = place.remove_snapshot(&image, &snap).await;
     removed.map_err(|e| {
         if e.kind == crate::rbd::RbdErrorKind::Busy {
             Error::new(
@@ -174,6 +177,32 @@ async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanag
         }
     })?;
     crash::point("delete_snapshot:removed");
+    Ok(())
+}
+
+/// Deletes a snapshot of a volume that is being deleted with all of them, inside the volume's operation.
+///
+/// # Errors
+/// What made it fail; the row has not been seen to ([`record_failure`]).
+pub(super) async fn delete_with_volume(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    snapshot: &Snapshot,
+    volume: &Volume,
+) -> Result<()> {
+    let _lock = backend.locks.lock(&format!("{}-delete_snapshot", snapshot.id)).await;
+    backend.notify_snapshot(context, "delete.start", snapshot, volume).await;
+    remove(backend, snapshot, volume, false).await?;
+    let rules = &backend.globals.quota;
+    operation
+        .write("snapshot of a deleted volume", async |conn| {
+            give_back_snapshot(conn, snapshot, rules).await?;
+            db::snapshot::destroy(conn, &snapshot.id).await?;
+            Ok(())
+        })
+        .await?;
+    tell_deleted(backend, context, snapshot, volume).await;
     Ok(())
 }
 
@@ -193,9 +222,14 @@ async fn deleted(
             Ok(())
         })
         .await?;
-    info!(snapshot.id = snapshot.id, volume.id = volume.id, "snapshot deleted");
-    backend.notify_snapshot(context, "delete.end", snapshot, volume).await;
+    tell_deleted(backend, context, snapshot, volume).await;
     Ok(())
+}
+
+async fn tell_deleted(backend: &Backend, context: &RequestContext, snapshot: &Snapshot, volume: &Volume) {
+    info!(snapshot.id = snapshot.id, volume.id = volume.id, "snapshot deleted");
+    let gone = Snapshot { status: "deleted".to_owned(), deleted: true, ..snapshot.clone() };
+    backend.notify_snapshot(context, "delete.end", &gone, volume).await;
 }
 
 async fn delete_failed(
@@ -204,6 +238,27 @@ async fn delete_failed(
     operation: &Operation,
     snapshot: &Snapshot,
     failure: Error,
+) -> Result<()> {
+    let ttl = backend.globals.message_ttl;
+    backend
+        .journal
+        .complete(operation, &Outcome::failed(&failure), async |conn| {
+            record_failure(conn, context, snapshot, &failure, ttl).await
+        })
+        .await
+}
+
+/// Status and user message of a snapshot that could not be deleted. Its status is left alone when it is not
+/// the one that the deletion found.
+///
+/// # Errors
+/// `Database`.
+pub(super) async fn record_failure(
+    conn: &mut Conn,
+    context: &RequestContext,
+    snapshot: &Snapshot,
+    failure: &Error,
+    ttl: Duration,
 ) -> Result<()> {
     let (event, detail) = match failure.code() {
         Code::SnapshotBusy => {
@@ -215,16 +270,14 @@ async fn delete_failed(
             (SnapshotEvent::DeleteFailed, Detail::of(code, Detail::SnapshotDeleteError))
         }
     };
+    let changes = SnapshotChanges::default();
+    match db::snapshot::transition_from(conn, &snapshot.id, event, &snapshot.status, &changes).await {
+        Err(e) if matches!(e.code(), Code::Conflict | Code::SnapshotNotFound) => {}
+        other => other?,
+    }
     let message = Message::snapshot(&snapshot.id, Action::SnapshotDelete, detail);
-    let ttl = backend.globals.message_ttl;
-    backend
-        .journal
-        .complete(operation, &Outcome::failed(&failure), async |conn| {
-            transition_if_still(conn, &snapshot.id, event).await?;
-            db::message::create(conn, context, &message, ttl).await?;
-            Ok(())
-        })
-        .await
+    db::message::create(conn, context, &message, ttl).await?;
+    Ok(())
 }
 
 /// As [`super::transition_if_still`], for a snapshot.

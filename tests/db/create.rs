@@ -1,155 +1,193 @@
-//! A new volume is made where its source is, and its row says where that was.
+//! Creating volumes: what they take over from their source and their type, and where failures go.
 
-use std::time::Duration;
-
-use scoria::db::volume;
+use scoria::backend::peers::Reschedule;
 use scoria::error::Error;
-use scoria::model::Volume;
-use scoria::rbd::protocol::*;
-use scoria::rbd::sim::Fault;
+use scoria::rbd::RbdErrorKind;
+use scoria::rbd::protocol::MetadataList;
+use scoria::rbd::sim::{Fault, When};
 use scoria::volume::create::{self, Create};
+use serde_json::json;
 
 use crate::seed;
 use crate::stage::Stage;
 
-const POOL: &str = "volumes";
-
-/// An image for a volume that exists.
-pub async fn image(stage: &Stage, site: &str, volume: &str) {
-    let image = stage.backend.image_name(&Volume { id: volume.to_owned(), ..Volume::default() });
-    let create = ImageCreate { pool: POOL.into(), image, size: 2 << 30, order: 22, features: 61 };
-    stage.sim.site(site).call(create).await.unwrap();
+async fn run(stage: &Stage, volume: &str, request: Create) -> Result<(), Error> {
+    let operation = stage.operation("create_volume", Some(("Volume", volume))).await;
+    let request = Create { volume_id: volume.to_owned(), ..request };
+    create::create(&stage.backend, &stage.context, &operation, request).await
 }
 
-pub fn has_image(stage: &Stage, site: &str, volume: &str) -> bool {
-    stage.sim.image(site, POOL, &format!("volume-{volume}")).is_some()
-}
-
-async fn row(stage: &Stage, volume: &str) -> Vec<String> {
-    stage.test.row(&format!("SELECT status, replication_status FROM volumes WHERE id='{volume}'")).await
-}
-
-fn request(volume: &str) -> Create {
-    Create { volume_id: volume.to_owned(), ..Create::default() }
-}
-
-#[tokio::test]
-async fn what_a_failover_left_behind_is_not_copied_from_the_other_sites_old_data() {
-    let stage = Stage::replicated().await;
-    let source = seed::volume(&stage.test, 1, "available", ", replication_status='failover-error'").await;
-    let snapshot = seed::snapshot(&stage.test, 1, &source, "available").await;
-    stage.test.sql(&format!("INSERT INTO scoria_strays VALUES ('{source}', 'b', '2026-01-01')")).await;
-    image(&stage, "a", &source).await;
-    let clone = seed::volume(&stage.test, 2, "creating", &format!(", source_volid='{source}'")).await;
-    let copy = seed::volume(&stage.test, 3, "creating", &format!(", snapshot_id='{snapshot}'")).await;
-    for volume in [&clone, &copy] {
-        let operation = stage.operation("create_volume", Some(("Volume", volume))).await;
-        create::create(&stage.backend, &stage.context, &operation, request(volume)).await.unwrap();
-        assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
-        assert_eq!(row(&stage, volume).await, ["error", "NULL"]);
-        assert!(!has_image(&stage, "a", volume) && !has_image(&stage, "b", volume));
+/// As the scheduler sends it when it can place the volume elsewhere.
+fn elsewhere() -> Create {
+    let filter_properties = json!({"retry": {"num_attempts": 1}});
+    Create {
+        reschedule: Some(Reschedule { filter_properties, ..Reschedule::default() }),
+        ..Create::default()
     }
-    assert_eq!(stage.messages().await.len(), 2);
-    assert_eq!(stage.sim.count("SnapCreate"), 0, "the old copy is not touched");
 }
 
-/// The backend fails over while the request works, and the grace that it gave is over.
-async fn fail_over_while(stage: &Stage, call: &str, work: impl Future<Output = ()>) {
-    stage.sim.inject(Fault::on(call).site("a").delays(Duration::from_secs(1)));
-    let move_on = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        stage.test.sql("UPDATE services SET active_backend_id='b', replication_status='failed-over'").await;
-        stage.backend.activate("b").unwrap();
-    };
-    tokio::join!(work, move_on);
+/// A type of these extra specs and, with `qos`, back-end specs.
+async fn volume_type(stage: &Stage, specs: &[(&str, &str)], qos: &[(&str, &str)]) -> String {
+    let id = seed::id(5, 1);
+    stage
+        .test
+        .sql(&format!(
+            "INSERT INTO volume_types (id, name, deleted, is_public) VALUES ('{id}', 'special', 0, 1)"
+        ))
+        .await;
+    for (key, value) in specs {
+        stage
+            .test
+            .sql(&format!(
+                "INSERT INTO volume_type_extra_specs (volume_type_id, `key`, value, deleted)
+                 VALUES ('{id}', '{key}', '{value}', 0)"
+            ))
+            .await;
+    }
+    if !qos.is_empty() {
+        stage
+            .test
+            .sql(&format!(
+                "INSERT INTO quality_of_service_specs (id, `key`, value, deleted) VALUES ('q', 'QoS_Specs_Name', 'q', 0);
+                 UPDATE volume_types SET qos_specs_id='q' WHERE id='{id}'"
+            ))
+            .await;
+    }
+    for (number, (key, value)) in qos.iter().enumerate() {
+        stage
+            .test
+            .sql(&format!(
+                "INSERT INTO quality_of_service_specs (id, specs_id, `key`, value, deleted)
+                 VALUES ('q{number}', 'q', '{key}', '{value}', 0)"
+            ))
+            .await;
+    }
+    id
+}
+
+async fn image_metadata(stage: &Stage, volume: &str) -> Vec<Vec<String>> {
+    stage
+        .test
+        .rows(&format!(
+            "SELECT `key`, value FROM volume_glance_metadata WHERE volume_id='{volume}' AND deleted=0 ORDER BY `key`"
+        ))
+        .await
 }
 
 #[tokio::test]
-async fn a_mirrored_volume_that_a_failover_overtook_is_served_from_where_it_was_made() {
-    let stage = Stage::replicated().await;
-    let volume = seed::volume(&stage.test, 1, "creating", ", replication_status='disabled'").await;
-    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
-    fail_over_while(&stage, "ImageCreate", async {
-        create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
-    })
-    .await;
-    assert_eq!(row(&stage, &volume).await, ["available", "failover-error"]);
-    assert_eq!(
-        stage.test.row("SELECT volume_id, site FROM scoria_strays").await,
-        [volume.as_str(), "default"]
-    );
-    let advice = stage.test.row("SELECT replication_extended_status FROM volumes").await.remove(0);
-    assert!(advice.contains("replication retry"), "{advice}");
-    assert!(has_image(&stage, "a", &volume));
-    assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+async fn copies_of_a_bootable_volume_carry_its_image_metadata() {
+    let stage = Stage::new().await;
+    let origin = seed::volume(&stage.test, 1, "available", ", bootable=1").await;
+    let image = stage.image(&origin).await;
+    let snapshot = seed::snapshot(&stage.test, 1, &origin, "available").await;
+    stage.snapped(&image, &snapshot).await;
+    stage
+        .test
+        .sql(&format!(
+            "INSERT INTO volume_glance_metadata (volume_id, `key`, value, deleted)
+               VALUES ('{origin}', 'min_ram', '64', 0), ('{origin}', 'old', 'x', 1);
+             INSERT INTO volume_glance_metadata (snapshot_id, `key`, value, deleted)
+               VALUES ('{snapshot}', 'min_ram', '32', 0)"
+        ))
+        .await;
+    let clone = seed::volume(&stage.test, 2, "creating", &format!(", source_volid='{origin}'")).await;
+    run(&stage, &clone, Create::default()).await.unwrap();
+    assert_eq!(image_metadata(&stage, &clone).await, [["min_ram", "64"]]);
+    assert_eq!(stage.column("volumes", "bootable", &clone).await, "1");
+    let copy = seed::volume(&stage.test, 3, "creating", &format!(", snapshot_id='{snapshot}'")).await;
+    run(&stage, &copy, Create::default()).await.unwrap();
+    assert_eq!(image_metadata(&stage, &copy).await, [["min_ram", "32"]]);
+    assert_eq!(stage.column("volumes", "bootable", &copy).await, "1");
+
+    // Not that of a volume that does not boot.
+    stage.test.sql(&format!("UPDATE volumes SET bootable=0 WHERE id='{origin}'")).await;
+    let clone = seed::volume(&stage.test, 4, "creating", &format!(", source_volid='{origin}'")).await;
+    run(&stage, &clone, Create::default()).await.unwrap();
+    assert!(image_metadata(&stage, &clone).await.is_empty());
+    assert_eq!(stage.column("volumes", "bootable", &clone).await, "0");
 }
 
 #[tokio::test]
-async fn a_volume_that_a_failover_overtook_and_that_is_not_mirrored_has_failed() {
-    let stage = Stage::replicated().await;
-    stage.test.sql("UPDATE volume_type_extra_specs SET deleted=1").await;
+async fn a_volume_that_goes_back_to_the_scheduler_is_no_work_of_ours_any_more() {
+    let stage = Stage::new().await;
     let volume = seed::volume(&stage.test, 1, "creating", "").await;
-    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
-    fail_over_while(&stage, "ImageCreate", async {
-        create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
-    })
-    .await;
-    assert_eq!(row(&stage, &volume).await[0], "error");
-    assert!(!has_image(&stage, "a", &volume), "removed where it was made");
-    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+    stage
+        .test
+        .sql(&format!(
+            "INSERT INTO workers (resource_type, resource_id, status, service_id, race_preventer, deleted)
+             VALUES ('Volume', '{volume}', 'creating', 1, 0, 0)"
+        ))
+        .await;
+    stage.sim.inject(Fault::on("ImageCreate").fails(When::Before, RbdErrorKind::Other));
+    run(&stage, &volume, elsewhere()).await.unwrap();
+    assert_eq!(stage.heard.rescheduled().len(), 1);
+    assert_eq!(stage.status("volumes", &volume).await, "creating");
+    let worker = format!("SELECT service_id, status FROM workers WHERE resource_id='{volume}'");
+    assert_eq!(stage.test.row(&worker).await, ["NULL", "creating"]);
+    assert_eq!(stage.heard.events(), [format!("volume.create.start {volume} creating")]);
 }
 
 #[tokio::test]
-async fn what_was_begun_before_a_crash_goes_on_where_it_was_begun() {
-    let mut stage = Stage::replicated().await;
-    let volume = seed::volume(&stage.test, 1, "creating", "").await;
-    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
-    stage.sim.inject(Fault::on("MirrorEnable").sticks());
-    let begun = create::create(&stage.backend, &stage.context, &operation, request(&volume));
-    assert!(tokio::time::timeout(Duration::from_secs(1), begun).await.is_err());
-    stage.sim.clear_faults();
-    stage.test.sql("UPDATE services SET active_backend_id='b', replication_status='failed-over'").await;
-    stage.restart();
-    stage.backend.activate("b").unwrap();
-    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
-    create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
-    assert_eq!(row(&stage, &volume).await, ["available", "failover-error"]);
-    assert_eq!(stage.sim.primaries(POOL, &format!("volume-{volume}")), ["a"]);
+async fn what_no_backend_of_ours_can_do_is_not_sent_round() {
+    let stage = Stage::new().await;
+    let from_image = seed::volume(&stage.test, 1, "creating", "").await;
+    let request = Create { image_id: Some(seed::id(7, 1)), ..elsewhere() };
+    run(&stage, &from_image, request).await.unwrap();
+    let encrypted = seed::volume(&stage.test, 2, "creating", ", encryption_key_id='k'").await;
+    run(&stage, &encrypted, elsewhere()).await.unwrap();
+    assert!(stage.heard.rescheduled().is_empty());
+    for volume in [&from_image, &encrypted] {
+        assert_eq!(stage.status("volumes", volume).await, "error");
+        assert!(stage.heard.events().contains(&format!("volume.create.start {volume} creating")));
+    }
+    // Another backend may not mirror, and take it.
+    let both = [("replication_enabled", "<is> True"), ("multiattach", "<is> True")];
+    let volume_type = volume_type(&stage, &both, &[]).await;
+    let impossible =
+        seed::volume(&stage.test, 3, "creating", &format!(", volume_type_id='{volume_type}'")).await;
+    run(&stage, &impossible, elsewhere()).await.unwrap();
+    assert_eq!(stage.heard.rescheduled().len(), 1);
 }
 
 #[tokio::test]
-async fn a_creation_that_is_given_up_leaves_an_error_and_no_image() {
-    let mut stage = Stage::replicated().await;
-    let volume = seed::volume(&stage.test, 1, "creating", "").await;
-    let operation = stage.operation("create_volume", Some(("Volume", &volume))).await;
-    stage.sim.inject(Fault::on("MirrorEnable").sticks());
-    let begun = create::create(&stage.backend, &stage.context, &operation, request(&volume));
-    assert!(tokio::time::timeout(Duration::from_secs(1), begun).await.is_err());
-    stage.sim.clear_faults();
-    stage.restart();
-    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
-    assert!(has_image(&stage, "a", &volume));
-    let defect = Error::internal("a defect");
-    create::give_up(&stage.backend, &stage.context, &operation, &volume, defect).await.unwrap();
-    assert_eq!(row(&stage, &volume).await[0], "error");
-    assert!(!has_image(&stage, "a", &volume));
-    assert_eq!(stage.messages().await.len(), 1);
-    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+async fn a_volume_of_a_multiattach_type_has_nothing_that_two_writers_would_fight_over() {
+    let stage = Stage::new().await;
+    let volume_type = volume_type(&stage, &[("multiattach", "<is> True")], &[]).await;
+    let volume = seed::volume(&stage.test, 1, "creating", &format!(", volume_type_id='{volume_type}'")).await;
+    stage.sim.inject(Fault::on("ImageFeatures").fails(When::After, RbdErrorKind::WorkerLost));
+    run(&stage, &volume, Create::default()).await.unwrap();
+    assert_eq!(stage.column("volumes", "provider_location", &volume).await, r#"{"saved_features":61}"#);
+    let features = stage.seen(&format!("volume-{volume}")).unwrap().features;
+    assert_eq!(features, 61 & !(64 | 16 | 8 | 4));
 }
 
 #[tokio::test]
-async fn a_creation_that_is_taken_up_again_is_counted_once() {
-    let mut stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "creating", "").await;
-    stage.operation("create_volume", Some(("Volume", &volume))).await;
-    stage.restart();
-    // As the service does when it starts: the row is there already.
-    let scope = stage.backend.scope();
-    let db = &stage.backend.db;
-    let sums = db.read("t", async |conn| volume::allocated_by_pool(conn, &scope).await).await.unwrap();
-    stage.backend.set_allocated(sums);
-    let operation = stage.backend.journal.adopt(&scope).await.unwrap().remove(0);
-    create::create(&stage.backend, &stage.context, &operation, request(&volume)).await.unwrap();
-    assert_eq!(row(&stage, &volume).await[0], "available");
-    assert_eq!(stage.backend.allocated_gb(), 2);
+async fn the_back_end_limits_of_a_type_are_written_to_the_image() {
+    let stage = Stage::new().await;
+    let specs = [
+        ("consumer", "both"),
+        ("total_iops_sec", "500"),
+        ("read_bytes_sec", "1000"),
+        ("write_iops_sec_max", "9"),
+        ("unheard_of", "1"),
+    ];
+    let volume_type = volume_type(&stage, &[], &specs).await;
+    let volume = seed::volume(&stage.test, 1, "creating", &format!(", volume_type_id='{volume_type}'")).await;
+    run(&stage, &volume, Create::default()).await.unwrap();
+    let list = MetadataList { pool: "volumes".into(), image: format!("volume-{volume}") };
+    let mut found = stage.sim.site("a").call(list.clone()).await.unwrap();
+    found.sort();
+    let expected = [
+        ("conf_rbd_qos_iops_limit", "500"),
+        ("conf_rbd_qos_read_bps_limit", "1000"),
+        ("conf_rbd_qos_write_iops_burst", "9"),
+    ];
+    assert_eq!(found, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+
+    // What the hypervisor applies is none of Ceph's business.
+    stage.test.sql("UPDATE quality_of_service_specs SET value='front-end' WHERE `key`='consumer'").await;
+    let other = seed::volume(&stage.test, 2, "creating", &format!(", volume_type_id='{volume_type}'")).await;
+    run(&stage, &other, Create::default()).await.unwrap();
+    let list = MetadataList { image: format!("volume-{other}"), ..list };
+    assert!(stage.sim.site("a").call(list).await.unwrap().is_empty());
 }

@@ -10,7 +10,7 @@ use scoria::rpc::{Call, synthetic};
 use scoria::service::handler::BackendHandler;
 use scoria::service::logging::{self, LogGuard, LogHandle};
 
-use crate::create::{has_image, image};
+use crate::create_site::{has_image, image};
 use crate::journal::accept;
 use crate::seed::{self, BACKEND};
 use crate::stage::Stage;

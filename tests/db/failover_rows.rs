@@ -9,7 +9,7 @@ use scoria::rbd::protocol::*;
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::failover;
 
-use crate::create::image;
+use crate::create_site::image;
 use crate::seed::{self, BACKEND};
 use crate::stage::Stage;
 use crate::support::TestDb;

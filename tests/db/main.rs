@@ -6,16 +6,21 @@ mod env;
 #[path = "../common/db.rs"]
 mod support;
 
-mod attach;
+mod attach_recovery;
+mod attachment_update;
 mod cleanup;
 mod create;
+mod create_site;
 mod defects;
+mod deletes;
+mod extends;
 mod failover;
 mod failover_rows;
 mod journal;
 mod lease;
 mod proxy;
 mod quota;
+mod replies;
 mod retry;
 mod rows;
 mod seed;

@@ -154,7 +154,7 @@ async fn idle_connections_that_died_are_not_noticed_by_anybody() {
     for id in ids {
         killer.query_drop(format!("KILL {id}")).await.unwrap();
     }
-    assert!(test.db.write("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
+    assert!(test.db.write("t", async |conn| service::heartbeat(conn, 1, "nova").await).await.unwrap());
     assert_eq!(count(&test).await, "1");
 }
 
@@ -231,12 +231,12 @@ async fn a_server_that_is_away_is_waited_for() {
     let config = proxy.config(&test.config);
     let port = proxy.port;
     let db = Db::connect(&config);
-    assert!(db.write("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
+    assert!(db.write("t", async |conn| service::heartbeat(conn, 1, "nova").await).await.unwrap());
     proxy.stop().await;
     assert_eq!(db.check().await.unwrap_err().code(), Code::Database);
     let waiting = tokio::spawn({
         let db = db.clone();
-        async move { db.write("t", async |conn| service::heartbeat(conn, 1).await).await }
+        async move { db.write("t", async |conn| service::heartbeat(conn, 1, "nova").await).await }
     });
     sleep(Duration::from_millis(500)).await;
     assert!(!waiting.is_finished());

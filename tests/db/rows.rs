@@ -242,7 +242,7 @@ async fn attach_and_detach_leave_stocks_rows() {
         instance_uuid: Some(seed::id(7, 1)),
         attached_host: None,
         mountpoint: Some("/dev/vdc".into()),
-        attach_mode: "rw".into(),
+        attach_mode: Some("rw".into()),
     };
     let made = test
         .db

@@ -66,15 +66,20 @@ async fn a_service_registers_once_and_takes_its_volumes() {
     assert_eq!(again.service.uuid, first.service.uuid);
     assert_eq!(again.service.rpc_current_version.as_deref(), Some("3.20"));
     assert_eq!(again.service.active_backend_id.as_deref(), Some("b"));
+    let moved = Registration { availability_zone: "az2".to_owned(), ..me };
+    let again = test.db.write("t", async |conn| service::register(conn, &moved).await).await.unwrap();
+    assert_eq!(again.service.availability_zone.as_deref(), Some("az2"));
 }
 
 #[tokio::test]
 async fn a_heartbeat_counts_and_disabling_keeps_it() {
     let test = TestDb::new().await;
     seed::base(&test).await;
-    assert!(test.db.read("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
-    let row = test.row("SELECT report_count, updated_at > '2026-01-02' FROM services WHERE id=1").await;
-    assert_eq!(row, ["1", "1"]);
+    assert!(test.db.read("t", async |conn| service::heartbeat(conn, 1, "nova").await).await.unwrap());
+    let row = test
+        .row("SELECT report_count, updated_at > '2026-01-02', availability_zone FROM services WHERE id=1")
+        .await;
+    assert_eq!(row, ["1", "1", "nova"]);
 
     test.sql("UPDATE services SET updated_at='2026-01-01', replication_status='failing-over'").await;
     let changes = ServiceChanges {
@@ -112,7 +117,7 @@ async fn a_heartbeat_counts_and_disabling_keeps_it() {
         .await;
     assert_eq!(row, ["255", "?x"]);
     test.sql("UPDATE services SET deleted=1").await;
-    assert!(!test.db.read("t", async |conn| service::heartbeat(conn, 1).await).await.unwrap());
+    assert!(!test.db.read("t", async |conn| service::heartbeat(conn, 1, "nova").await).await.unwrap());
     let gone = test.db.write("t", async |conn| service::update(conn, 1, &status).await).await.unwrap_err();
     assert_eq!(gone.code(), Code::ServiceNotFound);
 }

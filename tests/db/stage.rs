@@ -14,7 +14,8 @@ use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::{Group, GroupSnapshot, Service};
-use scoria::rbd::sim::{Sim, SimConfig};
+use scoria::rbd::sim::{ImageView, Sim, SimConfig};
+use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
 
 use crate::journal::{accept, journal};
@@ -29,34 +30,58 @@ const CONF: &str = "[DEFAULT]\nhost=node1\nenabled_backends=ceph\ntransport_url=
 const REPLICATED: &str = "rbd_ceph_conf=/sim/a.conf\nrbd_secret_uuid=s\n\
                           replication_device=backend_id:b,conf:/sim/b.conf,user:cinder\n";
 
-/// Says nothing to anybody, and remembers what the members of a cluster were told.
+/// Tells nobody, and remembers what it was to tell.
 #[derive(Default)]
-pub struct Nobody {
+pub struct Heard {
+    events: Mutex<Vec<String>>,
+    rescheduled: Mutex<Vec<Reschedule>>,
     told: Mutex<Vec<Map<String, Value>>>,
     deaf: AtomicBool,
     panics: AtomicUsize,
 }
 
+impl Heard {
+    /// Notifications in order: event type, id and status of the resource.
+    pub fn events(&self) -> Vec<String> {
+        self.events.lock().unwrap().clone()
+    }
+
+    /// Requests that went back to the scheduler.
+    pub fn rescheduled(&self) -> Vec<Reschedule> {
+        self.rescheduled.lock().unwrap().clone()
+    }
+
+    fn say(&self, event: String) {
+        self.events.lock().unwrap().push(event);
+    }
+}
+
 #[async_trait]
-impl Notify for Nobody {
+impl Notify for Heard {
     fn enabled(&self) -> bool {
         let left = self.panics.load(Ordering::SeqCst);
         if left > 0 {
             self.panics.store(left - 1, Ordering::SeqCst);
             panic!("a defect");
         }
-        false
+        true
     }
-    async fn volume(&self, _: &RequestContext, _: &str, _: &str, _: VolumeUsage<'_>) {}
-    async fn snapshot(&self, _: &RequestContext, _: &str, _: &str, _: SnapshotUsage<'_>) {}
+    async fn volume(&self, _: &RequestContext, suffix: &str, _: &str, usage: VolumeUsage<'_>) {
+        self.say(format!("volume.{suffix} {} {}", usage.volume.id, usage.volume.status));
+    }
+    async fn snapshot(&self, _: &RequestContext, suffix: &str, _: &str, usage: SnapshotUsage<'_>) {
+        let deleted = if usage.snapshot.deleted { " (deleted)" } else { "" };
+        self.say(format!("snapshot.{suffix} {} {}{deleted}", usage.snapshot.id, usage.snapshot.status));
+    }
     async fn group(&self, _: &RequestContext, _: &str, _: &str, _: &Group) {}
     async fn group_snapshot(&self, _: &RequestContext, _: &str, _: &str, _: &GroupSnapshot) {}
     async fn publish(&self, _: &RequestContext, _: &str, _: Priority, _: &str, _: Value) {}
 }
 
 #[async_trait]
-impl Scheduler for Nobody {
-    async fn create_volume(&self, _: &RequestContext, _: Reschedule) -> Result<()> {
+impl Scheduler for Heard {
+    async fn create_volume(&self, _: &RequestContext, request: Reschedule) -> Result<()> {
+        self.rescheduled.lock().unwrap().push(request);
         Ok(())
     }
     async fn report_capabilities(&self, _: &RequestContext, _: Capabilities) -> Result<()> {
@@ -65,7 +90,7 @@ impl Scheduler for Nobody {
 }
 
 #[async_trait]
-impl VolumePeers for Nobody {
+impl VolumePeers for Heard {
     async fn failover_completed(&self, _: &RequestContext, _: &str, told: Map<String, Value>) -> Result<()> {
         if self.deaf.load(Ordering::SeqCst) {
             return Err(Error::new(Code::Broker, "nobody confirms"));
@@ -84,8 +109,8 @@ pub struct Stage {
     pub backend: Arc<Backend>,
     pub sim: Sim,
     pub context: RequestContext,
-    nobody: Arc<Nobody>,
-    conf: String,
+    pub heard: Arc<Heard>,
+    options: String,
 }
 
 impl Stage {
@@ -113,37 +138,38 @@ impl Stage {
         stage
     }
 
-    async fn with(conf: &str) -> Stage {
+    /// The same with more lines in the backend's section.
+    pub async fn with(options: &str) -> Stage {
         let test = TestDb::new().await;
         seed::base(&test).await;
         let sim = Sim::new(SimConfig::default());
-        let nobody = Arc::new(Nobody::default());
-        let backend = backend(&test, &sim, &nobody, conf);
+        let heard = Arc::new(Heard::default());
+        let backend = backend(&test, &sim, &heard, options);
         let Value::Object(fields) = json!({"request_id": "req-1", "project_id": PROJECT}) else {
             unreachable!()
         };
         let context = RequestContext::from_fields(fields);
-        Stage { test, backend, sim, context, nobody, conf: conf.to_owned() }
+        Stage { test, backend, sim, context, heard, options: options.to_owned() }
     }
 
     /// The service dies, and another instance of it starts on the same machine.
     pub fn restart(&mut self) {
-        self.backend = backend(&self.test, &self.sim, &self.nobody, &self.conf);
+        self.backend = backend(&self.test, &self.sim, &self.heard, &self.options);
     }
 
     /// The broker confirms nothing.
     pub fn set_deaf(&self, deaf: bool) {
-        self.nobody.deaf.store(deaf, Ordering::SeqCst);
+        self.heard.deaf.store(deaf, Ordering::SeqCst);
     }
 
     /// The next `times` notifications hit a defect.
     pub fn panic_in_notifications(&self, times: usize) {
-        self.nobody.panics.store(times, Ordering::SeqCst);
+        self.heard.panics.store(times, Ordering::SeqCst);
     }
 
     /// What the members of the cluster were told, in order.
     pub fn told(&self) -> Vec<Map<String, Value>> {
-        self.nobody.told.lock().unwrap().clone()
+        self.heard.told.lock().unwrap().clone()
     }
 
     /// An accepted request about a resource.
@@ -157,6 +183,39 @@ impl Stage {
             ..NewOperation::default()
         };
         accept(&self.backend.journal, new).await
+    }
+
+    /// The image of a volume, with the features that Ceph gives by default.
+    pub async fn image(&self, volume: &str) -> String {
+        let image = format!("volume-{volume}");
+        let shape = Shape { order: 22, features: 61 };
+        self.place().create(&image, 2 << 30, shape, Attempt::First).await.unwrap();
+        image
+    }
+
+    /// The RBD snapshot of a snapshot.
+    pub async fn snapped(&self, image: &str, snapshot: &str) {
+        self.place().snapshot(image, &format!("snapshot-{snapshot}"), Attempt::First).await.unwrap();
+    }
+
+    /// The pool of the backend.
+    pub fn place(&self) -> Place {
+        Place { site: self.sim.site("a"), pool: "volumes".to_owned() }
+    }
+
+    /// What the simulator knows of an image.
+    pub fn seen(&self, image: &str) -> Option<ImageView> {
+        self.sim.image("a", "volumes", image)
+    }
+
+    /// A column of a row.
+    pub async fn column(&self, table: &str, column: &str, id: &str) -> String {
+        self.test.row(&format!("SELECT {column} FROM {table} WHERE id='{id}'")).await.remove(0)
+    }
+
+    /// A volume's or snapshot's status.
+    pub async fn status(&self, table: &str, id: &str) -> String {
+        self.column(table, "status", id).await
     }
 
     /// State and outcome of an operation.
@@ -175,11 +234,11 @@ impl Stage {
     }
 }
 
-fn backend(test: &TestDb, sim: &Sim, nobody: &Arc<Nobody>, more: &str) -> Arc<Backend> {
+fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<Backend> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("{CONF}{more}")).unwrap();
+    std::fs::write(file.path(), format!("{CONF}{options}")).unwrap();
     let (config, _) = Config::load(&[file.path().to_owned()], &[], std::iter::empty()).unwrap();
-    let peers = Peers { notify: nobody.clone(), scheduler: nobody.clone(), volumes: nobody.clone() };
+    let peers = Peers { notify: heard.clone(), scheduler: heard.clone(), volumes: heard.clone() };
     let section = config.backends.first().unwrap().clone();
     assert_eq!(section.host, BACKEND);
     let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());

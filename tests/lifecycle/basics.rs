@@ -119,3 +119,31 @@ fn many_at_once_come_and_go() {
     lab.delete(&ids.iter().map(String::as_str).collect::<Vec<_>>());
     lab.wait_quota(json!({}));
 }
+
+#[test]
+fn a_type_may_ask_for_many_writers_and_for_limits() {
+    let lab = Lab::get();
+    let kind = lab.api("volume_types.create", json!(["many"]), json!({}));
+    let specs = json!({"consumer": "back-end", "total_iops_sec": "500"});
+    let limits = lab.api("qos_specs.create", json!(["limits", specs]), json!({}));
+    lab.api("qos_specs.associate", json!([limits["id"], kind["id"]]), json!({}));
+    for (key, value) in [("volume_backend_name", "ceph"), ("multiattach", "<is> True")] {
+        lab.sql(
+            "INSERT INTO volume_type_extra_specs (volume_type_id, `key`, value, deleted) VALUES (%s, %s, %s, 0)",
+            &[kind["id"].clone(), json!(key), json!(value)],
+        );
+    }
+    let plain = lab.volume_of_type("ceph");
+    let features = lab.image("a", &plain)["features"].as_u64().unwrap();
+    let id = lab.volume_of_type("many");
+    let left = lab.image("a", &id)["features"].as_u64().unwrap();
+    // journaling, fast-diff, object-map, exclusive-lock
+    assert_eq!(left, features & !(64 | 16 | 8 | 4));
+    assert_eq!(row_str(&lab.volume(&id), "provider_location"), format!(r#"{{"saved_features":{features}}}"#));
+    let image = format!("volumes/volume-{id}");
+    let limit = lab.tool(&["rbd", "a", "image-meta", "get", &image, "conf_rbd_qos_iops_limit"]);
+    assert_eq!(limit.trim(), "500");
+    lab.delete(&[&plain, &id]);
+    lab.api("volume_types.delete", json!([kind["id"]]), json!({}));
+    lab.api("qos_specs.delete", json!([limits["id"]]), json!({}));
+}

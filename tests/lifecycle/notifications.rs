@@ -111,5 +111,8 @@ fn volumes_snapshots_and_attachments_announce_themselves_as_in_cinder() {
         };
         assert_eq!(n.body["publisher_id"], publisher, "{}", n.event);
         assert_eq!(n.body["_context_auth_token"], Value::Null, "{}", n.event);
+        if n.event.ends_with(".delete.end") {
+            assert_eq!(n.body["payload"]["status"], "deleted", "{}", n.event);
+        }
     }
 }

@@ -53,7 +53,7 @@ async fn begin(operation: &Operation, volume: &str) {
         instance_uuid: None,
         attached_host: None,
         mountpoint: None,
-        attach_mode: "rw".to_owned(),
+        attach_mode: Some("rw".to_owned()),
     };
     operation
         .write("t", async |conn| {
