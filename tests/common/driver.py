@@ -120,9 +120,14 @@ def _channel():
 
 
 def forget_broker():
-    """Start afresh: after a restart of the broker nothing of the old connection is usable."""
+    """After a restart of the broker nothing of the old connection is usable."""
     STATE["amqp"] = STATE["channel"] = None
-    STATE["collect"] = {}
+
+
+def forget_connections():
+    """Start afresh after a restart of the broker or the database. What is being collected goes on."""
+    forget_broker()
+    STATE["sql"] = None
 
 
 def publish(routing_key, body, exchange="openstack", expiration=None, content_type="application/json"):
@@ -325,8 +330,8 @@ def depth(queue):
 
 
 OPS = {f.__name__: f for f in (api, http, sql, publish, publish_all, rpc, cast, collect, collected,
-                               depth, forget_broker, envelope, context, insert_volume, creations,
-                               deletions, volume_object, snapshot_object, create_args)}
+                               depth, forget_connections, envelope, context, insert_volume,
+                               creations, deletions, volume_object, snapshot_object, create_args)}
 
 
 def main():

@@ -61,8 +61,8 @@ def snapshot_object(sql, ident):
     return obj
 
 
-def create_args(sql, ident, image=None, source=None, snapshot=None):
-    """Arguments of create_volume."""
+def create_args(sql, ident, image=None, source=None, snapshot=None, reschedule=False):
+    """Arguments of create_volume; with `reschedule` the scheduler is ready to place it elsewhere."""
     args = mould("create_volume-cast-to-cinder-volume")
     volume = volume_object(sql, ident)
     row = volume["versioned_object.data"]
@@ -73,7 +73,9 @@ def create_args(sql, ident, image=None, source=None, snapshot=None):
     properties = spec["volume_properties"]["versioned_object.data"]
     properties.update({k: row[k] for k in properties if k in row and k not in ("metadata", "status")},
                       reservations=[])
-    args.update(volume=volume, filter_properties={}, allow_reschedule=False)
+    retry = {"num_attempts": 1, "backends": [row["host"]], "hosts": [row["host"]]}
+    args.update(volume=volume, filter_properties={"retry": retry} if reschedule else {},
+                allow_reschedule=reschedule)
     return args
 
 

@@ -25,7 +25,8 @@ fn expect_only_plain_down(lab: &Lab, name: &str, change: &str, reason: &str) {
     let refused = answer["failure"]["class"] == "DriverNotInitialized";
     assert!(refused || answer["result"]["backend_state"] == "down", "{answer}");
     let log = lab.service_log();
-    assert!(log.lines().any(|l| l.contains("plain") && l.contains(reason)), "the log says {reason}");
+    let down = |l: &str| l.contains("backend is down backend=lab@plain ") && l.contains(reason);
+    assert!(log.lines().any(down), "the log says {reason}");
     let answer = lab.rpc(CEPH_QUEUE, "get_capabilities", "3.0", json!({"discover": true}));
     assert_eq!(answer["result"]["backend_state"], "up", "{answer}");
 }
@@ -39,12 +40,17 @@ fn with_lab(test: impl FnOnce(&Lab)) {
 
 #[test]
 fn a_missing_pool() {
-    with_lab(|lab| expect_only_plain_down(lab, "pool", "rbd_pool = no-such-pool", "no-such-pool"));
+    with_lab(|lab| {
+        expect_only_plain_down(lab, "pool", "rbd_pool = no-such-pool", "pool no-such-pool: No such")
+    });
 }
 
 #[test]
 fn a_missing_keyring() {
-    with_lab(|lab| expect_only_plain_down(lab, "keyring", "rbd_user = nobody", "nobody"));
+    with_lab(|lab| {
+        let reason = "(no keyring with its key was found)";
+        expect_only_plain_down(lab, "keyring", "rbd_user = nobody", reason);
+    });
 }
 
 #[test]
@@ -54,7 +60,7 @@ fn a_missing_ceph_conf() {
             lab,
             "conf",
             "rbd_ceph_conf = /nonexistent/ceph.conf",
-            "/nonexistent/ceph.conf",
+            "cannot read /nonexistent/ceph.conf: No such file",
         );
     });
 }
@@ -69,7 +75,8 @@ fn a_wrong_key_and_its_correction() {
         let at = right.find("[client.cinder]").unwrap();
         let wrong = format!("{}[client.cinder]\nkeyring = {}\n", &right[..at], keyring.display());
         fs::write(&conf, wrong).unwrap();
-        expect_only_plain_down(lab, "key", &format!("rbd_ceph_conf = {}", conf.display()), "cinder");
+        let reason = "(the monitors refuse its key): Permission denied";
+        expect_only_plain_down(lab, "key", &format!("rbd_ceph_conf = {}", conf.display()), reason);
         // Corrected, it comes up by itself.
         fs::write(&conf, right).unwrap();
         wait_until("plain comes up", 120, || {

@@ -1,8 +1,10 @@
 //! The service itself: its row, capabilities, freeze and thaw, log levels.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
-use crate::common::{CEPH, CEPH_QUEUE, Lab, PLAIN, wait_until};
+use crate::common::{CEPH, CEPH_QUEUE, Lab, PLAIN, Subject, row_str, wait_until};
 
 #[test]
 fn both_backends_are_listed_up_with_the_versions_that_they_speak() {
@@ -117,23 +119,64 @@ fn a_frozen_backend_gets_no_new_volumes_and_thaws() {
 #[test]
 fn log_levels_are_set_and_read_through_the_api() {
     let lab = Lab::get();
-    let level = || {
-        let found = lab.api(
-            "services.get_log_levels",
-            json!([]),
-            json!({"binary": "cinder-volume", "server": CEPH, "prefix": "cinder"}),
-        );
-        found.as_array().unwrap().len()
+    let levels = || -> BTreeSet<String> {
+        let asked = json!({"binary": "cinder-volume", "server": CEPH, "prefix": "cinder"});
+        let found = lab.api("services.get_log_levels", json!([]), asked);
+        let found = found.as_array().unwrap();
+        assert!(!found.is_empty(), "the service names its loggers");
+        for one in found {
+            assert!(row_str(one, "prefix").starts_with("cinder"), "{one}");
+        }
+        found.iter().map(|one| row_str(one, "level").to_owned()).collect()
     };
-    lab.api(
-        "services.set_log_levels",
-        json!(["debug"]),
-        json!({"binary": "cinder-volume", "server": CEPH, "prefix": "cinder"}),
-    );
-    assert!(level() > 0, "the service names its loggers");
-    lab.api(
-        "services.set_log_levels",
-        json!(["info"]),
-        json!({"binary": "cinder-volume", "server": CEPH, "prefix": "cinder"}),
-    );
+    let set = |level: &str| {
+        let asked = json!({"binary": "cinder-volume", "server": CEPH, "prefix": "cinder"});
+        lab.api("services.set_log_levels", json!([level]), asked);
+        let expected = BTreeSet::from([level.to_uppercase()]);
+        wait_until(&format!("all of them are at {level}"), 30, || levels() == expected);
+    };
+    assert!(!levels().contains("DEBUG"), "{:?}", levels());
+    set("debug");
+    let id = lab.volume_of_type("ceph");
+    if lab.subject == Subject::Scoria {
+        let debugs = || lab.service_log().lines().any(|l| l.contains(" DEBUG scoria::"));
+        wait_until("it logs accordingly", 30, debugs);
+    }
+    set("info");
+    lab.delete(&[&id]);
+}
+
+#[test]
+fn the_service_does_not_map_ceph() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock's driver is librbd's Python binding") {
+        return;
+    }
+    // Ceph has been used.
+    let id = lab.volume_of_type("ceph");
+    let mapped = |pid: i32| {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        ["librados", "librbd"].map(|library| maps.contains(library))
+    };
+    let service = lab.service_pids()[0];
+    assert_eq!(mapped(service), [false, false]);
+    assert_eq!(mapped(lab.worker_pids()[0]), [true, true], "this is how one would see it");
+    lab.delete(&[&id]);
+    let status = || {
+        let out = lab.try_tool(&["status"]);
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // A mirror daemon may still have been busy with what an earlier test removed.
+    wait_until("all is well", 60, || status().0);
+    let shown = status().1;
+    assert!(shown.contains("ok; librados not mapped"), "{shown}");
+
+    // What the lab's status would say.
+    lab.stop_service();
+    lab.start_service_with(&[], &[("LD_PRELOAD", "librados.so.2")]);
+    assert_eq!(mapped(lab.service_pids()[0])[0], true);
+    let (well, shown) = status();
+    assert!(!well && shown.contains("LIBRADOS MAPPED"), "{shown}");
+    let others = shown.lines().filter(|l| !l.starts_with("scoria-volume"));
+    assert!(others.clone().count() > 10 && others.clone().all(|l| !l.contains("WARNING")), "{shown}");
 }

@@ -126,9 +126,10 @@ def start(lab, args):
     for name in names:
         if every[name].available():
             raise LabError(f"{name}: {every[name].available()}")
-    names = [n for n in plan.with_needs(every, names)
-             if n in names or not procs.leader(lab, n)]
-    plan.start(lab, every, names, say, args.extra)
+    if not args.no_needs:
+        names = [n for n in plan.with_needs(every, names)
+                 if n in names or not procs.leader(lab, n)]
+    plan.start(lab, every, names, say, args.extra, not args.no_wait)
 
 
 def stop(lab, args):
@@ -269,6 +270,10 @@ def _parser():
         if work in (start, restart):
             sub.add_argument("--host", help="host of the stock cinder-volume (default 'stock'; "
                              "'lab' takes over Scoria's backends); remembered")
+            sub.add_argument("--no-needs", action="store_true",
+                             help="only these, not what they need (which may be away)")
+            sub.add_argument("--no-wait", action="store_true",
+                             help="return when they are started, not when they serve")
     sub = add("logs", logs, "the end of a component's logs")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("-f", "--follow", action="store_true")

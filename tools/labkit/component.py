@@ -65,14 +65,15 @@ class Component:
             return ""
         return "\n".join("    " + line for line in text.splitlines()[-lines:])
 
-    def start(self, args=()):
+    def start(self, args=(), wait=True):
         """Start it unless it runs, wait until it serves. Says whether it was started."""
         running = procs.leader(self.lab, self.name)
         if running and procs.paused([running]):
             raise LabError(f"{self.name} is paused: tools/lab resume {self.name}")
         if running:
-            self.wait_ready(None)
-            self.finish()
+            if wait:
+                self.wait_ready(None)
+                self.finish()
             return False
         left = self.pids()
         if left:       # children of a leader that died
@@ -84,8 +85,9 @@ class Component:
         self.prepare()
         argv, env = self.command()
         child = procs.start(self.lab, self.name, [*argv, *args], env)
-        self.wait_ready(child)
-        self.finish()
+        if wait:
+            self.wait_ready(child)
+            self.finish()
         return True
 
     def wait_ready(self, child):

@@ -134,13 +134,14 @@ def wait_mirroring(lab, seconds=60):
         time.sleep(0.2)
 
 
-def start(lab, every, names, say, args=()):
+def start(lab, every, names, say, args=(), wait=True):
     """Start components that the user named, the others they need being taken as given."""
     def work(name):
-        return lambda: every[name].start(args if len(names) == 1 else ())
+        return lambda: every[name].start(args if len(names) == 1 else (), wait)
 
+    word = "up" if wait else "started"
     run([_Task(n, every[n].needs, work(n)) for n in names],
-        lambda t, said: say(f"{t.name} " + (f"up after {t.seconds:.1f} s" if said
+        lambda t, said: say(f"{t.name} " + (f"{word} after {t.seconds:.1f} s" if said
                                             else "was running")))
 
 

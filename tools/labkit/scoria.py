@@ -103,13 +103,18 @@ class ScoriaVolume(Component):
         if found is None:
             return "broker not answering"
         deaf = [b for b, q in zip(cinder.BACKENDS, queues) if not found[q]]
-        return ("ok" if not deaf else "not consuming: " + ",".join(deaf)) + self._librados()
+        consuming = "ok" if not deaf else "not consuming: " + ",".join(deaf)
+        # Only its workers may: a service that maps librados is not well, however well it serves.
+        mapped = self._maps_librados()
+        if mapped:
+            return f"LIBRADOS MAPPED; {consuming}"
+        return consuming + ("" if mapped is None else "; librados not mapped")
 
-    def _librados(self):
-        """The service must not map librados: only its workers may."""
+    def _maps_librados(self):
+        """None when it cannot be told."""
         pid = procs.leader(self.lab, self.name)
-        mapped = procs.maps(pid, "librados") if pid else None
-        return {None: "", False: "; librados not mapped", True: "; LIBRADOS MAPPED"}[mapped]
+        found = [procs.maps(pid, library) if pid else None for library in ("librados", "librbd")]
+        return None if None in found else any(found)
 
     def address(self):
         argv = procs.record_argv(self.lab, self.name)

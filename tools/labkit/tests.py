@@ -191,6 +191,26 @@ class Plan(WithLab):
             with self.assertRaisesRegex(LabError, f"127.0.0.1:{port}.*another process"):
                 Server(self.lab).start()
 
+    def test_a_start_need_not_wait(self):
+        class Slow(Component):
+            name = "slow"
+
+            def command(self):
+                return SLEEP, {}
+
+            def ready(self):
+                return False
+
+        self.assertTrue(Slow(self.lab).start(wait=False))
+        self.assertFalse(Slow(self.lab).start(wait=False))
+
+    def test_a_service_that_maps_librados_is_not_well(self):
+        for mapped, health in ((False, "ok; librados not mapped"), (True, "LIBRADOS MAPPED; ok")):
+            with mock.patch.object(scoria.amqp, "consumers", lambda _, queues: dict.fromkeys(queues, 1)), \
+                    mock.patch.object(procs, "leader", return_value=1), \
+                    mock.patch.object(procs, "maps", return_value=mapped):
+                self.assertEqual(scoria.ScoriaVolume(self.lab).health(), health)
+
     def test_the_newest_binary_is_taken_unless_one_is_chosen(self):
         target = pathlib.Path(self.tmp.name, "target")
         for age, kind in ((20, "debug"), (10, "release")):
