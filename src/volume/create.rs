@@ -252,7 +252,7 @@ async fn build(
     fill(backend, place, volume, source, shape, attempt).await?;
     crash::point("create_volume:image_created");
     let image = backend.image_name(volume);
-    let mut changes = setup::from_type(backend, &place, &image, volume_type, shape).await?;
+    let mut changes = setup::from_type(backend, place, &image, volume_type, shape).await?;
     if volume_type.wants_replication() && backend.is_replicated() {
         let mode = mode_of(&backend.config, volume_type)?;
         let data =
