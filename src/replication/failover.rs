@@ -110,7 +110,7 @@ pub async fn failover(
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
         Err(refusal) => return refuse(backend, operation, &service, refusal).await,
     };
-    crash::point("failover:moved");
+    crash::point("failover:all_moved");
     finish(backend, context, operation, &service, &decision, &moved).await
 }
 
@@ -161,6 +161,7 @@ async fn decide(
     backend.site(&target)?;
     let decision = Decision { source: active, target };
     operation.step(DECIDED, &decision).await?;
+    crash::point("failover:decided");
     Ok(decision)
 }
 

@@ -135,6 +135,7 @@ async fn helpers(operation: &Operation, place: &Place, image: &str) -> Result<Ve
     let helpers = place.helpers(image).await?;
     if !helpers.is_empty() {
         operation.step(HELPERS, &helpers).await?;
+        crash::point("delete_volume:helpers");
     }
     Ok(helpers)
 }
