@@ -15,3 +15,5 @@ mod crash_failover;
 mod input;
 #[path = "faults/restarts.rs"]
 mod restarts;
+#[path = "faults/workers.rs"]
+mod workers;

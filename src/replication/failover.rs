@@ -112,7 +112,7 @@ pub async fn failover(
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
         Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
     };
-    crash::point("failover:moved");
+    crash::point("failover:all_moved");
     finish(backend, context, operation, &service, &decision, &moved).await
 }
 
@@ -163,6 +163,7 @@ async fn decide(
     backend.site(&target)?;
     let decision = Decision { source: active, target };
     operation.step(DECIDED, &decision).await?;
+    crash::point("failover:decided");
     Ok(decision)
 }
 

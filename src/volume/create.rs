@@ -476,6 +476,7 @@ async fn fail(
                 operation.step_in(conn, RESCHEDULING, &why).await
             })
             .await?;
+        crash::point("create_volume:rescheduling");
         backend.allocate(volume.host.as_deref(), -i64::from(volume.size));
         warn!(volume.id = volume.id, error = %failure, "volume could not be created here, asking the scheduler again");
         let row = Volume { host: None, ..volume.clone() };
@@ -510,6 +511,7 @@ async fn finish_reschedule(
         }
         backend.peers.scheduler.create_volume(context, request).await?;
     }
+    crash::point("create_volume:rescheduled");
     backend
         .journal
         .finish(operation, &Outcome { detail: Some("rescheduled".into()), ..Outcome::succeeded() })

@@ -169,6 +169,7 @@ async fn helpers(
     let helpers = place.helpers(image, found).await?;
     if !helpers.is_empty() {
         operation.step(HELPERS, &helpers).await?;
+        crash::point("delete_volume:helpers");
     }
     Ok(helpers)
 }
