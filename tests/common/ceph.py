@@ -213,6 +213,21 @@ def _fence_watchers(site, pool, name):
         cluster(site, "admin").mon_command(json.dumps(command), b"")
 
 
+def _raze(site, pool, name):
+    """Remove an image object by object. What is left of a replica whose mirroring was ended while it had a
+    ruined clone (see the behaviour suite) is read-only, has a protected snapshot, and librbd has no way out."""
+    with ioctx(site, pool, "admin") as ctx:
+        with rbd.Image(ctx, name, read_only=True) as img:
+            ident = img.id()
+        parts = [f"rbd_header.{ident}", f"rbd_data.{ident}.", f"rbd_object_map.{ident}", f"journal.{ident}"]
+        for found in list(ctx.list_objects()):
+            if found.key == f"rbd_id.{name}" or any(found.key.startswith(p) for p in parts):
+                ctx.remove_object(found.key)
+        with rados.WriteOpCtx() as op:
+            ctx.remove_omap_keys(op, (f"name_{name}", f"id_{ident}"))
+            ctx.operate_write_op(op, "rbd_directory")
+
+
 def _remove_all(site, pool):
     left = {}
     for entry in trash(site, pool):      # restored, so that its snapshots can be removed as well
@@ -249,10 +264,15 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
                     left[f"{site}:{pool}"] = f"{type(e).__name__}: {e}"
         if not left:
             return left
-        for what in [w for w, why in left.items() if why.startswith("ImageBusy")]:
-            if time.monotonic() - begin > 20:      # nobody who lives watches for so long
+        for what, why in left.items():
+            try:
                 place, name = what.split("/", 1)
-                _fence_watchers(*place.split(":"), name)
+                if time.monotonic() - begin > 20 and why.startswith("ImageBusy"):
+                    _fence_watchers(*place.split(":"), name)      # nobody who lives watches for so long
+                if time.monotonic() - begin > 10 and why.startswith("ReadOnlyImage"):
+                    _raze(*place.split(":"), name)
+            except (rbd.Error, rados.Error, ValueError):
+                pass      # gone, or something else next time
         time.sleep(0.5)
     return left
 
