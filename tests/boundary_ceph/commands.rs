@@ -295,6 +295,6 @@ print('locked', flush=True); sys.stdin.read()
 async fn mirroring_of_a_pool() {
     let lab = lab();
     assert_eq!(lab.a.call(MirrorPoolMode { pool: v() }).await.unwrap(), PoolMirrorMode::Image);
-    let images = MirrorPoolMode { pool: "images".to_owned() };
-    assert_eq!(lab.a.call(images).await.unwrap(), PoolMirrorMode::Disabled);
+    let backups = MirrorPoolMode { pool: "backups".to_owned() };
+    assert_eq!(lab.a.call(backups).await.unwrap(), PoolMirrorMode::Disabled);
 }
