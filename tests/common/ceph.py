@@ -214,18 +214,24 @@ def _fence_watchers(site, pool, name):
 
 
 def _raze(site, pool, name):
-    """Remove an image object by object. What is left of a replica whose mirroring was ended while it had a
-    ruined clone (see the behaviour suite) is read-only, has a protected snapshot, and librbd has no way out."""
+    """Remove an image object by object; `trash/<id>` for one in the trash. What is left of a replica whose
+    mirroring was ended while it had a ruined clone (see the behaviour suite) has a protected snapshot and is
+    read-only, or is being removed for ever: librbd has no way out."""
     with ioctx(site, pool, "admin") as ctx:
-        with rbd.Image(ctx, name, read_only=True) as img:
-            ident = img.id()
+        if name.startswith("trash/"):
+            ident = name.removeprefix("trash/")
+            where, keys = "rbd_trash", (f"id_{ident}",)
+        else:
+            with rbd.Image(ctx, name, read_only=True) as img:
+                ident = img.id()
+            where, keys = "rbd_directory", (f"name_{name}", f"id_{ident}")
         parts = [f"rbd_header.{ident}", f"rbd_data.{ident}.", f"rbd_object_map.{ident}", f"journal.{ident}"]
         for found in list(ctx.list_objects()):
             if found.key == f"rbd_id.{name}" or any(found.key.startswith(p) for p in parts):
                 ctx.remove_object(found.key)
         with rados.WriteOpCtx() as op:
-            ctx.remove_omap_keys(op, (f"name_{name}", f"id_{ident}"))
-            ctx.operate_write_op(op, "rbd_directory")
+            ctx.remove_omap_keys(op, keys)
+            ctx.operate_write_op(op, where)
 
 
 def _remove_all(site, pool):
@@ -235,7 +241,7 @@ def _remove_all(site, pool):
             try:
                 rbd.RBD().trash_restore(ctx, entry["id"], entry["name"])
             except rbd.Error as e:
-                left[f"{site}:{pool}/trash/{entry['name']}"] = f"{type(e).__name__}: {e}"
+                left[f"{site}:{pool}/trash/{entry['id']}"] = f"{type(e).__name__}: {e}"
     for name in images(site, pool):
         with ioctx(site, pool, "admin") as ctx:
             try:
@@ -267,10 +273,11 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
         for what, why in left.items():
             try:
                 place, name = what.split("/", 1)
-                if time.monotonic() - begin > 20 and why.startswith("ImageBusy"):
-                    _fence_watchers(*place.split(":"), name)      # nobody who lives watches for so long
-                if time.monotonic() - begin > 10 and why.startswith("ReadOnlyImage"):
+                waited, in_trash = time.monotonic() - begin, name.startswith("trash/")
+                if waited > 10 and (in_trash or why.startswith("ReadOnlyImage")):
                     _raze(*place.split(":"), name)
+                elif waited > 20 and why.startswith("ImageBusy"):
+                    _fence_watchers(*place.split(":"), name)      # nobody who lives watches for so long
             except (rbd.Error, rados.Error, ValueError):
                 pass      # gone, or something else next time
         time.sleep(0.5)
