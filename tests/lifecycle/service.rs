@@ -174,7 +174,7 @@ fn the_service_does_not_map_ceph() {
     // What the lab's status would say.
     lab.stop_service();
     lab.start_service_with(&[], &[("LD_PRELOAD", "librados.so.2")]);
-    assert_eq!(mapped(lab.service_pids()[0])[0], true);
+    assert!(mapped(lab.service_pids()[0])[0]);
     let (well, shown) = status();
     assert!(!well && shown.contains("LIBRADOS MAPPED"), "{shown}");
     let others = shown.lines().filter(|l| !l.starts_with("scoria-volume"));
