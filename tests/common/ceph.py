@@ -204,6 +204,35 @@ def _remove_one(ctx, name):
     rbd.RBD().remove(ctx, name)
 
 
+def _remove_objects(ctx, names):
+    for name in names:
+        try:
+            ctx.remove_object(name)
+        except rados.ObjectNotFound:
+            pass
+
+
+def _remove_pieces(ctx, name):
+    """What is left of an image without a header, object by object: librbd 16 crashes when it is to remove one
+    of which only the journal is there. Its name is in the directory, or it is in the trash, being removed."""
+    found = {}
+    for index, keys in (("rbd_directory", f"name_{name}"), ("rbd_trash", "id_")):
+        with rados.ReadOpCtx() as op:
+            entries, _ = ctx.get_omap_vals(op, "", keys, 100)
+            ctx.operate_read_op(op, index)
+        for key, value in entries:
+            if index == "rbd_directory" and key == keys:
+                found[value[4:].decode()] = (index, (key, f"id_{value[4:].decode()}"))      # after its length
+            elif index == "rbd_trash" and name.encode() in value:
+                found[key[3:]] = (index, (key,))
+    for ident, (index, keys) in found.items():
+        _remove_objects(ctx, (f"rbd_header.{ident}", f"rbd_object_map.{ident}", f"journal.{ident}"))
+        with rados.WriteOpCtx() as op:
+            ctx.remove_omap_keys(op, keys)
+            ctx.operate_write_op(op, index)
+    _remove_objects(ctx, (f"rbd_id.{name}",))
+
+
 def _fence_watchers(site, pool, name):
     """A client killed at the wrong moment leaves a watch that no timeout ends; blocklisting it does."""
     with ioctx(site, pool, "admin") as ctx, rbd.Image(ctx, name, read_only=True) as img:
@@ -246,11 +275,8 @@ def _remove_all(site, pool):
         with ioctx(site, pool, "admin") as ctx:
             try:
                 _remove_one(ctx, name)
-            except rbd.ImageNotFound:      # gone meanwhile, or half of one: then this removes the rest
-                try:
-                    rbd.RBD().remove(ctx, name)
-                except rbd.ImageNotFound:
-                    pass
+            except rbd.ImageNotFound:      # gone meanwhile, or half of one
+                _remove_pieces(ctx, name)
             except rbd.Error as e:
                 left[f"{site}:{pool}/{name}"] = f"{type(e).__name__}: {e}"
     return left

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::common::{CEPH, Lab, row_str, wait_for, wait_until};
 use crate::crash::{WHY, delete_all, name_of, wait_death, wait_quiet};
-use crate::workers::{were_killed_at, workers_died_at};
+use crate::workers::{killed_at, workers_died_at};
 
 const COUNT: usize = 20;
 /// One of each kind of step, in the order in which they come, somewhere among the volumes.
@@ -309,7 +309,7 @@ fn failovers_die_at_every_kind_of_step() {
         d.there_and_back(Victim::Workers, &mut known, PLANNED);
         d.forced(Victim::Both, &known, "site-b", FORCED_ONLY);
         for point in FORCED_ONLY {
-            assert!(were_killed_at(&d.lab.service_log(), point), "workers were killed at {point}, too");
+            assert!(killed_at(&d.lab.service_log(), point) > Some(0), "workers were killed at {point}, too");
         }
     });
 }
