@@ -40,8 +40,11 @@ pub enum Probe {
     Ok,
     /// No answer in time, or no connection to be had.
     Silent,
-    /// Answered, but with an error: caps, missing pool. The site lives; its operator has work to do.
+    /// Answered, but with an error: caps, missing pool. The site lives; its operator has work to do. Also
+    /// when it could not be asked for a reason of our own, such as a missing keyring.
     Refused,
+    /// The worker died under the question: that says nothing of the site.
+    Lost,
 }
 
 impl From<&Result<(), RbdError>> for Probe {
@@ -49,10 +52,11 @@ impl From<&Result<(), RbdError>> for Probe {
         match result {
             Ok(()) => Probe::Ok,
             Err(e) => match e.kind {
-                RbdErrorKind::TimedOut | RbdErrorKind::Unreachable | RbdErrorKind::WorkerLost => {
-                    Probe::Silent
-                }
-                RbdErrorKind::NotFound
+                RbdErrorKind::TimedOut => Probe::Silent,
+                RbdErrorKind::Unreachable if is_silence(e.errno) => Probe::Silent,
+                RbdErrorKind::WorkerLost => Probe::Lost,
+                RbdErrorKind::Unreachable
+                | RbdErrorKind::NotFound
                 | RbdErrorKind::NoPool
                 | RbdErrorKind::Exists
                 | RbdErrorKind::Busy
@@ -69,16 +73,26 @@ impl From<&Result<(), RbdError>> for Probe {
     }
 }
 
+/// Whether a connection failed for want of an answer, and not for a conf, a key or a worker that is not there.
+fn is_silence(errno: i32) -> bool {
+    [libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::ENOTCONN, libc::ECONNREFUSED]
+        .contains(&errno)
+}
+
 /// How often a probe is tried before silence counts as death.
 const TRIES: usize = 3;
+/// The same with probes whose worker died.
+const TRIES_IN_ALL: usize = 6;
 
 /// Judges from the probes made, monitors and OSDs in order of time.
 pub fn judge(mon: &[Probe], osd: &[Probe]) -> Verdict {
+    let told = |probes: &[Probe]| probes.iter().copied().filter(|p| *p != Probe::Lost).collect::<Vec<_>>();
+    let (mon, osd) = (told(mon), told(osd));
     let silent = |probes: &[Probe]| probes.len() >= TRIES && probes.iter().all(|p| *p == Probe::Silent);
     let fine = |probes: &[Probe]| probes.first() == Some(&Probe::Ok);
-    if silent(mon) || silent(osd) {
+    if silent(&mon) || silent(&osd) {
         Verdict::Dead
-    } else if fine(mon) && fine(osd) {
+    } else if fine(&mon) && fine(&osd) {
         Verdict::Alive
     } else {
         Verdict::Degraded
@@ -118,11 +132,14 @@ enum Half {
 
 async fn probe(site: &Site, pool: &str, timeout: Duration, half: Half) -> Vec<Probe> {
     let mut outcomes = Vec::new();
-    while outcomes.len() < TRIES {
+    let mut silent = 0;
+    while silent < TRIES && outcomes.len() < TRIES_IN_ALL {
         let outcome = once(site, pool, timeout, half).await;
         outcomes.push(outcome);
-        if outcome != Probe::Silent {
-            break;
+        match outcome {
+            Probe::Silent => silent += 1,
+            Probe::Lost => {}
+            Probe::Ok | Probe::Refused => break,
         }
     }
     outcomes
@@ -149,5 +166,28 @@ mod tests {
         assert_eq!(judge(&[Ok], &[Silent, Silent]), Verdict::Degraded);
         assert_eq!(judge(&[Ok], &[Silent, Ok]), Verdict::Degraded);
         assert_eq!(judge(&[Ok], &[Refused]), Verdict::Degraded);
+    }
+
+    #[test]
+    fn what_is_our_own_fault_is_no_death_of_a_site() {
+        let failure = |kind, errno| {
+            Probe::from(&Err(RbdError {
+                kind,
+                op: "ProbeMon".to_owned(),
+                site: "default".to_owned(),
+                errno,
+                message: String::new(),
+            }))
+        };
+        assert_eq!(failure(RbdErrorKind::Unreachable, libc::ETIMEDOUT), Silent);
+        assert_eq!(failure(RbdErrorKind::TimedOut, 0), Silent);
+        // No keyring; no worker could be started; a worker that died.
+        assert_eq!(failure(RbdErrorKind::Unreachable, libc::ENOENT), Refused);
+        assert_eq!(failure(RbdErrorKind::Unreachable, 0), Refused);
+        assert_eq!(failure(RbdErrorKind::WorkerLost, 0), Lost);
+        assert_eq!(judge(&[Ok], &[Lost, Lost, Lost, Lost, Lost, Lost]), Verdict::Degraded);
+        assert_eq!(judge(&[Lost, Ok], &[Lost, Ok]), Verdict::Alive);
+        assert_eq!(judge(&[Ok], &[Silent, Lost, Silent, Silent]), Verdict::Dead);
+        assert_eq!(judge(&[Ok], &[Silent, Lost, Silent, Ok]), Verdict::Degraded);
     }
 }

@@ -315,7 +315,10 @@ fn wait_workers_gone(workers: &[i32]) {
     });
 }
 
+/// Not in the sample: a client killed while librbd 16.2.15 switches journaling on may leave an image on which
+/// every later attempt, and its removal, crashes librbd.
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn the_service_is_killed_while_much_is_going_on() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
