@@ -303,8 +303,6 @@ fn drill(work: impl FnOnce(&Drill<'_>)) {
 fn failovers_die_at_every_kind_of_step() {
     drill(|d| {
         let mut known = volumes(d.lab);
-        d.given_up(Victim::Service, &mut known, GIVEN_UP);
-        // What was given up is ordered again, and succeeds.
         d.there_and_back(Victim::Service, &mut known, PLANNED);
         d.there_and_back(Victim::Workers, &mut known, PLANNED);
         d.forced(Victim::Both, &known, "site-b", FORCED_ONLY);
@@ -396,7 +394,7 @@ fn each_given_up(victim: Victim, points: &[&str]) {
 #[test]
 #[ignore = "whole matrix: tools/test --full"]
 fn whole_matrix_a_failover_that_is_not_accepted_dies_restoring() {
-    each_given_up(Victim::Service, &["failover:restoring:20"]);
+    each_given_up(Victim::Service, GIVEN_UP);
 }
 
 #[test]

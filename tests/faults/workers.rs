@@ -173,7 +173,9 @@ fn workers_die_at_every_step_of_snapshots_and_extensions() {
     }
 }
 
+/// Not in the sample, for the reason of `the_service_is_killed_while_much_is_going_on`.
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn workers_are_killed_again_and_again_and_nothing_is_lost() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
