@@ -410,6 +410,17 @@ def components(lab):
     return found
 
 
+def peer_again(lab, site):
+    """Let the placement groups of resumed OSDs peer anew. One without replicas whose read lease ran out
+    meanwhile (16 s) stays "laggy" for ever, and its objects with it."""
+    if procs.leader(lab, f"site-{site}-mon"):
+        try:
+            _run(lab, ["ceph", "-c", client_conf(lab, site), "--connect-timeout", "10", "osd", "down", "all"],
+                 f"site-{site}: peering")
+        except LabError:
+            pass      # its monitor is still paused: resuming that is another command
+
+
 def set_watch_timeout(lab):
     """Tell the running OSDs a changed watch timeout (the conf serves the next start)."""
     for site in ("a", "b"):

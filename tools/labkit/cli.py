@@ -153,6 +153,9 @@ def pause(lab, args):
 def resume(lab, args):
     _, names = _named(lab, args)
     procs.signal_all(lab, names, signal.SIGCONT)
+    for site in ("a", "b"):
+        if any(name.startswith(f"site-{site}-osd") for name in names):
+            ceph.peer_again(lab, site)
 
 
 def restart(lab, args):
