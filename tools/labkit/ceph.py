@@ -180,6 +180,9 @@ osd_client_watch_timeout = {lab.state["watch_timeout"]}
 # A client killed while its watch is being set up leaves one that an OSD forgets to time out until the
 # object leaves this cache (default 64 a PG), which in a cluster as idle as this one never happens.
 osd_pg_object_context_cache_count = 1
+# An OSD that is marked down more than five times in ten minutes ends itself; here that is a pause (and
+# `peer_again`) too many.
+osd_max_markdown_count = 1000
 bluestore_block_size = {64 << 30}
 bluestore_block_wal_create = false
 bluestore_block_db_create = false
