@@ -305,7 +305,7 @@ impl Place {
     async fn children(&self, image: &str, snap: &str) -> Result<Vec<ImageName>, RbdError> {
         let ask =
             ImageChildren { pool: self.pool.clone(), image: image.to_owned(), snap: Some(snap.to_owned()) };
-        self.site.call(ask).await
+        self.site.insist(ask).await
     }
 
     /// Takes and protects a snapshot.
