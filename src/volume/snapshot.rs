@@ -11,6 +11,7 @@ use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::message::{Action, Detail, Message};
+use crate::db::quota::QuotaRules;
 use crate::db::snapshot::SnapshotChanges;
 use crate::db::{Conn, Db};
 use crate::error::{Code, Error, Result};
@@ -195,13 +196,7 @@ pub(super) async fn delete_with_volume(
     backend.notify_snapshot(context, "delete.start", snapshot, volume).await;
     remove(backend, snapshot, volume, false).await?;
     let rules = &backend.globals.quota;
-    operation
-        .write("snapshot of a deleted volume", async |conn| {
-            give_back_snapshot(conn, snapshot, rules).await?;
-            db::snapshot::destroy(conn, &snapshot.id).await?;
-            Ok(())
-        })
-        .await?;
+    operation.write("snapshot of a deleted volume", async |conn| forget(conn, snapshot, rules).await).await?;
     tell_deleted(backend, context, snapshot, volume).await;
     Ok(())
 }
@@ -216,13 +211,16 @@ async fn deleted(
     let rules = &backend.globals.quota;
     backend
         .journal
-        .complete(operation, &backend.done(), async |conn| {
-            give_back_snapshot(conn, snapshot, rules).await?;
-            db::snapshot::destroy(conn, &snapshot.id).await?;
-            Ok(())
-        })
+        .complete(operation, &backend.done(), async |conn| forget(conn, snapshot, rules).await)
         .await?;
     tell_deleted(backend, context, snapshot, volume).await;
+    Ok(())
+}
+
+/// The row goes, and the quota comes back, together.
+async fn forget(conn: &mut Conn, snapshot: &Snapshot, rules: &QuotaRules) -> Result<()> {
+    give_back_snapshot(conn, snapshot, rules).await?;
+    db::snapshot::destroy(conn, &snapshot.id).await?;
     Ok(())
 }
 
