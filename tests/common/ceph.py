@@ -212,6 +212,15 @@ def _remove_objects(ctx, names):
             pass
 
 
+def _take_apart(ctx, ident, index, keys):
+    """Every object of an image, and its entries in the directory or the trash."""
+    parts = [f"rbd_header.{ident}", f"rbd_data.{ident}.", f"rbd_object_map.{ident}", f"journal.{ident}"]
+    _remove_objects(ctx, [o.key for o in ctx.list_objects() if any(o.key.startswith(p) for p in parts)])
+    with rados.WriteOpCtx() as op:
+        ctx.remove_omap_keys(op, keys)
+        ctx.operate_write_op(op, index)
+
+
 def _remove_pieces(ctx, name):
     """What is left of an image without a header, object by object: librbd 16 crashes when it is to remove one
     of which only the journal is there. Its name is in the directory, or it is in the trash, being removed."""
@@ -226,10 +235,7 @@ def _remove_pieces(ctx, name):
             elif index == "rbd_trash" and name.encode() in value:
                 found[key[3:]] = (index, (key,))
     for ident, (index, keys) in found.items():
-        _remove_objects(ctx, (f"rbd_header.{ident}", f"rbd_object_map.{ident}", f"journal.{ident}"))
-        with rados.WriteOpCtx() as op:
-            ctx.remove_omap_keys(op, keys)
-            ctx.operate_write_op(op, index)
+        _take_apart(ctx, ident, index, keys)
     _remove_objects(ctx, (f"rbd_id.{name}",))
 
 
@@ -249,18 +255,12 @@ def _raze(site, pool, name):
     with ioctx(site, pool, "admin") as ctx:
         if name.startswith("trash/"):
             ident = name.removeprefix("trash/")
-            where, keys = "rbd_trash", (f"id_{ident}",)
+            _take_apart(ctx, ident, "rbd_trash", (f"id_{ident}",))
         else:
             with rbd.Image(ctx, name, read_only=True) as img:
                 ident = img.id()
-            where, keys = "rbd_directory", (f"name_{name}", f"id_{ident}")
-        parts = [f"rbd_header.{ident}", f"rbd_data.{ident}.", f"rbd_object_map.{ident}", f"journal.{ident}"]
-        for found in list(ctx.list_objects()):
-            if found.key == f"rbd_id.{name}" or any(found.key.startswith(p) for p in parts):
-                ctx.remove_object(found.key)
-        with rados.WriteOpCtx() as op:
-            ctx.remove_omap_keys(op, keys)
-            ctx.operate_write_op(op, where)
+            _take_apart(ctx, ident, "rbd_directory", (f"name_{name}", f"id_{ident}"))
+            _remove_objects(ctx, (f"rbd_id.{name}",))
 
 
 def _remove_all(site, pool):

@@ -30,7 +30,7 @@ pub(crate) const PLAIN: &str = "lab@plain";
 pub(crate) const CEPH_QUEUE: &str = "cinder-volume.lab@ceph.lab";
 pub(crate) const PLAIN_QUEUE: &str = "cinder-volume.lab@plain.lab";
 
-/// Everything, instead of the sample that fits into CI's five minutes.
+/// The long lists and loops instead of CI's sample.
 pub(crate) fn full() -> bool {
     std::env::var_os("SCORIA_TEST_FULL").is_some_and(|v| !v.is_empty() && v != "0")
 }
