@@ -189,4 +189,10 @@ pub struct MirrorReport {
     pub local: Option<MirrorSiteStatus>,
     /// What the peers' daemons wrote here.
     pub peers: Vec<MirrorSiteStatus>,
+    /// Journal mode: mirror uuids of the peers whose daemons are registered in this image's journal.
+    /// One that registers only after this side was promoted, and after the journal's tags of before have
+    /// expired, cannot connect its history to this side's any more: it reports a split-brain, and its copy
+    /// must be made anew (Ceph, `PrepareReplayRequest.cc`, `cls_journal.cc`: `expire_tags`). Always empty
+    /// in snapshot mode.
+    pub registered: Vec<String>,
 }

@@ -21,7 +21,7 @@ use super::plan::{Action, Case, Peer, Reason, Side, Step, plan};
 use super::verdict::Verdict;
 use crate::error::Result;
 use crate::rbd::protocol::*;
-use crate::rbd::types::MirrorReport;
+use crate::rbd::types::{MirrorMode, MirrorReport};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 /// Where steps are remembered. The real one is the journal; recording returns only when the step would
@@ -52,6 +52,8 @@ pub struct Limits {
     pub verdict: Duration,
     /// Until a copy that does not replay is given up, with nothing touched.
     pub peer: Duration,
+    /// Until a copy is promoted although the daemon of the old side is not registered in its journal.
+    pub link: Duration,
     /// Until a demotion counts as failed.
     pub demote: Duration,
     /// Until a promotion that is not accepted is undone.
@@ -100,12 +102,15 @@ pub async fn look_at(site: &Site, pool: &str, image: &str, within: Duration) -> 
     }
 }
 
-/// Whether the daemon of `site` replays an image.
+/// Whether the daemon of `site` replays an image, and the copy's peer can follow it.
 pub async fn peer_of(site: &Site, pool: &str, image: &str, within: Duration) -> Result<Peer, RbdError> {
     let ask = MirrorStatus { pool: pool.to_owned(), image: image.to_owned() };
     match site.call_within(within, ask).await {
-        Ok(report) if replays(&report) => Ok(Peer::Replaying),
-        Ok(_) => Ok(Peer::NotReplaying),
+        Ok(report) if !replays(&report) => Ok(Peer::NotReplaying),
+        Ok(report) if report.info.mode == MirrorMode::Journal && report.registered.is_empty() => {
+            Ok(Peer::Unlinked)
+        }
+        Ok(_) => Ok(Peer::Replaying),
         Err(error) if error.is_not_found() => Ok(Peer::NotReplaying),
         Err(error) => Err(error),
     }
@@ -142,6 +147,8 @@ struct Sight {
     source: Side,
     target: Side,
     peer: Peer,
+    /// The source has no daemon that could ever be registered in the copy's journal.
+    one_way: bool,
     step: Step,
     since: Instant,
     pause: Pause,
@@ -250,6 +257,7 @@ impl Engine {
             source,
             target,
             peer: Peer::Unknown,
+            one_way: false,
             step: job.step.clone(),
             since: started,
             pause: Pause::default(),
@@ -272,6 +280,7 @@ impl Engine {
                 target: sight.target,
                 peer: sight.peer,
                 expired: sight.since.elapsed() >= self.limits.of(&sight.step),
+                link_expired: sight.one_way || sight.since.elapsed() >= self.limits.link,
             };
             let action = plan(&case);
             debug!(volume.id = job.volume_id, ?case, ?action, "planned");
@@ -340,8 +349,19 @@ impl Engine {
                 // The source may die while its copy is awaited.
                 let (peer, ()) = tokio::join!(self.peer(job), self.look(job, sight));
                 sight.peer = peer;
+                if peer == Peer::Unlinked {
+                    sight.one_way = self.one_way().await;
+                }
             }
             Action::Demote => {
+                if sight.peer == Peer::Unlinked {
+                    warn!(
+                        volume.id = job.volume_id,
+                        source = self.source.name(),
+                        "the rbd-mirror of the site that the volume leaves does not know its copy: \
+                         the image there will not follow and has to be resynced"
+                    );
+                }
                 self.enter(job, sight, Step::Demoting).await?;
                 let demoted = self.source.call_within(self.limits.demote, MirrorDemote { pool, image }).await;
                 match demoted {
@@ -510,6 +530,13 @@ impl Engine {
                 Side::Unknown
             }
         }
+    }
+
+    /// Whether the source's pool is served by no daemon. No answer is no proof.
+    async fn one_way(&self) -> bool {
+        let ask = MirrorDaemons { pool: self.pool.clone() };
+        let found = self.source.call_within(self.limits.verdict * 2, ask).await;
+        found.is_ok_and(|daemons| daemons.is_empty())
     }
 
     async fn peer(&self, job: &Job) -> Peer {

@@ -35,6 +35,9 @@ const GRACE: Duration = Duration::from_secs(10);
 const DECIDED: &str = "decided";
 /// How long a copy may take to appear and to replay before nothing is touched and the volume is given up.
 const PEER: Duration = Duration::from_secs(30);
+/// How long the daemon of the side that is left may take to notice a new copy. It is told of it, and looks by
+/// itself every `rbd_mirror_image_state_check_interval` (30 s).
+const LINK: Duration = Duration::from_secs(45);
 
 /// What was decided once for the whole operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,7 @@ impl From<&BackendConfig> for Limits {
             concurrency: config.failover_concurrency,
             verdict: config.verdict_timeout,
             peer: PEER,
+            link: LINK,
             demote: config.demote_timeout,
             promote: config.promote_timeout,
             writable: config.writable_timeout,

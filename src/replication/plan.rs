@@ -46,8 +46,19 @@ pub enum Peer {
     Unknown,
     /// `up+replaying`: demoting now will reach it.
     Replaying,
+    /// The same, but the daemon of the side that it leaves is not yet registered in the copy's journal. Promoted
+    /// now, the copy would lose the tags that connect the two histories before that daemon has read them,
+    /// and the old side could not follow: split-brain by rbd-mirror's rules, cured only by a full copy.
+    Unlinked,
     /// Anything else: still syncing, stopped, in error, daemon down.
     NotReplaying,
+}
+
+impl Peer {
+    /// Whether the copy keeps up, whatever may follow it one day.
+    pub fn replays(self) -> bool {
+        matches!(self, Peer::Replaying | Peer::Unlinked)
+    }
 }
 
 /// What was last ordered for the volume. Persisted before the order is given, one row a volume.
@@ -167,6 +178,9 @@ pub struct Case {
     pub peer: Peer,
     /// The current step has had its time.
     pub expired: bool,
+    /// A daemon that is not registered by now is not waited for any longer, or there is none: the move is
+    /// worth a full copy afterwards.
+    pub link_expired: bool,
 }
 
 /// What to do next.
@@ -248,8 +262,11 @@ fn target_is_secondary(case: &Case) -> Action {
             Step::Pending | Step::Demoting | Step::Promoting | Step::Forcing | Step::Opening => {
                 let ordered = matches!(case.step, Step::Demoting | Step::Promoting);
                 match case.peer {
-                    Peer::Replaying if ordered && case.expired => Action::Fail(Reason::DemoteFailed),
-                    Peer::Replaying => Action::Demote,
+                    Peer::Unlinked if case.step == Step::Pending && !case.link_expired => Action::WaitForPeer,
+                    Peer::Replaying | Peer::Unlinked if ordered && case.expired => {
+                        Action::Fail(Reason::DemoteFailed)
+                    }
+                    Peer::Replaying | Peer::Unlinked => Action::Demote,
                     Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::PeerNotReady),
                     Peer::Unknown | Peer::NotReplaying => Action::WaitForPeer,
                 }
@@ -340,9 +357,15 @@ mod tests {
             Just(Step::Opening),
             Just(Step::Restoring)
         ];
-        let peers = prop_oneof![Just(Peer::Unknown), Just(Peer::Replaying), Just(Peer::NotReplaying)];
-        (steps, verdicts(), verdicts(), sides(), sides(), peers, any::<bool>()).prop_map(
-            |(step, source_verdict, target_verdict, source, target, peer, expired)| Case {
+        let peers = prop_oneof![
+            Just(Peer::Unknown),
+            Just(Peer::Replaying),
+            Just(Peer::Unlinked),
+            Just(Peer::NotReplaying)
+        ];
+        let times = (any::<bool>(), any::<bool>());
+        (steps, verdicts(), verdicts(), sides(), sides(), peers, times).prop_map(
+            |(step, source_verdict, target_verdict, source, target, peer, (expired, link_expired))| Case {
                 step,
                 source_verdict,
                 target_verdict,
@@ -350,6 +373,7 @@ mod tests {
                 target,
                 peer,
                 expired,
+                link_expired,
             },
         )
     }
@@ -368,7 +392,8 @@ mod tests {
             if plan(&case) == Action::Demote {
                 prop_assert_eq!(case.source, Side::Primary);
                 prop_assert_eq!(case.target, Side::Secondary);
-                prop_assert_eq!(case.peer, Peer::Replaying);
+                let overdue = case.step != Step::Pending || case.link_expired;
+                prop_assert!(case.peer == Peer::Replaying || case.peer == Peer::Unlinked && overdue);
             }
         }
 
@@ -397,7 +422,7 @@ mod tests {
         #[test]
         fn waiting_ends(case in cases()) {
             // An action that is repeated in its own step must give way when the step has had its time.
-            let case = Case { expired: true, ..case };
+            let case = Case { expired: true, link_expired: true, ..case };
             let action = plan(&case);
             prop_assert!(!matches!(action, Action::Observe | Action::WaitForPeer), "{:?} -> {:?}", case, action);
             let repeats = match case.step {
@@ -421,6 +446,7 @@ mod tests {
             target,
             peer: Peer::Replaying,
             expired: false,
+            link_expired: false,
         }
     }
 
@@ -429,6 +455,17 @@ mod tests {
         assert_eq!(plan(&planned(Step::Pending, Side::Primary, Side::Secondary)), Action::Demote);
         assert_eq!(plan(&planned(Step::Demoting, Side::Secondary, Side::Secondary)), Action::Promote);
         assert_eq!(plan(&planned(Step::Promoting, Side::Secondary, Side::Primary)), Action::Finish);
+    }
+
+    #[test]
+    fn a_copy_that_could_not_be_followed_is_waited_for_in_vain_only_once() {
+        let unlinked =
+            Case { peer: Peer::Unlinked, ..planned(Step::Pending, Side::Primary, Side::Secondary) };
+        assert_eq!(plan(&unlinked), Action::WaitForPeer);
+        // Not even the end of the patience for a copy ends it: this one replays.
+        assert_eq!(plan(&Case { expired: true, ..unlinked.clone() }), Action::WaitForPeer);
+        assert_eq!(plan(&Case { link_expired: true, ..unlinked.clone() }), Action::Demote);
+        assert_eq!(plan(&Case { step: Step::Demoting, ..unlinked }), Action::Demote);
     }
 
     #[test]

@@ -208,9 +208,21 @@ impl Env {
     pub async fn replays(&self, site: &Site, image: &str) -> Case {
         self.eventually("up+replaying", async || {
             let report = site.call(MirrorStatus { pool: self.pool.clone(), image: image.into() }).await?;
-            Ok::<_, RbdError>(
-                report.local.filter(|l| l.up && l.state == "replaying" && !report.info.primary).map(|_| ()),
-            )
+            match &report.local {
+                Some(l) if l.up && l.state == "replaying" && !report.info.primary => Ok(Some(())),
+                // The reason belongs to the failure's text: nobody can ask afterwards.
+                _ => Err(anyhow::anyhow!("{report:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until the daemon of site A could follow the copy on site B, were that promoted. As an operation
+    /// does: before, a change of sides ends in a split-brain.
+    pub async fn linked(&self, image: &str) -> Case {
+        self.eventually("registration in the copy's journal", async || {
+            let report = self.b.call(MirrorStatus { pool: self.pool.clone(), image: image.into() }).await?;
+            Ok::<_, RbdError>((!report.registered.is_empty()).then_some(()))
         })
         .await
     }
@@ -223,6 +235,9 @@ impl Env {
         self.publish(&self.a, &image, mode).await?;
         self.replays(&self.b, &image).await?;
         self.replicated(&self.b, &image, data).await?;
+        if mode == MirrorMode::Journal {
+            self.linked(&image).await?;
+        }
         Ok(image)
     }
 

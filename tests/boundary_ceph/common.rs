@@ -117,6 +117,21 @@ enum How {
     Pids(Vec<u32>),
 }
 
+/// A component of the lab that is stopped until this is dropped.
+pub(crate) struct Paused(&'static str);
+
+/// Stops one component of the lab.
+pub(crate) fn pause(component: &'static str) -> Paused {
+    tools_lab(&["pause", component]);
+    Paused(component)
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        tools_lab(&["resume", self.0]);
+    }
+}
+
 /// Stops the daemons of site `a` or `b`.
 pub(crate) fn stop(site: &str) -> Stopped {
     let conf = conf(&format!("SITE_{}_CONF", site.to_uppercase()));

@@ -4,7 +4,7 @@ use scoria::rbd::protocol::*;
 use scoria::rbd::types::{MirrorMode, MirrorState, features};
 use scoria::rbd::{RbdErrorKind, Site};
 
-use crate::common::{FEATURES, MIB, eventually, kind, lab, lab_alone, name, stop};
+use crate::common::{FEATURES, MIB, eventually, kind, lab, lab_alone, name, pause, stop};
 
 fn v() -> String {
     "volumes".to_owned()
@@ -104,6 +104,41 @@ async fn there_and_back_by_journal() {
 #[tokio::test]
 async fn there_and_back_by_snapshot() {
     there_and_back(MirrorMode::Snapshot).await;
+}
+
+/// The trap of a planned failover: what the daemon of the old side does not know when its copy is promoted, it
+/// can never follow.
+#[tokio::test]
+async fn a_copy_promoted_before_the_old_sides_daemon_is_registered_cannot_be_followed() {
+    let lab = lab_alone();
+    let (a, b) = (&lab.a, &lab.b);
+    let image = name("unlinked");
+    let daemon = pause("rbd-mirror-a");
+    mirrored(a, &image, MirrorMode::Journal).await;
+    replaying(b, &image).await;
+    let status = MirrorStatus { pool: v(), image: image.clone() };
+    assert_eq!(b.call(status.clone()).await.unwrap().registered, Vec::<String>::new());
+    a.call(MirrorDemote { pool: v(), image: image.clone() }).await.unwrap();
+    let promote = MirrorPromote { pool: v(), image: image.clone(), force: false };
+    eventually("promotion", async || b.call(promote.clone()).await).await;
+    // Each opening for writing begins a new tag of the journal, and the old ones expire.
+    for _ in 0..4 {
+        let write = ImageWrite { pool: v(), image: image.clone(), offset: 0, data: b"there".to_vec() };
+        b.call(write).await.unwrap();
+    }
+    drop(daemon);
+    eventually("the split-brain", async || {
+        let report = a.call(status.clone()).await.map_err(|e| e.to_string())?;
+        let split = report.local.as_ref().is_some_and(|l| l.description == "split-brain detected");
+        if split { Ok(()) } else { Err(format!("{report:?}")) }
+    })
+    .await;
+    assert_eq!(b.call(status.clone()).await.unwrap().registered.len(), 1, "now it is");
+    a.call(MirrorResync { pool: v(), image: image.clone() }).await.unwrap();
+    replaying(a, &image).await;
+    b.call(MirrorDisable { pool: v(), image: image.clone(), force: false }).await.unwrap();
+    let remove = ImageRemove { pool: v(), image };
+    eventually("removed", async || b.call(remove.clone()).await).await;
 }
 
 /// The trap of an unplanned failover: primary, and yet every write fails.

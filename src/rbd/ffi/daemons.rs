@@ -61,7 +61,7 @@ impl IoCtx {
     /// int rados_omap_get_next2(rados_omap_iter_t iter, char **key, char **val, size_t *key_len, size_t *val_len);
     /// void rados_omap_get_end(rados_omap_iter_t iter);
     /// ```
-    fn omap_keys(&self, name: &str) -> Result<Vec<String>, Failure> {
+    pub(super) fn omap_keys(&self, name: &str) -> Result<Vec<String>, Failure> {
         let call = "rados_read_op_operate";
         let f = &self.api().daemons;
         let (oid, start) = (text(call, name)?, text(call, "")?);

@@ -289,7 +289,26 @@ impl Image<'_> {
         // A side that never reported is listed as unknown, at time 0.
         let reported = sites.into_iter().filter(|s| s.last_update != 0);
         let (local, peers): (Vec<_>, Vec<_>) = reported.partition(|s| s.mirror_uuid.is_empty());
-        Ok(MirrorReport { info: info?, local: local.into_iter().next(), peers })
+        let info = info?;
+        let registered = match info.mode {
+            MirrorMode::Journal if info.state == MirrorState::Enabled => self.journal_clients()?,
+            MirrorMode::Journal | MirrorMode::Snapshot => Vec::new(),
+        };
+        Ok(MirrorReport { info, local: local.into_iter().next(), peers, registered })
+    }
+}
+
+/// The omap key of a client of a journal's header object; the image itself is the client without a name
+/// (Ceph, `cls_journal.cc`: `HEADER_KEY_CLIENT_PREFIX`).
+const CLIENT_KEY: &str = "client_";
+
+impl Image<'_> {
+    /// Mirror uuids of the peers whose daemons are registered in this image's journal. librbd's C interface
+    /// has no call for it.
+    fn journal_clients(&self) -> Result<Vec<String>, Failure> {
+        let keys = self.io.omap_keys(&format!("journal.{}", self.id()?))?;
+        let peers = keys.iter().filter_map(|key| key.strip_prefix(CLIENT_KEY)).filter(|id| !id.is_empty());
+        Ok(peers.map(str::to_owned).collect())
     }
 }
 

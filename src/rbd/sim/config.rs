@@ -30,6 +30,9 @@ pub struct Timing {
     pub turn_journal: Duration,
     /// The same in snapshot mode.
     pub turn_snapshot: Duration,
+    /// From the appearance of a replica until the daemon of the primary's side is registered in its
+    /// journal: journal mode.
+    pub register: Duration,
     /// From a resync order until the local copy is deleted.
     pub resync: Duration,
     /// From the primary's removal (or disabling) to the replica's.
@@ -62,6 +65,7 @@ impl Default for Timing {
             demotion_journal: ms(1100),
             demotion_snapshot: ms(70),
             turn_journal: ms(3500),
+            register: ms(2600),
             turn_snapshot: ms(1400),
             resync: ms(16_000),
             remove: ms(300),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::config::Timing;
 use super::data::Data;
 use super::state::{Content, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, Trash, World};
 use crate::rbd::types::MirrorMode;
@@ -85,6 +86,8 @@ pub(super) enum Step {
     Purge,
     /// Let go of a lock that outlived a forced promotion.
     ReleaseLock,
+    /// Notice the peer's copy and register in its journal.
+    Register,
 }
 
 /// Something on the agenda.
@@ -249,14 +252,16 @@ impl World {
             (Some(here), Some(_)) => here,
         };
         let (_, theirs) = there?;
+        let journal = mirror.mode == MirrorMode::Journal;
+        let register = |t: &Timing| (journal && !theirs.registered).then_some((Step::Register, t.register));
         if mirror.owner == Owner::Local {
             let held = image.lock.as_deref() == Some(self.sites.get(site)?.daemon.address.as_str());
-            return held.then_some((Step::ReleaseLock, Duration::from_secs(1)));
+            let release = held.then_some((Step::ReleaseLock, Duration::from_secs(1)));
+            return release.or_else(|| register(t));
         }
         if mirror.resync {
             return (theirs.owner == Owner::Local).then_some((Step::Resync, t.resync));
         }
-        let journal = mirror.mode == MirrorMode::Journal;
         match theirs.owner {
             Owner::Local if !replaying => {
                 let split =
@@ -286,7 +291,7 @@ impl World {
             Owner::Nobody if mirror.owner == Owner::Remote => {
                 Some((Step::Demotion, if journal { t.demotion_journal } else { t.demotion_snapshot }))
             }
-            Owner::Nobody | Owner::Remote => None,
+            Owner::Nobody | Owner::Remote => register(t),
         }
     }
 
@@ -361,17 +366,21 @@ impl World {
             Step::Create => {
                 if let Some(content) = content {
                     self.create_replica(site, key, peer.as_deref().unwrap_or_default(), content);
+                    self.register(peer.as_deref(), key);
                 }
             }
             Step::Start => {
                 let Some(mut content) = content else { return };
                 let Some((_, mine)) = self.pair_image(site, key) else { return };
-                if content.lineage.starts_with(&mine.lineage) {
+                let theirs = peer.as_ref().and_then(|p| self.pair_image(p, key)).map(|(_, m)| m);
+                let linked = !mine.complete || !theirs.is_some_and(|m| m.unlinked);
+                if linked && content.lineage.starts_with(&mine.lineage) {
                     if !mine.complete {
                         content.data = content.whole.clone();
                         self.forget_flattening(peer.as_deref().unwrap_or_default(), key);
                     }
                     self.fill(site, key, content);
+                    self.register(peer.as_deref(), key);
                     self.set_phase(site, key, Phase::Replaying);
                 } else {
                     self.sins.push(format!(
@@ -413,8 +422,16 @@ impl World {
             Step::ReleaseLock => {
                 self.set_phase(site, key, Phase::Idle);
             }
+            Step::Register => self.register(peer.as_deref(), key),
         }
         self.refresh_report(site, key);
+    }
+
+    /// The daemon becomes a client of the journal of its peer's image.
+    fn register(&mut self, peer: Option<&str>, key: &PairKey) {
+        if let Some(m) = peer.and_then(|p| self.mirror_side_mut(p, key)) {
+            m.registered = true;
+        }
     }
 
     pub(super) fn replica_mut(&mut self, site: &str, key: &PairKey) -> Option<&mut ImageState> {
@@ -470,6 +487,8 @@ impl World {
                 complete: false,
                 resync: false,
                 unflattened: None,
+                registered: false,
+                unlinked: false,
             }),
             lock: None,
             watchers: vec![],

@@ -97,6 +97,8 @@ impl World {
             complete: true,
             resync: false,
             unflattened: None,
+            registered: false,
+            unlinked: false,
         });
         let id = i.id.clone();
         self.pool_mut(site, pool)?.by_global_id.insert(global_id.clone(), id);
@@ -197,6 +199,9 @@ impl World {
         }
         let trapped = replaying && !reached && mode == MirrorMode::Journal && self.config.daemon_keeps_lock;
         self.turn(site, &key, Owner::Local);
+        if let Some(m) = self.mirror_side_mut(site, &key) {
+            m.unlinked = !force && mode == MirrorMode::Journal && !m.registered;
+        }
         if !trapped {
             self.set_phase(site, &key, Phase::Idle);
         }
@@ -244,7 +249,8 @@ impl World {
     pub(super) fn mirror_status(&mut self, site: &str, pool: &str, image: &str) -> Answer<MirrorReport> {
         let info = self.mirror_info(site, pool, image)?;
         if info.state == MirrorState::Disabled {
-            return Ok(MirrorReport { info, local: Some(status(String::new(), None, false)), peers: vec![] });
+            let local = Some(status(String::new(), None, false));
+            return Ok(MirrorReport { info, local, peers: vec![], registered: vec![] });
         }
         let key = (pool.to_owned(), info.global_id.clone());
         let peers = self.pool(site, pool)?.peers.clone();
@@ -258,8 +264,11 @@ impl World {
             let report = report(peer)?;
             Some(status(fsid, Some(&report), self.daemon_works(peer)))
         };
+        let known = self.pair_image(site, &key).is_some_and(|(_, m)| m.registered);
+        let uuid = |peer: &String| self.sites.get(peer).map(|s| s.fsid.clone());
+        let registered = peers.iter().filter(|_| known).filter_map(uuid).collect();
         let peers = peers.iter().filter_map(from_peer).collect();
-        Ok(MirrorReport { info, local: Some(local), peers })
+        Ok(MirrorReport { info, local: Some(local), peers, registered })
     }
 
     /// Rewrites a report that is older than the daemon lets it become.

@@ -102,6 +102,10 @@ pub(super) struct MirrorSide {
     /// Snapshot mode, after a flattening: the data without what was copied from the parent, which no
     /// incremental copy brings (Ceph 16.2.15).
     pub(super) unflattened: Option<Data>,
+    /// Journal mode: the peer's daemon is registered in this side's journal.
+    pub(super) registered: bool,
+    /// Journal mode: this side was promoted before that, so that the peer's copy can never follow it.
+    pub(super) unlinked: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -117,16 +117,16 @@ pub fn plan(case: &Case) -> Action {
         (Side::Unknown, _) if case.expired => Action::Fail(Reason::Unreadable),
         (Side::Unknown, _) => Action::Observe,
         // A healthy copy needs no resync, whoever asked for one.
-        (Side::Secondary, Step::Pending) if case.peer == Peer::Replaying => Action::Finish,
+        (Side::Secondary, Step::Pending) if case.peer.replays() => Action::Finish,
         (Side::Secondary, Step::Resyncing { .. }) if case.renewed => match case.peer {
-            Peer::Replaying => Action::Finish,
+            Peer::Replaying | Peer::Unlinked => Action::Finish,
             Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::NotReplaying),
             Peer::Unknown | Peer::NotReplaying => Action::Observe,
         },
         // The copy to be thrown away is still there. Ordering that twice does no harm, and whether it was
         // ordered before a restart is not known; but one that has come to replay meanwhile is healthy.
         (Side::Secondary, Step::Resyncing { .. }) if !case.ordered => match case.peer {
-            Peer::Replaying => Action::Finish,
+            Peer::Replaying | Peer::Unlinked => Action::Finish,
             Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::NotReplaying),
             Peer::Unknown => Action::Observe,
             Peer::NotReplaying => Action::Resync,
@@ -160,7 +160,12 @@ mod tests {
                 Just(Side::Secondary)
             ]
         };
-        let peer = prop_oneof![Just(Peer::Unknown), Just(Peer::Replaying), Just(Peer::NotReplaying)];
+        let peer = prop_oneof![
+            Just(Peer::Unknown),
+            Just(Peer::Replaying),
+            Just(Peer::Unlinked),
+            Just(Peer::NotReplaying)
+        ];
         let flags = (any::<bool>(), any::<bool>(), any::<bool>());
         (step, side(), side(), peer, flags).prop_map(|(step, keeper, loser, peer, flags)| Case {
             step,
@@ -184,7 +189,7 @@ mod tests {
         #[test]
         fn a_healthy_copy_is_never_resynced(case in cases()) {
             if plan(&case) == Action::Resync && case.step != Step::Demoting {
-                prop_assert!(case.peer != Peer::Replaying);
+                prop_assert!(!case.peer.replays());
                 prop_assert_eq!(case.loser, Side::Secondary);
             }
         }

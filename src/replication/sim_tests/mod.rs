@@ -39,6 +39,7 @@ pub(super) fn limits() -> Limits {
         concurrency: 32,
         verdict: secs(5),
         peer: secs(30),
+        link: secs(45),
         demote: secs(30),
         promote: secs(60),
         writable: secs(60),

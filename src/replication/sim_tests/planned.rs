@@ -21,6 +21,35 @@ async fn a_planned_failover_loses_nothing_wherever_it_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_is_not_promoted_before_the_old_side_can_follow_it() {
+    let mut config = SimConfig::default();
+    (config.timing.register, config.timing.jitter_percent) = (secs(100), 100);
+    let world = world(config, &MODES).await;
+    let outcome = world.run().await;
+    world.assert_moved_whole(&outcome).await;
+    let mut world = world.turn("b", "a");
+    world.write("on b").await;
+    world.sim.advance(secs(60)).await;
+    world.sim.assert_no_split_brain_created();
+    for v in &world.volumes {
+        let seen = world.sim.image("a", POOL, &v.image).unwrap().checksum;
+        assert!(v.mode == MirrorMode::Snapshot || seen == v.checksum, "{} is not followed", v.id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_side_without_a_daemon_does_not_hold_up_a_failover_for_ever() {
+    let mut config = SimConfig::default();
+    config.timing.register = secs(100);
+    let world = world(config, &MODES).await;
+    world.sim.stop_daemon("a");
+    let from = tokio::time::Instant::now();
+    let outcome = world.run().await;
+    world.assert_moved_whole(&outcome).await;
+    assert!(from.elapsed() < secs(100), "{:?}", from.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_of_any_length_between_death_and_resumption_changes_nothing() {
     let check = async |world: &World, outcome: &Outcome| world.assert_moved_whole(outcome).await;
     every_crash(freshly_written, async |world| world.sim.advance(secs(120)).await, check).await;
