@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
@@ -19,6 +20,7 @@ use super::orders;
 use crate::backend::Backend;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
+use crate::rbd::Site;
 use crate::rbd::protocol::BlocklistAdd;
 use crate::rpc::{Call, Publisher, Reply, ReplyTo};
 use crate::volume::attach;
@@ -27,6 +29,8 @@ use crate::volume::attach;
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a dead client is kept out: longer than any request of it can still be on its way.
 const FENCE_SECONDS: u32 = 300;
+/// Clients that are fenced at once.
+const FENCES: usize = 16;
 
 /// Finds and finishes abandoned operations of one backend.
 pub struct Recovery {
@@ -113,37 +117,50 @@ impl Recovery {
                 Err(error) => warn!(%error, "could not read whom to fence"),
             }
         }
-        for client in clients.values() {
-            self.fence_client(client).await;
-        }
-    }
-
-    async fn fence_client(&self, client: &RbdClient) {
-        let mut names = self.backend.device_names();
-        names.insert(0, crate::backend::DEFAULT_SITE.to_owned());
-        for name in names {
-            let Ok(site) = self.backend.site(&name) else { continue };
-            match self.backend.facts(&site).await {
-                Ok(facts) if facts.fsid == client.site_fsid => {}
-                _ => continue,
-            }
-            let fence = BlocklistAdd { address: client.address.clone(), seconds: FENCE_SECONDS };
-            match site.call_within(Duration::from_secs(10), fence).await {
-                Ok(()) => {
-                    info!(site = name, client = client.address, "fenced a client of a former instance");
-                    if let Err(error) =
-                        self.backend.journal.forget_client(&client.site_fsid, &client.address).await
-                    {
-                        warn!(%error, "could not forget a fenced client");
-                    }
-                }
-                Err(error) => {
-                    warn!(site = name, client = client.address, %error, "could not fence a client of a former instance")
-                }
-            }
+        if clients.is_empty() {
             return;
         }
-        debug!(client = client.address, "the site of a former client does not answer, or is not ours");
+        // A site that does not answer costs its deadline once, whatever the number of its clients.
+        let sites = &self.sites().await;
+        let fences = clients.into_values().map(|client| async move {
+            match sites.get(&client.site_fsid) {
+                Some(site) => self.fence_client(site, &client).await,
+                None => debug!(
+                    client = client.address,
+                    "the site of a former client does not answer, or is not ours"
+                ),
+            }
+        });
+        futures::stream::iter(fences).buffer_unordered(FENCES).collect::<()>().await;
+    }
+
+    /// The sites of this backend that answer, by their fsid.
+    async fn sites(&self) -> BTreeMap<String, Site> {
+        let mut names = self.backend.device_names();
+        names.insert(0, crate::backend::DEFAULT_SITE.to_owned());
+        let asked = names.into_iter().map(|name| async move {
+            let site = self.backend.site(&name).ok()?;
+            let facts = self.backend.facts(&site).await.ok()?;
+            Some((facts.fsid.clone(), site))
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    async fn fence_client(&self, site: &Site, client: &RbdClient) {
+        let fence = BlocklistAdd { address: client.address.clone(), seconds: FENCE_SECONDS };
+        match site.call_within(Duration::from_secs(10), fence).await {
+            Ok(()) => {
+                info!(site = site.name(), client = client.address, "fenced a client of a former instance");
+                if let Err(error) =
+                    self.backend.journal.forget_client(&client.site_fsid, &client.address).await
+                {
+                    warn!(%error, "could not forget a fenced client");
+                }
+            }
+            Err(error) => {
+                warn!(site = site.name(), client = client.address, %error, "could not fence a client of a former instance")
+            }
+        }
     }
 
     async fn finish(&self, operation: Operation) {
