@@ -2,7 +2,7 @@
 
 use scoria::rbd::protocol::*;
 use scoria::rbd::types::{MirrorMode, MirrorState, features};
-use scoria::rbd::{RbdErrorKind, Site};
+use scoria::rbd::{RbdError, RbdErrorKind, Site};
 
 use crate::common::{FEATURES, MIB, eventually, kind, lab, lab_alone, name, pause, stop};
 
@@ -164,17 +164,14 @@ async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broke
     b.call(ImageWrite { pool: v(), image: image.clone(), offset: 0, data: b"B".to_vec() }).await.unwrap();
     drop(peer);
     eventually("site a is back", async || a.call(ProbeOsd { pool: v() }).await).await;
-    // First on b: as long as that is mirrored, a's daemon copies it anew.
-    for (site, force) in [(b, false), (a, true)] {
-        let disable = MirrorDisable { pool: v(), image: image.clone(), force };
-        let remove = ImageRemove { pool: v(), image: image.clone() };
-        eventually("removed", async || {
-            let disabled = site.call(disable.clone()).await;
-            match site.call(remove.clone()).await {
-                Err(e) if !e.is_not_found() => Err((disabled, e)),
-                _ => Ok(()),
-            }
-        })
-        .await;
-    }
+    // On both at once: as long as one side mirrors it, the other's daemon makes it anew.
+    let disable = MirrorDisable { pool: v(), image: image.clone(), force: true };
+    let remove = ImageRemove { pool: v(), image };
+    eventually("gone from both sides", async || {
+        let disabled = tokio::join!(a.call(disable.clone()), b.call(disable.clone()));
+        let removed = tokio::join!(a.call(remove.clone()), b.call(remove.clone()));
+        let absent = |r: &Result<(), RbdError>| r.as_ref().is_err_and(RbdError::is_not_found);
+        if absent(&removed.0) && absent(&removed.1) { Ok(()) } else { Err((disabled, removed)) }
+    })
+    .await;
 }

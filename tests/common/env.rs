@@ -24,11 +24,16 @@ pub(crate) fn root() -> PathBuf {
     }
 }
 
-/// The lock that tests take in turns; held as long as the file is open.
+/// The lock that tests take in turns; held as long as the file is open. They get it in the order in which they
+/// ask: whoever waits for it alone would otherwise wait as long as there are others that share it.
 pub(crate) fn turn(alone: bool) -> File {
     std::fs::create_dir_all(root()).unwrap();
-    let path = root().join("tests.lock");
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
+    let open = |name| {
+        let path = root().join(name);
+        OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap()
+    };
+    let (queue, lock) = (open("tests.queue"), open("tests.lock"));
+    queue.lock().unwrap();
     if alone {
         lock.lock().unwrap()
     } else {
@@ -64,9 +69,6 @@ fn variables() -> &'static BTreeMap<String, String> {
 
 /// A variable of the environment, else the lab's. Shares the lab with other tests until the process ends.
 pub(crate) fn var(name: &str) -> String {
-    if let Ok(value) = std::env::var(name) {
-        return value;
-    }
     SHARED.get_or_init(|| turn(false));
     var_in_turn(name)
 }

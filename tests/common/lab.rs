@@ -1,7 +1,7 @@
 //! Taking the lab, changing what runs in it, and giving it back whole.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use std::time::UNIX_EPOCH;
 use serde_json::{Value, json};
 
 use super::driver::{Answer, Driver};
-use super::{CEPH, PLAIN, wait_until};
+use super::{CEPH, PLAIN, env, wait_until};
 
 /// Which volume service is tested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,17 +61,10 @@ fn bin_dir() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_scoria-volume")).parent().unwrap().to_owned()
 }
 
-fn lab_root() -> PathBuf {
-    match std::env::var_os("SCORIA_LAB") {
-        Some(dir) if !dir.is_empty() => std::path::absolute(dir).unwrap(),
-        _ => repo().join("target/lab"),
-    }
-}
-
 fn tool(args: &[&str], env: &[(&str, &str)]) -> Output {
     Command::new(repo().join("tools/lab"))
         .args(args)
-        .env("SCORIA_LAB", lab_root())
+        .env("SCORIA_LAB", env::root())
         .env("SCORIA_BIN_DIR", bin_dir())
         .envs(env.iter().copied())
         .stdin(Stdio::null())
@@ -125,11 +118,8 @@ impl Lab {
 
     fn made(mode: &str, watch_timeout: &str) -> Lab {
         let subject = Subject::chosen();
-        let root = lab_root();
-        fs::create_dir_all(&root).unwrap();
-        let path = root.join("tests.lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path).unwrap();
-        lock.lock().unwrap();
+        let root = env::root();
+        let lock = env::turn(true);
         if root.join("lab.json").exists() {
             tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
         }

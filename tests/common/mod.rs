@@ -15,6 +15,7 @@
 
 mod cinder;
 mod driver;
+mod env;
 mod lab;
 mod leftovers;
 

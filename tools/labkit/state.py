@@ -30,7 +30,7 @@ PORTS = ("mariadb", "amqp", "rabbit-dist", "epmd", "api")
 SITES = ("a", "b")
 # What a lab puts into its directory, and therefore all that --purge removes.
 CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "conf", "log", "run", "home", "lab.json",
-            "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.state")
+            "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.queue", "tests.state")
 
 
 class LabError(Exception):
