@@ -152,9 +152,11 @@ def pause(lab, args):
 
 def resume(lab, args):
     _, names = _named(lab, args)
+    paused = [name for name, pids in procs.scan(lab).items() if name in names and procs.paused(pids)]
     procs.signal_all(lab, names, signal.SIGCONT)
     for site in ("a", "b"):
-        if any(name.startswith(f"site-{site}-osd") for name in names):
+        # Not of those that ran: peering stops their clients for seconds, and loses their watches.
+        if any(name.startswith(f"site-{site}-osd") for name in paused):
             ceph.peer_again(lab, site)
 
 
