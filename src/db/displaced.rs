@@ -18,17 +18,21 @@ use crate::model::transition::{
     BEING_MADE_OR_DELETED, INTERRUPTED_BROKEN, INTERRUPTED_WHOLE, SNAPSHOT_INTERRUPTED_WHOLE,
 };
 
-/// Remembers the volumes that a failover of `scope` leaves behind, and their snapshots, as they are now. What
+/// Remembers the volumes that a failover of `scope` to `target` leaves behind, and their snapshots, as they are
+/// now. What was made on `target` during a former failover ([`others`]) is not left behind. What
 /// is remembered already, or in `error` for another reason, is left as it is, and what is being made or
 /// deleted to its request.
 ///
 /// # Errors
 /// `Database`.
-pub async fn remember(conn: &mut Conn, scope: &Scope) -> Result<()> {
+pub async fn remember(conn: &mut Conn, scope: &Scope, target: &str) -> Result<()> {
     let (condition, binds) = scope_condition("v", scope);
     let busy = listed(BEING_MADE_OR_DELETED);
-    let behind =
-        format!("v.deleted = 0 AND v.replication_status IN ('disabled', 'not-capable') AND {condition}");
+    let behind = format!(
+        "v.deleted = 0 AND v.replication_status IN ('disabled', 'not-capable') AND {condition} \
+         AND NOT EXISTS (SELECT 1 FROM scoria_strays t WHERE t.volume_id = v.id AND t.site = ?)"
+    );
+    let binds = [binds.as_slice(), &[target.to_owned()]].concat();
     let volumes = format!(
         "INSERT IGNORE INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
          SELECT 'volume', v.id, v.status, v.replication_status, UTC_TIMESTAMP(6) FROM volumes v \
@@ -44,6 +48,32 @@ pub async fn remember(conn: &mut Conn, scope: &Scope) -> Result<()> {
         run(conn, sql, &binds).await?;
     }
     Ok(())
+}
+
+/// Volumes of `scope` that are not replicated, were not left behind by a failover, and are nowhere else than where
+/// their backend works: those that were made there after it.
+///
+/// # Errors
+/// `Database`.
+pub async fn others(conn: &mut Conn, scope: &Scope) -> Result<Vec<String>> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        id: String,
+    }
+    let (condition, binds) = scope_condition("v", scope);
+    let busy = listed(BEING_MADE_OR_DELETED);
+    let mut query = diesel::sql_query(format!(
+        "SELECT v.id FROM volumes v WHERE v.deleted = 0 AND v.status <> 'error' AND v.status NOT IN ({busy}) \
+         AND v.replication_status IN ('disabled', 'not-capable') AND {condition} \
+         AND NOT EXISTS (SELECT 1 FROM scoria_displaced d WHERE d.resource_type = 'volume' AND d.resource_id = v.id) \
+         AND NOT EXISTS (SELECT 1 FROM scoria_strays s WHERE s.volume_id = v.id)"
+    ))
+    .into_boxed::<Mysql>();
+    for bind in binds {
+        query = query.bind::<Text, _>(bind);
+    }
+    Ok(query.load::<Row>(conn).await?.into_iter().map(|row| row.id).collect())
 }
 
 /// Remembers the snapshots of volumes that could not be moved, as they are before [`super::failover::mark_failed`]
@@ -168,7 +198,11 @@ fn listed(statuses: &[&str]) -> String {
     statuses.iter().map(|s| format!("'{s}'")).collect::<Vec<_>>().join(", ")
 }
 
-async fn run(conn: &mut Conn, sql: String, binds: &[String; 2]) -> Result<()> {
-    diesel::sql_query(sql).bind::<Text, _>(&binds[0]).bind::<Text, _>(&binds[1]).execute(conn).await?;
+async fn run(conn: &mut Conn, sql: String, binds: &[String]) -> Result<()> {
+    let mut query = diesel::sql_query(sql).into_boxed::<Mysql>();
+    for bind in binds {
+        query = query.bind::<Text, _>(bind);
+    }
+    query.execute(conn).await?;
     Ok(())
 }

@@ -44,12 +44,12 @@ pub struct Changed {
     pub snapshots: usize,
 }
 
-/// The volumes that stay behind go to `error`/`not-capable`, remembering their status; their
+/// The volumes that stay behind when `scope` fails over to `target` go to `error`/`not-capable`, remembering their status; their
 /// snapshots go to `error`. What is being made or deleted is left to its request.
 ///
 /// # Errors
 /// `Database`.
-pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope) -> Result<Changed> {
+pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope, target: &str) -> Result<Changed> {
     let error = transition::volume(VolumeEvent::LostByFailover).to;
     // Read first: the snapshots' statement must see the set that the volumes' statement changes.
     let ids: Vec<String> = volumes::table
@@ -59,6 +59,11 @@ pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope) -> Result<Changed>
         .filter(sql::<Bool>(
             "NOT (volumes.status <=> 'error' AND volumes.replication_status = 'not-capable')",
         ))
+        .filter(
+            sql::<Bool>("NOT EXISTS (SELECT 1 FROM scoria_strays t WHERE t.volume_id = volumes.id AND t.site = ")
+                .bind::<Text, _>(target)
+                .sql(")"),
+        )
         .filter(volumes::status.is_null().or(volumes::status.ne_all(BEING_MADE_OR_DELETED.to_vec())))
         .select(volumes::id)
         .for_update()

@@ -250,7 +250,7 @@ async fn move_all(
             ));
         }
         if decision.source != decision.target && decision.target != DEFAULT {
-            displace(backend, operation).await?;
+            displace(backend, operation, &decision.target).await?;
         }
         let jobs = volumes
             .iter()
@@ -292,12 +292,12 @@ fn other_site(backend: &Backend, target: &str) -> String {
 }
 
 /// Volumes that are not replicated stay behind, in `error`, and what they were is remembered.
-async fn displace(backend: &Backend, operation: &Operation) -> Result<()> {
+async fn displace(backend: &Backend, operation: &Operation, target: &str) -> Result<()> {
     let scope = backend.scope();
     let changed = operation
         .write("volumes that stay behind", async |conn| {
-            db::displaced::remember(conn, &scope).await?;
-            db::failover::mark_not_capable(conn, &scope).await
+            db::displaced::remember(conn, &scope, target).await?;
+            db::failover::mark_not_capable(conn, &scope, target).await
         })
         .await?;
     if changed.volumes > 0 {
@@ -383,8 +383,8 @@ async fn leave_late(conn: &mut Conn, backend: &Backend, decision: &Decision, mov
         db::failover::set_extended_status(conn, &late, Some(&advice)).await?;
     }
     if decision.target != DEFAULT {
-        db::displaced::remember(conn, &scope).await?;
-        db::failover::mark_not_capable(conn, &scope).await?;
+        db::displaced::remember(conn, &scope, &decision.target).await?;
+        db::failover::mark_not_capable(conn, &scope, &decision.target).await?;
     }
     Ok(())
 }
@@ -456,6 +456,11 @@ async fn write_rows(
         leave_late(conn, backend, decision, moved).await?;
     }
     let scope = backend.scope();
+    if decision.target == DEFAULT && decision.source != DEFAULT {
+        // What was made while the backend worked elsewhere, and is not replicated, has its image there.
+        let made_there = db::displaced::others(conn, &scope).await?;
+        db::stray::record(conn, &made_there, &decision.source).await?;
+    }
     if decision.target == DEFAULT {
         db::displaced::restore(conn, &scope).await?;
     }

@@ -32,7 +32,7 @@ async fn volumes_without_replication_stay_behind_in_error_with_their_snapshots()
 
     for changed in [(2, 1), (0, 0)] {
         let done =
-            test.db.write("t", async |conn| failover::mark_not_capable(conn, &scope()).await).await.unwrap();
+            test.db.write("t", async |conn| failover::mark_not_capable(conn, &scope(), "b").await).await.unwrap();
         assert_eq!((done.volumes, done.snapshots), changed);
         assert_eq!(
             statuses(&test).await,
@@ -142,8 +142,8 @@ async fn only_snapshots_that_the_failover_lost_are_revived() {
     for _ in 0..2 {
         test.db
             .write("t", async |conn| {
-                displaced::remember(conn, &scope()).await?;
-                failover::mark_not_capable(conn, &scope()).await?;
+                displaced::remember(conn, &scope(), "b").await?;
+                failover::mark_not_capable(conn, &scope(), "b").await?;
                 failover::mark_failed(conn, &failed).await
             })
             .await

@@ -25,8 +25,8 @@ async fn statuses(test: &TestDb, table: &str) -> Vec<String> {
 async fn leave_behind(test: &TestDb) {
     test.db
         .write("t", async |conn| {
-            displaced::remember(conn, &scope()).await?;
-            rows::mark_not_capable(conn, &scope()).await
+            displaced::remember(conn, &scope(), "b").await?;
+            rows::mark_not_capable(conn, &scope(), "b").await
         })
         .await
         .unwrap();
@@ -157,4 +157,27 @@ async fn the_other_members_of_a_cluster_hear_of_a_failover_that_was_refused() {
         stage.test.row("SELECT s.replication_status, c.replication_status FROM services s, clusters c").await;
     assert_eq!(rows, ["enabled", "enabled"]);
     assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+}
+
+#[tokio::test]
+async fn what_was_made_on_the_other_site_stays_there_when_its_backend_leaves_it() {
+    let stage = Stage::replicated().await;
+    let fail_over = async |to: &str| {
+        stage.test.sql("UPDATE services SET replication_status='failing-over'").await;
+        let operation = stage.operation("failover_host", None).await;
+        failover::failover(&stage.backend, &stage.context, &operation, Some(to)).await.unwrap();
+    };
+    let rows = async || stage.test.rows("SELECT status, replication_status FROM volumes ORDER BY id").await;
+    seed::volume(&stage.test, 1, "available", ", replication_status='disabled'").await;
+    fail_over("b").await;
+    let there = seed::volume(&stage.test, 2, "available", ", replication_status='disabled'").await;
+    // Its image is on b, and so is what serves it, wherever the backend goes.
+    for _ in 0..2 {
+        fail_over("default").await;
+        assert_eq!(rows().await, [["available", "disabled"], ["available", "disabled"]]);
+        let strays = stage.test.rows("SELECT volume_id, site FROM scoria_strays").await;
+        assert_eq!(strays, [[there.as_str(), "b"]]);
+        fail_over("b").await;
+        assert_eq!(rows().await, [["error", "not-capable"], ["available", "disabled"]]);
+    }
 }
