@@ -164,10 +164,10 @@ pub(crate) fn tools_lab(arguments: &[&str]) {
 impl Drop for Stopped {
     fn drop(&mut self) {
         match &self.how {
-            How::Lab(site) => tools_lab(&["resume", site]),
+            How::Lab(site) => return tools_lab(&["resume", site]),
             How::Pids(pids) => pids.iter().for_each(|pid| signal(*pid, "-CONT")),
         }
-        // A placement group without replicas whose read lease ran out meanwhile (16 s) stays "laggy" for
+        // As tools/lab does it: a placement group without replicas whose read lease ran out meanwhile (16 s) stays "laggy" for
         // ever, and its objects with it; peering again heals it.
         let _ = Process::new("ceph").arg("-c").arg(&self.conf).args(["osd", "down", "all"]).output();
     }

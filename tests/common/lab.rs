@@ -79,6 +79,8 @@ fn tool_ok(args: &[&str], env: &[(&str, &str)]) -> String {
     text(&out.stdout)
 }
 
+/// What the last test said of the lab's state.
+const STATE: &str = "tests.state";
 /// State of a lab that a test has taken and not given back whole.
 const IN_USE: &str = "in use";
 /// Seconds after which an OSD forgets a client that does not answer, in the lab.
@@ -95,6 +97,40 @@ pub(crate) fn signal(name: &str, pids: &[i32]) {
 pub(crate) fn is_gone(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .map_or(true, |s| s.rsplit(") ").next().is_some_and(|r| r.starts_with('Z')))
+}
+
+/// Process ids of a volume service: the one that was started, then its descendants.
+fn service_pids(subject: Subject) -> Vec<i32> {
+    let path = env::root().join("run").join(format!("{}.json", subject.name()));
+    let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let mut pids = vec![record["pid"].as_i64().unwrap() as i32];
+    if !Path::new(&format!("/proc/{}", pids[0])).exists() {
+        return Vec::new();
+    }
+    let mut at = 0;
+    while at < pids.len() {
+        let children = format!("/proc/{0}/task", pids[at]);
+        for task in fs::read_dir(children).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            pids.extend(text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()));
+        }
+        at += 1;
+    }
+    pids
+}
+
+/// What has to be the same for a test to take over what the former one left running.
+fn identity(subject: Subject, mode: &str) -> String {
+    let changed = |p: PathBuf| {
+        fs::metadata(p)
+            .and_then(|m| m.modified())
+            .map_or(0, |t| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()))
+    };
+    let dir = bin_dir();
+    let built: Vec<u128> =
+        ["scoria-volume", "scoria-rbd-worker"].iter().map(|b| changed(dir.join(b))).collect();
+    format!("clean {} {mode} {} {built:?}", subject.name(), dir.display())
 }
 
 /// Everything but the volume services, whose state belongs to the test.
@@ -120,11 +156,15 @@ impl Lab {
         let subject = Subject::chosen();
         let root = env::root();
         let lock = env::turn(true);
-        if root.join("lab.json").exists() {
-            tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
+        let same = fs::read_to_string(root.join(STATE)).is_ok_and(|state| state == identity(subject, mode));
+        // What a test has handed back whole, and what still runs, needs no looking after.
+        if !same || watch_timeout != SHORT_WATCH || service_pids(subject).is_empty() {
+            if root.join("lab.json").exists() {
+                tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
+            }
+            let wanted = ["--rabbit-mode", mode, "--watch-timeout", watch_timeout];
+            tool_ok(&[&["up", "--without", "scoria-volume"], &wanted[..]].concat(), &[]);
         }
-        let wanted = ["--rabbit-mode", mode, "--watch-timeout", watch_timeout];
-        tool_ok(&[&["up", "--without", "scoria-volume"], &wanted[..]].concat(), &[]);
         let env: BTreeMap<String, String> = tool_ok(&["env"], &[])
             .lines()
             .filter_map(|l| l.strip_prefix("export ")?.split_once('='))
@@ -135,6 +175,7 @@ impl Lab {
         let mut lab =
             Lab { subject, env, root, driver, ceph, altered: Mutex::new(false), log_from: 0, _lock: lock };
         lab.restore(mode);
+        *lab.altered.lock().unwrap() = watch_timeout != SHORT_WATCH;
         lab.log_from = fs::metadata(lab.log_path()).map_or(0, |m| m.len());
         lab
     }
@@ -239,23 +280,7 @@ impl Lab {
 
     /// Process ids of the service: the one that was started, then its descendants.
     pub(crate) fn service_pids(&self) -> Vec<i32> {
-        let path = self.root.join("run").join(format!("{}.json", self.subject.name()));
-        let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
-        let record: Value = serde_json::from_str(&text).unwrap();
-        let mut pids = vec![record["pid"].as_i64().unwrap() as i32];
-        if !Path::new(&format!("/proc/{}", pids[0])).exists() {
-            return Vec::new();
-        }
-        let mut at = 0;
-        while at < pids.len() {
-            let children = format!("/proc/{0}/task", pids[at]);
-            for task in fs::read_dir(children).into_iter().flatten().flatten() {
-                let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-                pids.extend(text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()));
-            }
-            at += 1;
-        }
-        pids
+        service_pids(self.subject)
     }
 
     /// Those of the processes above that are workers, by their program's name.
@@ -342,27 +367,10 @@ impl Lab {
     }
 
     // ---- restoring --------------------------------------------------------------------------------
-    fn state_path(&self) -> PathBuf {
-        self.root.join("tests.state")
-    }
-
-    /// What has to be the same for a test to take over what the former one left running.
-    fn identity(&self, mode: &str) -> String {
-        let changed = |p: PathBuf| {
-            fs::metadata(p)
-                .and_then(|m| m.modified())
-                .map_or(0, |t| t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()))
-        };
-        let dir = bin_dir();
-        let built: Vec<u128> =
-            ["scoria-volume", "scoria-rbd-worker"].iter().map(|b| changed(dir.join(b))).collect();
-        format!("clean {} {mode} {} {built:?}", self.subject.name(), dir.display())
-    }
-
     fn restore(&self, mode: &str) {
-        let state = fs::read_to_string(self.state_path()).unwrap_or_default();
-        let clean = state == self.identity(mode);
-        fs::write(self.state_path(), IN_USE).unwrap();
+        let state = fs::read_to_string(self.root.join(STATE)).unwrap_or_default();
+        let clean = state == identity(self.subject, mode);
+        fs::write(self.root.join(STATE), IN_USE).unwrap();
         if !clean || self.service_pids().is_empty() || !self.leftovers_now().is_empty() {
             tool_ok(&["stop", "scoria-volume", "cinder-volume"], &[]);
             if state == IN_USE {
@@ -388,10 +396,10 @@ impl Lab {
             .unwrap_or_default();
         let altered = *self.altered.lock().unwrap_or_else(|e| e.into_inner());
         let text = match (clean, altered) {
-            (true, false) => self.identity(&mode),
+            (true, false) => identity(self.subject, &mode),
             (true, true) => "to be restored".to_owned(),
             (false, _) => IN_USE.to_owned(),
         };
-        let _ = fs::write(self.state_path(), text);
+        let _ = fs::write(self.root.join(STATE), text);
     }
 }
