@@ -60,9 +60,11 @@ pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope, target: &str) -> R
             "NOT (volumes.status <=> 'error' AND volumes.replication_status = 'not-capable')",
         ))
         .filter(
-            sql::<Bool>("NOT EXISTS (SELECT 1 FROM scoria_strays t WHERE t.volume_id = volumes.id AND t.site = ")
-                .bind::<Text, _>(target)
-                .sql(")"),
+            sql::<Bool>(
+                "NOT EXISTS (SELECT 1 FROM scoria_strays t WHERE t.volume_id = volumes.id AND t.site = ",
+            )
+            .bind::<Text, _>(target)
+            .sql(")"),
         )
         .filter(volumes::status.is_null().or(volumes::status.ne_all(BEING_MADE_OR_DELETED.to_vec())))
         .select(volumes::id)

@@ -31,8 +31,11 @@ async fn volumes_without_replication_stay_behind_in_error_with_their_snapshots()
     assert_eq!(ids, [&mirrored, &unknown], "NULL counts as replicated");
 
     for changed in [(2, 1), (0, 0)] {
-        let done =
-            test.db.write("t", async |conn| failover::mark_not_capable(conn, &scope(), "b").await).await.unwrap();
+        let done = test
+            .db
+            .write("t", async |conn| failover::mark_not_capable(conn, &scope(), "b").await)
+            .await
+            .unwrap();
         assert_eq!((done.volumes, done.snapshots), changed);
         assert_eq!(
             statuses(&test).await,
