@@ -247,10 +247,15 @@ impl Backend {
         Ok(Place { site, pool: self.config.pool.clone() })
     }
 
-    /// The site that serves a volume which is not where its backend is. Only volumes in
-    /// `failover-error` can be strays, so others cost no query.
+    /// The site that serves a volume which is not where its backend is. Of those that are replicated only the
+    /// ones in `failover-error` can be strays, so that the others cost no query.
     async fn stray_site(&self, volume: &Volume) -> Result<Option<String>> {
-        if !self.is_replicated() || volume.replication_status.as_deref() != Some("failover-error") {
+        let may_be = match volume.replication_status.as_deref() {
+            Some("failover-error") => true,
+            Some(status) => db::failover::NOT_REPLICATED.contains(&status),
+            None => false,
+        };
+        if !self.is_replicated() || !may_be {
             return Ok(None);
         }
         self.db.read("stray volume", async |conn| db::stray::site_of(conn, &volume.id).await).await
@@ -404,7 +409,15 @@ impl Backend {
     /// Measures the active site and makes a new report. A site that does not answer makes a report too:
     /// `backend_state: down`.
     pub async fn refresh_report(&self) -> Map<String, Value> {
-        let measured = match self.measure().await {
+        let measured = loop {
+            let site = self.active_name();
+            let measured = self.measure().await;
+            // A failover meanwhile: what was measured says nothing of the site that serves now.
+            if self.active_name() == site {
+                break measured;
+            }
+        };
+        let measured = match measured {
             Ok(measured) => Some(measured),
             Err(error) => {
                 self.set_condition(Condition::Down { reason: error.operator() });

@@ -18,7 +18,7 @@ use crate::model::transition::{self, BEING_MADE_OR_DELETED, SnapshotEvent, Volum
 use crate::model::{ReplicationStatus, Scope, Volume};
 
 /// Statuses of volumes that a failover leaves behind.
-const NOT_REPLICATED: [&str; 2] = ["disabled", "not-capable"];
+pub const NOT_REPLICATED: [&str; 2] = ["disabled", "not-capable"];
 
 /// The volumes that a failover moves: everything but `disabled` and `not-capable`, NULL included.
 ///

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use scoria::db::{displaced, failover as rows};
+use scoria::db::{displaced, failover as rows, volume};
 use scoria::model::{ReplicationStatus, Scope};
 use scoria::rbd::protocol::*;
 use scoria::rbd::types::MirrorMode;
@@ -168,7 +168,7 @@ async fn what_was_made_on_the_other_site_stays_there_when_its_backend_leaves_it(
         failover::failover(&stage.backend, &stage.context, &operation, Some(to)).await.unwrap();
     };
     let rows = async || stage.test.rows("SELECT status, replication_status FROM volumes ORDER BY id").await;
-    seed::volume(&stage.test, 1, "available", ", replication_status='disabled'").await;
+    let here = seed::volume(&stage.test, 1, "available", ", replication_status='disabled'").await;
     fail_over("b").await;
     let there = seed::volume(&stage.test, 2, "available", ", replication_status='disabled'").await;
     // Its image is on b, and so is what serves it, wherever the backend goes.
@@ -177,6 +177,10 @@ async fn what_was_made_on_the_other_site_stays_there_when_its_backend_leaves_it(
         assert_eq!(rows().await, [["available", "disabled"], ["available", "disabled"]]);
         let strays = stage.test.rows("SELECT volume_id, site FROM scoria_strays").await;
         assert_eq!(strays, [[there.as_str(), "b"]]);
+        for (id, site) in [(&here, "default"), (&there, "b")] {
+            let volume = stage.test.db.read("t", async |conn| volume::get(conn, id).await).await.unwrap();
+            assert_eq!(stage.backend.place(&volume).await.unwrap().site.name(), site);
+        }
         fail_over("b").await;
         assert_eq!(rows().await, [["error", "not-capable"], ["available", "disabled"]]);
     }
