@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -251,56 +252,59 @@ impl Engine {
         }
     }
 
-    async fn volume(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
-        let started = Instant::now();
-        let mut sight = Sight {
-            source,
-            target,
-            peer: Peer::Unknown,
-            one_way: false,
-            step: job.step.clone(),
-            since: started,
-            pause: Pause::default(),
-        };
-        loop {
-            let (source_verdict, target_verdict) = self.verdicts().await;
-            // What was seen before a site died says nothing about what it will be when it is back. (That a
-            // demotion or a promotion was acknowledged stays true.)
-            if source_verdict == Verdict::Dead && sight.source == Side::Primary {
-                sight.source = Side::Unknown;
-            }
-            if target_verdict == Verdict::Dead && sight.target == Side::Secondary {
-                sight.target = Side::Unknown;
-            }
-            let case = Case {
-                step: sight.step.clone(),
-                source_verdict,
-                target_verdict,
-                source: sight.source,
-                target: sight.target,
-                peer: sight.peer,
-                expired: sight.since.elapsed() >= self.limits.of(&sight.step),
-                link_expired: sight.one_way || sight.since.elapsed() >= self.limits.link,
+    // Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
+    fn volume(&self, job: Job, source: Side, target: Side) -> BoxFuture<'_, Result<(String, Step)>> {
+        Box::pin(async move {
+            let started = Instant::now();
+            let mut sight = Sight {
+                source,
+                target,
+                peer: Peer::Unknown,
+                one_way: false,
+                step: job.step.clone(),
+                since: started,
+                pause: Pause::default(),
             };
-            let action = plan(&case);
-            debug!(volume.id = job.volume_id, ?case, ?action, "planned");
-            if action == Action::ForcePromote && !self.source_judge.is_dead_now().await {
-                continue;
-            }
-            let last = match action {
-                Action::Finish => Some(Step::Moved),
-                Action::Fail(reason) => Some(Step::Failed { reason }),
-                _ => None,
-            };
-            if let Some(step) = last {
-                if sight.step != step {
-                    self.ledger.record(&job.volume_id, &step).await?;
+            loop {
+                let (source_verdict, target_verdict) = self.verdicts().await;
+                // What was seen before a site died says nothing about what it will be when it is back. (That a
+                // demotion or a promotion was acknowledged stays true.)
+                if source_verdict == Verdict::Dead && sight.source == Side::Primary {
+                    sight.source = Side::Unknown;
                 }
-                self.report(&job, &step, started);
-                return Ok((job.volume_id, step));
+                if target_verdict == Verdict::Dead && sight.target == Side::Secondary {
+                    sight.target = Side::Unknown;
+                }
+                let case = Case {
+                    step: sight.step.clone(),
+                    source_verdict,
+                    target_verdict,
+                    source: sight.source,
+                    target: sight.target,
+                    peer: sight.peer,
+                    expired: sight.since.elapsed() >= self.limits.of(&sight.step),
+                    link_expired: sight.one_way || sight.since.elapsed() >= self.limits.link,
+                };
+                let action = plan(&case);
+                debug!(volume.id = job.volume_id, ?case, ?action, "planned");
+                if action == Action::ForcePromote && !self.source_judge.is_dead_now().await {
+                    continue;
+                }
+                let last = match action {
+                    Action::Finish => Some(Step::Moved),
+                    Action::Fail(reason) => Some(Step::Failed { reason }),
+                    _ => None,
+                };
+                if let Some(step) = last {
+                    if sight.step != step {
+                        self.ledger.record(&job.volume_id, &step).await?;
+                    }
+                    self.report(&job, &step, started);
+                    return Ok((job.volume_id, step));
+                }
+                self.act(&job, action, &mut sight).await?;
             }
-            self.act(&job, action, &mut sight).await?;
-        }
+        })
     }
 
     fn report(&self, job: &Job, step: &Step, started: Instant) {
@@ -335,82 +339,86 @@ impl Engine {
         Ok(())
     }
 
-    async fn act(&self, job: &Job, action: Action, sight: &mut Sight) -> Result<()> {
-        let (pool, image) = (self.pool.clone(), job.image.clone());
-        match action {
-            Action::Observe => {
-                sight.pause.rest().await;
-                self.look(job, sight).await;
-            }
-            Action::WaitForPeer => {
-                if sight.peer != Peer::Unknown {
+    // Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
+    fn act<'a>(&'a self, job: &'a Job, action: Action, sight: &'a mut Sight) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let (pool, image) = (self.pool.clone(), job.image.clone());
+            match action {
+                Action::Observe => {
                     sight.pause.rest().await;
+                    self.look(job, sight).await;
                 }
-                // The source may die while its copy is awaited.
-                let (peer, ()) = tokio::join!(self.peer(job), self.look(job, sight));
-                sight.peer = peer;
-                if peer == Peer::Unlinked {
-                    sight.one_way = self.one_way().await;
+                Action::WaitForPeer => {
+                    if sight.peer != Peer::Unknown {
+                        sight.pause.rest().await;
+                    }
+                    // The source may die while its copy is awaited.
+                    let (peer, ()) = tokio::join!(self.peer(job), self.look(job, sight));
+                    sight.peer = peer;
+                    if peer == Peer::Unlinked {
+                        sight.one_way = self.one_way().await;
+                    }
                 }
-            }
-            Action::Demote => {
-                if sight.peer == Peer::Unlinked {
-                    warn!(
-                        volume.id = job.volume_id,
-                        source = self.source.name(),
-                        "the rbd-mirror of the site that the volume leaves does not know its copy: \
+                Action::Demote => {
+                    if sight.peer == Peer::Unlinked && sight.step == Step::Pending {
+                        warn!(
+                            volume.id = job.volume_id,
+                            source = self.source.name(),
+                            "the rbd-mirror of the site that the volume leaves does not know its copy: \
                          the image there will not follow and has to be resynced"
-                    );
-                }
-                self.enter(job, sight, Step::Demoting).await?;
-                let demoted = self.source.call_within(self.limits.demote, MirrorDemote { pool, image }).await;
-                match demoted {
-                    Ok(()) => sight.source = Side::Secondary,
-                    Err(error) => {
-                        self.source_judge.doubt(&error).await;
-                        self.trouble(job, action, &error);
-                        sight.pause.rest().await;
-                        sight.source = self.side(&self.source, &self.source_judge, job).await;
+                        );
+                    }
+                    self.enter(job, sight, Step::Demoting).await?;
+                    let demoted =
+                        self.source.call_within(self.limits.demote, MirrorDemote { pool, image }).await;
+                    match demoted {
+                        Ok(()) => sight.source = Side::Secondary,
+                        Err(error) => {
+                            self.source_judge.doubt(&error).await;
+                            self.trouble(job, action, &error);
+                            sight.pause.rest().await;
+                            sight.source = self.side(&self.source, &self.source_judge, job).await;
+                        }
                     }
                 }
-            }
-            Action::Promote => {
-                self.enter(job, sight, Step::Promoting).await?;
-                self.promote_target(job, sight, false).await;
-            }
-            Action::ForcePromote => {
-                self.enter(job, sight, Step::Forcing).await?;
-                self.promote_target(job, sight, true).await;
-            }
-            Action::EnsureWritable => {
-                self.enter(job, sight, Step::Opening).await?;
-                if self.ensure_writable(job).await {
-                    self.enter(job, sight, Step::Moved).await?;
-                } else {
-                    sight.pause.rest().await;
+                Action::Promote => {
+                    self.enter(job, sight, Step::Promoting).await?;
+                    self.promote_target(job, sight, false).await;
+                }
+                Action::ForcePromote => {
+                    self.enter(job, sight, Step::Forcing).await?;
+                    self.promote_target(job, sight, true).await;
+                }
+                Action::EnsureWritable => {
+                    self.enter(job, sight, Step::Opening).await?;
+                    if self.ensure_writable(job).await {
+                        self.enter(job, sight, Step::Moved).await?;
+                    } else {
+                        sight.pause.rest().await;
+                        sight.target = self.side(&self.target, &self.target_judge, job).await;
+                    }
+                }
+                Action::Restore => {
+                    self.enter(job, sight, Step::Restoring).await?;
+                    // The target may have accepted at the last moment: never make a second primary.
                     sight.target = self.side(&self.target, &self.target_judge, job).await;
-                }
-            }
-            Action::Restore => {
-                self.enter(job, sight, Step::Restoring).await?;
-                // The target may have accepted at the last moment: never make a second primary.
-                sight.target = self.side(&self.target, &self.target_judge, job).await;
-                if sight.target == Side::Primary {
-                    return Ok(());
-                }
-                match self.source.call(MirrorPromote { pool, image, force: false }).await {
-                    Ok(()) => sight.source = Side::Primary,
-                    Err(error) => {
-                        self.source_judge.doubt(&error).await;
-                        self.trouble(job, action, &error);
-                        sight.pause.rest().await;
-                        sight.source = self.side(&self.source, &self.source_judge, job).await;
+                    if sight.target == Side::Primary {
+                        return Ok(());
+                    }
+                    match self.source.call(MirrorPromote { pool, image, force: false }).await {
+                        Ok(()) => sight.source = Side::Primary,
+                        Err(error) => {
+                            self.source_judge.doubt(&error).await;
+                            self.trouble(job, action, &error);
+                            sight.pause.rest().await;
+                            sight.source = self.side(&self.source, &self.source_judge, job).await;
+                        }
                     }
                 }
+                Action::Finish | Action::Fail(_) => {}
             }
-            Action::Finish | Action::Fail(_) => {}
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     async fn promote_target(&self, job: &Job, sight: &mut Sight, force: bool) {

@@ -6,6 +6,7 @@
 //! cannot be moved safely stays where it is primary, in `failover-error`, with the way out written into its
 //! `replication_extended_status` (reference replication.md 3.5).
 
+use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -441,33 +442,36 @@ async fn conclude(
 
 /// The rows of service and cluster come first: locked, they make creations that end at this moment wait,
 /// or us for them, so that either sees the other ([`leave_late`]).
-async fn write_rows(
-    conn: &mut Conn,
-    backend: &Backend,
-    changes: &ServiceChanges,
-    done: Option<(&Decision, &Moved)>,
-) -> Result<Service> {
-    // Not the row of the beginning: it may have been removed and made again since.
-    let service = backend.service()?;
-    let after = standing::write(conn, &service, backend.config.cluster.as_deref(), changes).await?;
-    let Some((decision, moved)) = done else { return Ok(after) };
-    write_volumes(conn, backend, decision, moved).await?;
-    if decision.source != decision.target {
-        leave_late(conn, backend, decision, moved).await?;
-    }
-    let scope = backend.scope();
-    if decision.target == DEFAULT && decision.source != DEFAULT {
-        // What was made while the backend worked elsewhere, and is not replicated, has its image there.
-        let made_there = db::displaced::others(conn, &scope).await?;
-        db::stray::record(conn, &made_there, &decision.source).await?;
-    }
-    if decision.target == DEFAULT {
-        db::displaced::restore(conn, &scope).await?;
-    }
-    let groups = db::failover::replicated_groups(conn, &scope).await?;
-    let ids: Vec<String> = groups.into_iter().map(|g| g.id).collect();
-    db::failover::set_group_status(conn, &ids, standing::settled(&decision.target)).await?;
-    Ok(after)
+// Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
+fn write_rows<'a>(
+    conn: &'a mut Conn,
+    backend: &'a Backend,
+    changes: &'a ServiceChanges,
+    done: Option<(&'a Decision, &'a Moved)>,
+) -> BoxFuture<'a, Result<Service>> {
+    Box::pin(async move {
+        // Not the row of the beginning: it may have been removed and made again since.
+        let service = backend.service()?;
+        let after = standing::write(conn, &service, backend.config.cluster.as_deref(), changes).await?;
+        let Some((decision, moved)) = done else { return Ok(after) };
+        write_volumes(conn, backend, decision, moved).await?;
+        if decision.source != decision.target {
+            leave_late(conn, backend, decision, moved).await?;
+        }
+        let scope = backend.scope();
+        if decision.target == DEFAULT && decision.source != DEFAULT {
+            // What was made while the backend worked elsewhere, and is not replicated, has its image there.
+            let made_there = db::displaced::others(conn, &scope).await?;
+            db::stray::record(conn, &made_there, &decision.source).await?;
+        }
+        if decision.target == DEFAULT {
+            db::displaced::restore(conn, &scope).await?;
+        }
+        let groups = db::failover::replicated_groups(conn, &scope).await?;
+        let ids: Vec<String> = groups.into_iter().map(|g| g.id).collect();
+        db::failover::set_group_status(conn, &ids, standing::settled(&decision.target)).await?;
+        Ok(after)
+    })
 }
 
 fn outcome(moved: &Moved) -> Outcome {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
@@ -29,8 +29,6 @@ use crate::volume::attach;
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a dead client is kept out: longer than any request of it can still be on its way.
 const FENCE_SECONDS: u32 = 300;
-/// Clients that are fenced at once.
-const FENCES: usize = 16;
 
 /// Finds and finishes abandoned operations of one backend.
 pub struct Recovery {
@@ -99,51 +97,54 @@ impl Recovery {
     }
 
     /// Fences the clients of all former owners, once each.
-    async fn fence(&self, operations: &[Operation]) {
-        let journal = &self.backend.journal;
-        let own = journal.owner().instance;
-        let former: BTreeSet<&str> = operations
-            .iter()
-            .filter_map(|o| o.former())
-            .map(|o| o.instance.as_str())
-            .filter(|instance| *instance != own)
-            .collect();
-        let mut clients: BTreeMap<(String, String), RbdClient> = BTreeMap::new();
-        for instance in former {
-            match journal.clients_of(instance).await {
-                Ok(found) => {
-                    clients.extend(found.into_iter().map(|c| ((c.site_fsid.clone(), c.address.clone()), c)))
+    // Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
+    fn fence<'a>(&'a self, operations: &'a [Operation]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let journal = &self.backend.journal;
+            let own = journal.owner().instance;
+            let former: BTreeSet<&str> = operations
+                .iter()
+                .filter_map(|o| o.former())
+                .map(|o| o.instance.as_str())
+                .filter(|instance| *instance != own)
+                .collect();
+            let mut clients: BTreeMap<(String, String), RbdClient> = BTreeMap::new();
+            for instance in former {
+                match journal.clients_of(instance).await {
+                    Ok(found) => clients
+                        .extend(found.into_iter().map(|c| ((c.site_fsid.clone(), c.address.clone()), c))),
+                    Err(error) => warn!(%error, "could not read whom to fence"),
                 }
-                Err(error) => warn!(%error, "could not read whom to fence"),
             }
-        }
-        if clients.is_empty() {
-            return;
-        }
-        // A site that does not answer costs its deadline once, whatever the number of its clients.
-        let sites = &self.sites().await;
-        let fences = clients.into_values().map(|client| async move {
-            match sites.get(&client.site_fsid) {
-                Some(site) => self.fence_client(site, &client).await,
-                None => debug!(
-                    client = client.address,
-                    "the site of a former client does not answer, or is not ours"
-                ),
+            if clients.is_empty() {
+                return;
             }
-        });
-        futures::stream::iter(fences).buffer_unordered(FENCES).collect::<()>().await;
+            // A site that does not answer costs its deadline once, whatever the number of its clients.
+            let sites = self.sites().await;
+            for client in clients.values() {
+                match sites.get(&client.site_fsid) {
+                    Some(site) => self.fence_client(site, client).await,
+                    None => debug!(
+                        client = client.address,
+                        "the site of a former client does not answer, or is not ours"
+                    ),
+                }
+            }
+        })
     }
 
     /// The sites of this backend that answer, by their fsid.
     async fn sites(&self) -> BTreeMap<String, Site> {
         let mut names = self.backend.device_names();
         names.insert(0, crate::backend::DEFAULT_SITE.to_owned());
-        let asked = names.into_iter().map(|name| async move {
-            let site = self.backend.site(&name).ok()?;
-            let facts = self.backend.facts(&site).await.ok()?;
-            Some((facts.fsid.clone(), site))
-        });
-        futures::future::join_all(asked).await.into_iter().flatten().collect()
+        let mut sites = BTreeMap::new();
+        for name in names {
+            let Ok(site) = self.backend.site(&name) else { continue };
+            if let Ok(facts) = self.backend.facts(&site).await {
+                sites.insert(facts.fsid.clone(), site);
+            }
+        }
+        sites
     }
 
     async fn fence_client(&self, site: &Site, client: &RbdClient) {
