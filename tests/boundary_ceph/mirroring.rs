@@ -164,11 +164,19 @@ async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broke
     b.call(ImageWrite { pool: v(), image: image.clone(), offset: 0, data: b"B".to_vec() }).await.unwrap();
     drop(peer);
     eventually("site a is back", async || a.call(ProbeOsd { pool: v() }).await).await;
-    // On both at once: as long as one side mirrors it, the other's daemon makes it anew.
+    // On both at once: as long as one side mirrors it, the other's daemon makes it anew. A copy that this
+    // interrupts keeps the daemon's snapshot.
     let disable = MirrorDisable { pool: v(), image: image.clone(), force: true };
     let remove = ImageRemove { pool: v(), image };
     eventually("gone from both sides", async || {
         let disabled = tokio::join!(a.call(disable.clone()), b.call(disable.clone()));
+        for site in [a, b] {
+            let list = SnapList { pool: v(), image: remove.image.clone() };
+            for snap in site.call(list).await.unwrap_or_default() {
+                let (pool, image) = (v(), remove.image.clone());
+                let _ = site.call(SnapRemove { pool, image, snap: snap.name }).await;
+            }
+        }
         let removed = tokio::join!(a.call(remove.clone()), b.call(remove.clone()));
         let absent = |r: &Result<(), RbdError>| r.as_ref().is_err_and(RbdError::is_not_found);
         if absent(&removed.0) && absent(&removed.1) { Ok(()) } else { Err((disabled, removed)) }
