@@ -51,7 +51,8 @@ pub async fn remember(conn: &mut Conn, scope: &Scope, target: &str) -> Result<()
 }
 
 /// Volumes of `scope` that are not replicated, were not left behind by a failover, and are nowhere else than where
-/// their backend works: those that were made there after it.
+/// their backend works: those that were made there after it. One in an error status may have failed before or during
+/// the failover (`error_deleting`), with its image where it was: it is not counted.
 ///
 /// # Errors
 /// `Database`.
@@ -64,7 +65,7 @@ pub async fn others(conn: &mut Conn, scope: &Scope) -> Result<Vec<String>> {
     let (condition, binds) = scope_condition("v", scope);
     let busy = listed(BEING_MADE_OR_DELETED);
     let mut query = diesel::sql_query(format!(
-        "SELECT v.id FROM volumes v WHERE v.deleted = 0 AND v.status <> 'error' AND v.status NOT IN ({busy}) \
+        "SELECT v.id FROM volumes v WHERE v.deleted = 0 AND v.status NOT LIKE 'error%' AND v.status NOT IN ({busy}) \
          AND v.replication_status IN ('disabled', 'not-capable') AND {condition} \
          AND NOT EXISTS (SELECT 1 FROM scoria_displaced d WHERE d.resource_type = 'volume' AND d.resource_id = v.id) \
          AND NOT EXISTS (SELECT 1 FROM scoria_strays s WHERE s.volume_id = v.id)"

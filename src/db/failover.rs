@@ -44,8 +44,8 @@ pub struct Changed {
     pub snapshots: usize,
 }
 
-/// The volumes that stay behind when `scope` fails over to `target` go to `error`/`not-capable`, remembering their status; their
-/// snapshots go to `error`. What is being made or deleted is left to its request.
+/// The volumes that stay behind when `scope` fails over to `target` go to `error`/`not-capable`, remembering
+/// their status; their snapshots go to `error`. What is being made or deleted is left to its request.
 ///
 /// # Errors
 /// `Database`.

@@ -167,8 +167,8 @@ impl Drop for Stopped {
             How::Lab(site) => return tools_lab(&["resume", site]),
             How::Pids(pids) => pids.iter().for_each(|pid| signal(*pid, "-CONT")),
         }
-        // As tools/lab does it: a placement group without replicas whose read lease ran out meanwhile (16 s) stays "laggy" for
-        // ever, and its objects with it; peering again heals it.
+        // As tools/lab does it: a placement group without replicas whose read lease ran out meanwhile (16 s)
+        // stays "laggy" for ever, and its objects with it; peering again heals it.
         let _ = Process::new("ceph").arg("-c").arg(&self.conf).args(["osd", "down", "all"]).output();
     }
 }
