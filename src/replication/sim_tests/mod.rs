@@ -10,6 +10,7 @@ mod kept;
 mod planned;
 mod random;
 mod resync;
+mod twenty;
 mod unplanned;
 
 use std::collections::{BTreeSet, HashMap};
@@ -117,11 +118,16 @@ pub(super) enum Crash {
 
 impl Crash {
     /// All places of a run, thinned out where it mostly polls.
+    pub(super) fn most(calls: usize, records: usize) -> Vec<Crash> {
+        let polls = (calls / 60).max(1);
+        let kept = |crash: &Crash| !matches!(crash, Crash::Call(k, _) if *k > 40 && k % polls != 0);
+        Crash::all(calls, records).into_iter().filter(kept).collect()
+    }
+
+    /// All places of a run.
     pub(super) fn all(calls: usize, records: usize) -> Vec<Crash> {
         let both = |of: fn(usize, When) -> Crash, n| [of(n, When::Before), of(n, When::After)];
-        let polls = (calls / 60).max(1);
-        let calls = (1..=calls).filter(|k| *k <= 40 || k % polls == 0);
-        let calls = calls.flat_map(|k| both(Crash::Call, k));
+        let calls = (1..=calls).flat_map(|k| both(Crash::Call, k));
         calls.chain((1..=records).flat_map(|n| both(Crash::Record, n))).collect()
     }
 }
@@ -345,13 +351,23 @@ pub(super) async fn every_crash(
     meanwhile: impl AsyncFn(&World),
     check: impl AsyncFn(&World, &Outcome),
 ) -> usize {
+    every_crash_of(Crash::most, build, meanwhile, check).await
+}
+
+/// The same at the places that `crashes` chooses, from the numbers of calls and records of a run that nothing disturbs.
+pub(super) async fn every_crash_of(
+    crashes: fn(usize, usize) -> Vec<Crash>,
+    build: impl AsyncFn() -> World,
+    meanwhile: impl AsyncFn(&World),
+    check: impl AsyncFn(&World, &Outcome),
+) -> usize {
     let world = build().await;
     let (calls, records) = (world.sim.log().len(), world.rows.records());
     world.run().await;
     let (calls, records) = (world.sim.log().len() - calls, world.rows.records() - records);
     assert!(calls > 0 && records > 0);
     let mut points = 0;
-    for crash in Crash::all(calls, records) {
+    for crash in crashes(calls, records) {
         let world = build().await;
         let _report = Report(crash, world.sim.clone());
         if world.run_into(crash).await.is_some() {
