@@ -4,7 +4,7 @@ use scoria::rbd::protocol::*;
 use scoria::rbd::types::{MirrorMode, MirrorState, features};
 use scoria::rbd::{RbdError, RbdErrorKind, Site};
 
-use crate::common::{FEATURES, MIB, eventually, kind, lab, lab_alone, name, pause, stop};
+use crate::common::{FEATURES, MIB, eventually, kind, lab, lab_alone, name, pause, stop, tools_lab};
 
 fn v() -> String {
     "volumes".to_owned()
@@ -164,6 +164,9 @@ async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broke
     b.call(ImageWrite { pool: v(), image: image.clone(), offset: 0, data: b"B".to_vec() }).await.unwrap();
     drop(peer);
     eventually("site a is back", async || a.call(ProbeOsd { pool: v() }).await).await;
+    // A daemon that was fenced while its peer hung may never come back by itself (16.2.15).
+    tools_lab(&["kill", "rbd-mirror-b"]);
+    tools_lab(&["start", "rbd-mirror-b"]);
     // On both at once: as long as one side mirrors it, the other's daemon makes it anew. A copy that this
     // interrupts keeps the daemon's snapshot.
     let disable = MirrorDisable { pool: v(), image: image.clone(), force: true };
