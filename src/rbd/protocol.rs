@@ -218,6 +218,10 @@ commands! {
     Short SnapList { pool: String, image: String } -> Vec<Snap>;
     /// Creates a user snapshot.
     Short SnapCreate { pool: String, image: String, snap: String } -> ();
+    /// Creates user snapshots of several images as of one instant: whoever writes to one of them waits until
+    /// that one's snapshot is there, and nobody's write fails. All of them are there in the end, or none. `Busy`
+    /// or `ReadOnly` when a writer does not let go of an image, `NotSupported` for one without exclusive lock.
+    Short SnapCreateTogether { pool: String, members: Vec<SnapOf> } -> ();
     /// Protects a snapshot; already protected is `Busy`.
     Short SnapProtect { pool: String, image: String, snap: String } -> ();
     /// Unprotects; `Invalid` when it was not protected, `Busy` while it has children.

@@ -89,6 +89,15 @@ pub struct Snap {
     pub protected: bool,
 }
 
+/// A snapshot of an image, by their names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapOf {
+    /// Image.
+    pub image: String,
+    /// Snapshot.
+    pub snap: String,
+}
+
 /// All that is known of an image before it is deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {

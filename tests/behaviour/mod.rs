@@ -360,6 +360,8 @@ macro_rules! all_cases {
             snapshot_twice_and_missing: snapshots::twice_and_missing,
             snapshot_protection: snapshots::protection,
             snapshot_rename: snapshots::rename,
+            snapshots_together_all_or_none: snapshots::together_all_or_none,
+            snapshots_together_while_written: snapshots::together_while_written,
             inspection_is_stat_and_list: snapshots::inspection_is_stat_and_list,
             snapshot_keeps_data: snapshots::keeps_data,
             snapshot_keeps_image: snapshots::keeps_image,

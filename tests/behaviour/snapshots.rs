@@ -229,3 +229,66 @@ pub async fn flatten_refusals(env: &Env) -> Case {
     let image = env.image("i").await?;
     refused(Kind::Invalid, env.a.call(ImageFlatten { pool: env.pool.clone(), image }).await)
 }
+
+async fn together(env: &Env, images: &[&str], snap: &str) -> Result<(), RbdError> {
+    let members = images.iter().map(|i| SnapOf { image: (*i).to_owned(), snap: snap.to_owned() }).collect();
+    env.a.call(SnapCreateTogether { pool: env.pool.clone(), members }).await
+}
+
+pub async fn together_all_or_none(env: &Env) -> Case {
+    let (one, two) = (env.image("one").await?, env.image("two").await?);
+    env.write(&env.a, &one, 0, b"before").await?;
+    together(env, &[&one, &two], "s").await?;
+    env.write(&env.a, &one, 0, b"after!").await?;
+    ensure!(env.read(&env.a, &one, Some("s"), 6).await? == b"before", "content of a member");
+    for image in [&one, &two] {
+        let seen = env.snaps(&env.a, image).await?;
+        ensure!(seen.len() == 1 && !seen[0].protected, "an ordinary snapshot: {seen:?}");
+    }
+    protect(env, &one, "s").await?;
+
+    remove(env, &two, "s").await?;
+    refused(Kind::Exists, together(env, &[&two, &one], "s").await)?;
+    refused(Kind::NotFound, together(env, &[&two, &env.name("none")], "s").await)?;
+    let shared = env.name("shared");
+    env.a.call(ImageCreate { features: features::LAYERING, ..env.create(&shared) }).await?;
+    refused(Kind::NotSupported, together(env, &[&two, &shared], "s").await)?;
+    ensure!(env.snaps(&env.a, &two).await?.is_empty(), "none of a set that was refused");
+    ensure!(env.snaps(&env.a, &shared).await?.is_empty(), "none of a set that was refused");
+    Ok(())
+}
+
+/// A writer changes one image after the other: what the snapshots show must have been there at one instant,
+/// and none of the writes may fail.
+pub async fn together_while_written(env: &Env) -> Case {
+    let (one, two) = (env.image("one").await?, env.image("two").await?);
+    for image in [&one, &two] {
+        env.write(&env.a, image, 0, &[0]).await?;
+    }
+    let writer = async {
+        for n in 1..=20u8 {
+            env.write(&env.a, &one, 0, &[n]).await.context("a writer of the first")?;
+            env.write(&env.a, &two, 0, &[n]).await.context("a writer of the second")?;
+        }
+        anyhow::Ok(())
+    };
+    let snapshots = async {
+        for snap in ["s1", "s2", "s3"] {
+            // A writer that is always faster is a reason to refuse, and not to lie.
+            match together(env, &[&two, &one], snap).await {
+                Err(e) if e.kind == Kind::Busy => {}
+                other => other.context("snapshots")?,
+            }
+        }
+        anyhow::Ok(())
+    };
+    let (written, taken) = tokio::join!(writer, snapshots);
+    written?;
+    taken?;
+    for snap in env.snaps(&env.a, &one).await? {
+        let first = env.read(&env.a, &one, Some(&snap.name), 1).await?[0];
+        let second = env.read(&env.a, &two, Some(&snap.name), 1).await?[0];
+        ensure!(first == second || first == second + 1, "{}: {first} and {second}", snap.name);
+    }
+    Ok(())
+}

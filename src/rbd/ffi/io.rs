@@ -34,7 +34,6 @@ impl Image<'_> {
     /// Implements:
     /// ```c
     /// ssize_t rbd_write(rbd_image_t image, uint64_t ofs, size_t len, const char *buf);
-    /// int rbd_flush(rbd_image_t image);
     /// ```
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
         // SAFETY: the data is as long as said.
@@ -45,6 +44,17 @@ impl Image<'_> {
             let what = format!("{}: wrote {written} of {} bytes at {offset}", self.path(), data.len());
             return Err(Failure::new("rbd_write", what, -i64::from(libc::EINVAL)));
         }
+        self.flush()
+    }
+
+    /// Waits until what was written is on disk. Takes the exclusive lock like a write, as one that is given
+    /// up on request.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_flush(rbd_image_t image);
+    /// ```
+    pub(crate) fn flush(&self) -> Result<(), Failure> {
         // SAFETY: open image.
         let result = unsafe { (self.api().io.rbd_flush)(self.handle) };
         check("rbd_flush", || self.path(), result)?;

@@ -21,6 +21,7 @@ mod lock;
 mod metadata;
 mod mirror;
 pub(crate) mod process;
+mod quiesce;
 mod rados;
 mod snapshot;
 mod trash;
@@ -28,6 +29,7 @@ mod trash;
 pub(crate) use errno::Failure;
 pub(crate) use image::Image;
 pub(crate) use layer::clone_image;
+pub(crate) use quiesce::Answerer;
 pub(crate) use rados::{Cluster, Identity, IoCtx};
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -74,6 +76,7 @@ pub(crate) struct Api {
     lock: lock::Functions,
     metadata: metadata::Functions,
     mirror: mirror::Functions,
+    quiesce: quiesce::Functions,
     snapshot: snapshot::Functions,
     trash: trash::Functions,
     /// Never dropped: the tables above point into them.
@@ -108,6 +111,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             lock: lock::Functions::load(&rbd).map_err(missing)?,
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
+            quiesce: quiesce::Functions::load(&rbd).map_err(missing)?,
             snapshot: snapshot::Functions::load(&rbd).map_err(missing)?,
             trash: trash::Functions::load(&rbd).map_err(missing)?,
             _libraries: (rados, rbd),
@@ -128,6 +132,7 @@ mod c {
     pub(super) type rbd_image_options_t = *mut c_void;
     pub(super) type librbd_progress_fn_t =
         Option<unsafe extern "C" fn(offset: u64, total: u64, ptr: *mut c_void) -> std::ffi::c_int>;
+    pub(super) type rbd_update_callback_t = Option<unsafe extern "C" fn(arg: *mut c_void)>;
 }
 
 /// A name for C.

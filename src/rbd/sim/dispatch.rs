@@ -127,6 +127,9 @@ impl World {
             }
             Request::SnapList(r) => Reply::SnapList(self.snap_list(site, &r.pool, &r.image)?),
             Request::SnapCreate(r) => Reply::SnapCreate(self.snap_create(site, &r.pool, &r.image, &r.snap)?),
+            Request::SnapCreateTogether(r) => {
+                Reply::SnapCreateTogether(self.snap_create_together(site, &r.pool, &r.members)?)
+            }
             Request::SnapProtect(r) => {
                 Reply::SnapProtect(self.snap_protect(site, &r.pool, &r.image, &r.snap)?)
             }

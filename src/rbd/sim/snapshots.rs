@@ -4,7 +4,7 @@ use super::images::{Answer, refuse};
 use super::mirror_daemon::NON_PRIMARY;
 use super::state::{ParentRef, SnapState, Trash, World};
 use crate::rbd::error::RbdErrorKind as Kind;
-use crate::rbd::types::{ImageName, Snap, TrashEntry, features};
+use crate::rbd::types::{ImageName, Snap, SnapOf, TrashEntry, features};
 
 impl World {
     fn snap(&self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<(u64, &SnapState)> {
@@ -40,6 +40,24 @@ impl World {
         };
         i.snaps.insert(id, state);
         self.changed(site, pool, image);
+        Ok(())
+    }
+
+    pub(super) fn snap_create_together(&mut self, site: &str, pool: &str, members: &[SnapOf]) -> Answer<()> {
+        for m in members {
+            self.primary(site, pool, &m.image)?;
+            let i = self.image(site, pool, &m.image)?;
+            if i.features & features::EXCLUSIVE_LOCK == 0 {
+                return refuse(Kind::NotSupported, format!("{pool}/{} has no exclusive lock", m.image));
+            }
+            if i.snap_id(&m.snap).is_some() {
+                return refuse(Kind::Exists, format!("{pool}/{}@{} exists", m.image, m.snap));
+            }
+            self.check_writable(site, pool, &m.image)?;
+        }
+        for m in members {
+            self.snap_create(site, pool, &m.image, &m.snap)?;
+        }
         Ok(())
     }
 

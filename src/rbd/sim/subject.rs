@@ -34,6 +34,7 @@ impl Subject {
             Request::MirrorPoolMode(r) => pool(&r.pool),
             Request::MirrorDaemons(r) => pool(&r.pool),
             Request::MirrorInfoMany(r) => pool(&r.pool),
+            Request::SnapCreateTogether(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),

@@ -1,11 +1,13 @@
-//! Images of which only half is there.
+//! Images, and sets of snapshots, of which only half is there.
 //!
 //! librbd makes an image object by object: its id under the name, the directory entry, the header, for a
 //! clone the link to its parent; and takes it apart in the opposite order. A client that dies in between
-//! leaves a name that is taken and cannot be opened, or an empty image where a clone should be.
+//! leaves a name that is taken and cannot be opened, or an empty image where a clone should be. One that dies
+//! while it takes snapshots of several images leaves some of them.
 
 use super::state::World;
 use crate::rbd::protocol::Request;
+use crate::rbd::types::SnapOf;
 
 /// A request that may be cut short, and what it was about.
 pub(super) enum Torn {
@@ -15,12 +17,14 @@ pub(super) enum Torn {
     Cloned { pool: String, image: String },
     /// The header is gone, name and directory entry are still there.
     Removed { pool: String, image: String },
+    /// These snapshots of a set were not taken any more.
+    Snapped { pool: String, missing: Vec<SnapOf> },
 }
 
 impl Torn {
     /// Whether requests of this name can be cut short.
     pub(super) fn can(request: &str) -> bool {
-        ["ImageCreate", "ImageCopy", "ImageClone", "ImageRemove"].contains(&request)
+        ["ImageCreate", "ImageCopy", "ImageClone", "ImageRemove", "SnapCreateTogether"].contains(&request)
     }
 
     pub(super) fn of(request: &Request) -> Option<Torn> {
@@ -29,6 +33,10 @@ impl Torn {
             Request::ImageCopy(r) => Some(Torn::Made { pool: r.dest_pool.clone(), image: r.dest.clone() }),
             Request::ImageClone(r) => Some(Torn::Cloned { pool: r.dest_pool.clone(), image: r.dest.clone() }),
             Request::ImageRemove(r) => Some(Torn::Removed { pool: r.pool.clone(), image: r.image.clone() }),
+            Request::SnapCreateTogether(r) => {
+                let missing = r.members.iter().skip(r.members.len() / 2).cloned().collect();
+                Some(Torn::Snapped { pool: r.pool.clone(), missing })
+            }
             _ => None,
         }
     }
@@ -48,6 +56,15 @@ impl World {
             Torn::Cloned { pool, image } => {
                 if let Ok(state) = self.image_mut(site, &pool, &image) {
                     state.parent = None;
+                }
+            }
+            Torn::Snapped { pool, missing } => {
+                for m in missing {
+                    if let Ok(state) = self.image_mut(site, &pool, &m.image)
+                        && let Some(id) = state.snap_id(&m.snap)
+                    {
+                        state.snaps.remove(&id);
+                    }
                 }
             }
             Torn::Removed { pool, image } => {

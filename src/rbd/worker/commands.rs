@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::monitor;
+use super::{monitor, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{Reply, Request};
@@ -133,6 +133,9 @@ pub(super) fn execute(
         Request::SnapCreate(c) => {
             let io = pool(&c.pool)?;
             Reply::SnapCreate(Image::open(&io, &c.image)?.create_snapshot(&c.snap)?)
+        }
+        Request::SnapCreateTogether(c) => {
+            Reply::SnapCreateTogether(together::create(cluster, &c.pool, &c.members)?)
         }
         Request::SnapProtect(c) => {
             let io = pool(&c.pool)?;

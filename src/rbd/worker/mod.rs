@@ -6,12 +6,13 @@
 //! closes: a service that died leaves no client behind that could still change an image.
 //!
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
-//! request to calls of `rbd::ffi`.
+//! request to calls of `rbd::ffi`; `together` is the one that takes several images at once.
 
 mod commands;
 mod connections;
 mod monitor;
 mod threads;
+mod together;
 
 use std::cell::Cell;
 use std::fs::File;
