@@ -1,5 +1,7 @@
 //! The `volume_attachment` table, and how a volume's status follows from its attachments.
 
+use std::collections::HashMap;
+
 use chrono::NaiveDateTime;
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
@@ -75,6 +77,30 @@ pub struct AttachmentChanges {
 /// `AttachmentNotFound`.
 pub async fn get(conn: &mut Conn, id: &str) -> Result<Attachment> {
     find(conn, id).await?.ok_or_else(|| not_found(id))
+}
+
+/// The attachments of volumes, by volume.
+///
+/// # Errors
+/// `Database`.
+pub async fn list_for_volumes(
+    conn: &mut Conn,
+    volume_ids: &[String],
+) -> Result<HashMap<String, Vec<Attachment>>> {
+    let mut found: HashMap<String, Vec<Attachment>> = HashMap::new();
+    for chunk in volume_ids.chunks(volume::CHUNK) {
+        let rows: Vec<AttachmentRow> = volume_attachment::table
+            .filter(volume_attachment::volume_id.eq_any(chunk))
+            .filter(volume_attachment::deleted.eq(false))
+            .select(AttachmentRow::as_select())
+            .order((volume_attachment::created_at, volume_attachment::id))
+            .load(conn)
+            .await?;
+        for row in rows {
+            found.entry(row.volume_id.clone()).or_default().push(row.into());
+        }
+    }
+    Ok(found)
 }
 
 /// The attachment, `None` when deleted or unknown.

@@ -16,7 +16,7 @@ use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use super::schema::{quota_usages, reservations, snapshots, volumes};
+use super::schema::{groups, quota_usages, reservations, snapshots, volumes};
 use super::{Conn, now, volume_type};
 use crate::config::Config;
 use crate::error::Result;
@@ -48,6 +48,7 @@ enum Resource {
     Volumes,
     Gigabytes,
     Snapshots,
+    Groups,
 }
 
 impl Resource {
@@ -56,6 +57,7 @@ impl Resource {
             Resource::Volumes => "volumes",
             Resource::Gigabytes => "gigabytes",
             Resource::Snapshots => "snapshots",
+            Resource::Groups => "groups",
         }
     }
 }
@@ -83,6 +85,11 @@ impl Release {
             deltas.push((Resource::Gigabytes, -size));
         }
         Release { deltas, volume_type_id: volume_type_id.map(str::to_owned) }
+    }
+
+    /// A group, without its volumes.
+    pub fn group() -> Self {
+        Release { deltas: vec![(Resource::Groups, -1)], volume_type_id: None }
     }
 
     /// Gigabytes of a volume that turned out smaller, or whose growth failed after it was counted.
@@ -360,6 +367,14 @@ async fn count(conn: &mut Conn, project_id: &str, line: &Line, rules: &QuotaRule
     let counted: i64 = match line.resource {
         Resource::Volumes => volume_query.get_result::<(i64, i64)>(conn).await?.0,
         Resource::Snapshots => snapshot_query.get_result::<(i64, i64)>(conn).await?.0,
+        Resource::Groups => {
+            groups::table
+                .filter(groups::deleted.eq(false))
+                .filter(groups::project_id.eq(project_id))
+                .count()
+                .get_result(conn)
+                .await?
+        }
         Resource::Gigabytes => {
             let volumes = volume_query.get_result::<(i64, i64)>(conn).await?.1;
             if rules.no_snapshot_gb_quota {

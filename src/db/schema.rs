@@ -367,6 +367,18 @@ diesel::table! {
 }
 
 diesel::table! {
+    group_volume_type_mapping (id) {
+        created_at -> Nullable<Datetime>,
+        updated_at -> Nullable<Datetime>,
+        deleted_at -> Nullable<Datetime>,
+        deleted -> Nullable<Bool>,
+        id -> Integer,
+        volume_type_id -> Text,
+        group_id -> Text,
+    }
+}
+
+diesel::table! {
     group_snapshots (id) {
         created_at -> Nullable<Datetime>,
         updated_at -> Nullable<Datetime>,

@@ -117,6 +117,21 @@ pub async fn list_for_volume(conn: &mut Conn, volume_id: &str) -> Result<Vec<Sna
     with_metadata(conn, rows).await
 }
 
+/// The snapshots of a group snapshot, in the order of their ids.
+///
+/// # Errors
+/// `Database`.
+pub async fn list_for_group_snapshot(conn: &mut Conn, group_snapshot_id: &str) -> Result<Vec<Snapshot>> {
+    let rows: Vec<SnapshotRow> = snapshots::table
+        .filter(snapshots::group_snapshot_id.eq(group_snapshot_id))
+        .filter(snapshots::deleted.eq(false))
+        .select(SnapshotRow::as_select())
+        .order(snapshots::id)
+        .load(conn)
+        .await?;
+    with_metadata(conn, rows).await
+}
+
 /// Snapshots of the scope's volumes that are in one of `statuses` (empty: any).
 ///
 /// # Errors

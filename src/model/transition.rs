@@ -208,6 +208,12 @@ pub fn snapshot(event: SnapshotEvent) -> Transition {
 /// What happened to a generic volume group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupEvent {
+    /// It exists, with all its volumes.
+    Created,
+    /// Its volumes are as asked.
+    Updated,
+    /// An update was refused before anything changed.
+    UpdateRefused,
     /// Creation, also from a source, failed.
     CreateFailed,
     /// Deletion failed.
@@ -222,6 +228,8 @@ pub enum GroupEvent {
 pub fn group(event: GroupEvent) -> Transition {
     use GroupEvent::*;
     let (from, to): (&'static [&'static str], Option<&'static str>) = match event {
+        Created => (&["creating"], Some("available")),
+        Updated | UpdateRefused => (&["updating"], Some("available")),
         CreateFailed => (&["creating"], Some("error")),
         DeleteFailed => (&["deleting"], Some("error")),
         UpdateFailed => (&["updating"], Some("error")),
@@ -234,6 +242,8 @@ pub fn group(event: GroupEvent) -> Transition {
 /// What happened to a snapshot of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupSnapshotEvent {
+    /// Its snapshots are there.
+    Created,
     /// Taking it failed.
     CreateFailed,
     /// Deletion failed.
@@ -244,6 +254,7 @@ pub enum GroupSnapshotEvent {
 pub fn group_snapshot(event: GroupSnapshotEvent) -> Transition {
     use GroupSnapshotEvent::*;
     let (from, to): (&'static [&'static str], Option<&'static str>) = match event {
+        Created => (&["creating"], Some("available")),
         CreateFailed => (&["creating"], Some("error")),
         DeleteFailed => (&["deleting"], Some("error")),
     };

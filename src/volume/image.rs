@@ -7,10 +7,13 @@
 //! share pools.
 
 mod removal;
+mod together;
 
 use std::time::Duration;
 
 use tracing::{debug, warn};
+
+pub use together::Consistency;
 
 use crate::rbd::protocol::*;
 use crate::rbd::types::{ImageInfo, ImageName, Parent, features};

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::rbd::sim::crash::{Attempt as Run, Killed, for_every_crash_point};
-use crate::rbd::sim::{ImageView, Sim, SimConfig, When};
-use crate::rbd::types::MirrorMode;
+use crate::rbd::sim::{Fault, ImageView, Sim, SimConfig, When};
+use crate::rbd::types::{MirrorMode, SnapOf};
 
 const POOL: &str = "volumes";
 const MIB: u64 = 1 << 20;
@@ -190,6 +190,87 @@ async fn snapshots() {
             let remove = async |p: Place, _, _: &Journal| p.remove_snapshot("base", "snap").await;
             same_end(config, prepare, remove).await;
         }
+    }
+}
+
+fn members(images: &[&str]) -> Vec<SnapOf> {
+    images.iter().map(|i| SnapOf { image: (*i).to_owned(), snap: format!("snapshot-of-{i}") }).collect()
+}
+
+async fn with_members(sim: &Sim) {
+    for name in ["one", "two"] {
+        place(sim).create(name, MIB, SHAPE, Attempt::First).await.unwrap();
+        write(sim, name, name).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_several_images() {
+    let set = members(&["base", "one", "two"]);
+    let take = async |p: Place, a, _: &Journal| {
+        let taken = p.snapshot_together(&set, a).await?;
+        assert_eq!(taken, Consistency::Whole);
+        Ok(())
+    };
+    same_end(plain, with_members, take).await;
+    // One after the other where one of them cannot be frozen.
+    let many_writers = async |sim: &Sim| {
+        with_members(sim).await;
+        let p = place(sim);
+        let shape = Shape { features: features::LAYERING, ..SHAPE };
+        p.create("shared", MIB, shape, Attempt::First).await.unwrap();
+    };
+    let set = members(&["base", "one", "shared"]);
+    let take = async |p: Place, a, _: &Journal| {
+        let taken = p.snapshot_together(&set, a).await?;
+        assert!(matches!(&taken, Consistency::Apart(why) if why.contains("exclusive lock")), "{taken:?}");
+        Ok(())
+    };
+    same_end(plain, many_writers, take).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_of_snapshots_survives_the_loss_of_workers() {
+    let set = &members(&["base", "one", "two"]);
+    let build = async || {
+        let sim = with_bystanders(plain()).await;
+        with_members(&sim).await;
+        (sim, ())
+    };
+    let run = async |sim: Sim, (): (), run: Run| {
+        place(&sim).snapshot_together(set, attempt(run)).await.map(|taken| {
+            assert_eq!(taken, Consistency::Whole, "a lost worker is no reason to take them one by one");
+        })
+    };
+    let check = async |sim: Sim, (): ()| {
+        for m in set {
+            let snaps = sim.image("a", POOL, &m.image).unwrap().snaps;
+            assert_eq!(snaps.len(), 1, "{}", sim.log_text());
+        }
+    };
+    assert!(for_every_crash_point(Killed::Worker, build, run, check).await > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_of_snapshots_is_not_begun_over_somebody_elses() {
+    let sim = with_bystanders(plain()).await;
+    with_members(&sim).await;
+    place(&sim).snapshot("one", "snapshot-of-one", Attempt::First).await.unwrap();
+    let before = pool(&sim);
+    let refused = place(&sim).snapshot_together(&members(&["base", "one"]), Attempt::First).await;
+    assert_eq!(refused.unwrap_err().kind, RbdErrorKind::Exists);
+    assert_eq!(pool(&sim), before, "not even the first of them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_hangs_is_not_waited_for() {
+    let sim = with_bystanders(plain()).await;
+    with_members(&sim).await;
+    sim.inject(Fault::on("SnapCreateTogether").fails(When::After, RbdErrorKind::TimedOut));
+    let taken = place(&sim).snapshot_together(&members(&["base", "one"]), Attempt::First).await.unwrap();
+    assert!(matches!(taken, Consistency::Apart(_)), "{taken:?}");
+    for image in ["base", "one"] {
+        assert_eq!(sim.image("a", POOL, image).unwrap().snaps.len(), 1);
     }
 }
 

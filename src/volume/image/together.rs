@@ -1,0 +1,102 @@
+//! Snapshots of several images that belong together.
+//!
+//! The user of a group wants to go back to a state that all its volumes had at one instant. Where Ceph
+//! cannot freeze all images at once (an image for many writers, a client that does not let go), he gets
+//! the snapshots all the same, and is told.
+
+use tracing::{debug, warn};
+
+use super::{Attempt, Place, UNKNOWN_TRIES, repeat};
+use crate::rbd::protocol::*;
+use crate::rbd::types::SnapOf;
+use crate::rbd::{RbdError, RbdErrorKind};
+
+/// How snapshots of several images were taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Consistency {
+    /// All show the same instant.
+    Whole,
+    /// One after the other, for this reason.
+    Apart(String),
+}
+
+impl Place {
+    /// Takes and protects the snapshots `members`, if possible as of one instant.
+    ///
+    /// What a dead attempt has left is removed first: a part of a set is not consistent with the rest, and
+    /// nobody can have used it.
+    pub async fn snapshot_together(
+        &self,
+        members: &[SnapOf],
+        attempt: Attempt,
+    ) -> Result<Consistency, RbdError> {
+        let together = SnapCreateTogether { pool: self.pool.clone(), members: members.to_vec() };
+        let mut leftovers = attempt == Attempt::Again;
+        let mut tries = 0;
+        let apart = loop {
+            tries += 1;
+            if leftovers {
+                self.remove_snapshots(members).await?;
+            }
+            match self.site.call(together.clone()).await {
+                Ok(()) => break None,
+                Err(e) if e.kind == RbdErrorKind::WorkerLost && tries < UNKNOWN_TRIES => {
+                    debug!(ceph.op = SnapCreateTogether::NAME, error = %e, "effect unknown, beginning anew");
+                    leftovers = true;
+                }
+                Err(e) if cannot_freeze(e.kind) => break Some(e),
+                Err(e) => return Err(e),
+            }
+        };
+        let Some(refusal) = apart else {
+            for m in members {
+                self.protect(m).await?;
+            }
+            return Ok(Consistency::Whole);
+        };
+        warn!(error = %refusal, "images cannot be frozen together, their snapshots are taken one by one");
+        let unknown = refusal.effect_unknown();
+        if unknown {
+            self.remove_snapshots(members).await?;
+        }
+        self.snapshot_apart(members, if unknown { Attempt::Again } else { attempt }).await?;
+        Ok(Consistency::Apart(refusal.to_string()))
+    }
+
+    /// Takes and protects the snapshots `members`, one by one.
+    pub async fn snapshot_apart(&self, members: &[SnapOf], attempt: Attempt) -> Result<(), RbdError> {
+        for m in members {
+            self.snapshot(&m.image, &m.snap, attempt).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the snapshots `members` as far as they are there.
+    pub async fn remove_snapshots(&self, members: &[SnapOf]) -> Result<(), RbdError> {
+        for m in members {
+            self.remove_snapshot(&m.image, &m.snap).await?;
+        }
+        Ok(())
+    }
+
+    async fn protect(&self, member: &SnapOf) -> Result<(), RbdError> {
+        let SnapOf { image, snap } = member.clone();
+        let protect = SnapProtect { pool: self.pool.clone(), image, snap };
+        // Protected already is EBUSY: only a former attempt can have done that.
+        repeat(&self.site, protect, Attempt::Again, RbdErrorKind::Busy).await
+    }
+}
+
+/// Refusals of a freeze that say nothing against a snapshot of each image by itself.
+fn cannot_freeze(kind: RbdErrorKind) -> bool {
+    matches!(
+        kind,
+        RbdErrorKind::Busy
+            | RbdErrorKind::ReadOnly
+            | RbdErrorKind::NotSupported
+            | RbdErrorKind::Invalid
+            | RbdErrorKind::TimedOut
+            | RbdErrorKind::WorkerLost
+            | RbdErrorKind::Other
+    )
+}
