@@ -17,6 +17,8 @@ mod cli;
 mod copies;
 #[path = "lifecycle/failures.rs"]
 mod failures;
+#[path = "lifecycle/groups.rs"]
+mod groups;
 #[path = "lifecycle/notifications.rs"]
 mod notifications;
 #[path = "lifecycle/service.rs"]

@@ -21,6 +21,8 @@ pub struct Measured {
     pub fsid: String,
     /// Capacity of the pool.
     pub capacity: PoolCapacity,
+    /// New images have the exclusive lock, by which several can be frozen together.
+    pub exclusive_lock: bool,
     /// Sum of image sizes in GiB, only asked for when the pool is shared with others.
     pub provisioned_gb: Option<u64>,
 }
@@ -63,6 +65,8 @@ pub fn capabilities(
     set("qos_support", json!(true));
     set("filter_function", json!(config.filter_function));
     set("goodness_function", json!(config.goodness_function));
+    // The built-in group type of consistent snapshots asks for it.
+    set("consistent_group_snapshot_enabled", json!(measured.is_some_and(|m| m.exclusive_lock)));
     let replicated = !config.replication_devices.is_empty();
     set("replication_enabled", json!(replicated));
     if replicated {

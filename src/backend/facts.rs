@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::GIB;
 use crate::rbd::Site;
 use crate::rbd::protocol::{ConfGet, Fsid, ImageList, ImageStat, PoolStats};
+use crate::rbd::types::features;
 use crate::volume::image::default_features;
 
 /// Until a measurement counts as failed: a report must never be late because a site hangs.
@@ -35,10 +36,12 @@ impl Backend {
         let site = self.active_site()?;
         let pool = self.config.pool.clone();
         let capacity = site.call_within(MEASURE, PoolStats { pool }).await?;
-        let fsid = self.facts(&site).await?.fsid.clone();
+        let facts = self.facts(&site).await?;
+        let fsid = facts.fsid.clone();
+        let exclusive_lock = facts.default_features & features::EXCLUSIVE_LOCK != 0;
         let provisioned_gb =
             if self.config.exclusive_pool { None } else { Some(self.provisioned(&site).await?) };
-        Ok(Measured { fsid, capacity, provisioned_gb })
+        Ok(Measured { fsid, capacity, exclusive_lock, provisioned_gb })
     }
 
     /// Sum of all image sizes of a pool that others use too, ceil GiB (`rbd_exclusive_cinder_pool`).

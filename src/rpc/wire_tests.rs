@@ -254,6 +254,7 @@ fn our_capabilities() -> Map<String, Value> {
     let measured = Measured {
         fsid: "f".to_owned(),
         capacity: PoolCapacity { stored: 0, max_avail: 4000 << 30, cluster_total: 5000 << 30, quota: 0 },
+        exclusive_lock: true,
         provisioned_gb: Some(10),
     };
     capacity::capabilities(&config.backends[0], Some(&measured), 0)
@@ -278,12 +279,8 @@ fn compare_capabilities(mut ours: Map<String, Value>, theirs: &Value, only_their
     }
 }
 
-/// Groups that are consistent or replicated as a whole, which stock's RBD driver does not have either.
-const OF_GROUPS: [&str; 3] = [
-    "consistent_group_snapshot_enabled",
-    "group_replication_enabled",
-    "consistent_group_replication_enabled",
-];
+/// Groups that are replicated as a whole, which stock's RBD driver does not have either.
+const OF_GROUPS: [&str; 2] = ["group_replication_enabled", "consistent_group_replication_enabled"];
 
 #[test]
 fn capability_reports() {

@@ -54,6 +54,12 @@ pub(super) async fn settle(
         }
         Method::CreateSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, true, f).await,
         Method::DeleteSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, false, f).await,
+        Method::CreateGroup { .. }
+        | Method::CreateGroupFromSource(_)
+        | Method::UpdateGroup(_)
+        | Method::DeleteGroup { .. }
+        | Method::CreateGroupSnapshot { .. }
+        | Method::DeleteGroupSnapshot { .. } => super::group::give_up(b, c, o, method, f).await,
         Method::Failover { .. } => failover::give_up(b, c, o, f).await,
         _ => Err(f),
     }

@@ -262,6 +262,15 @@ impl BackendHandler {
                 cleanup::do_cleanup(backend, context, operation, request, &synthetic::delete_volume).await?;
                 Ok(Value::Null)
             }
+            Method::CreateGroup { .. }
+            | Method::CreateGroupFromSource(_)
+            | Method::UpdateGroup(_)
+            | Method::DeleteGroup { .. }
+            | Method::CreateGroupSnapshot { .. }
+            | Method::DeleteGroupSnapshot { .. } => {
+                super::group::run(backend, context, operation, method).await?;
+                Ok(Value::Null)
+            }
             other => unserved::settle(backend, context, operation, other, name).await,
         }
     }

@@ -3,6 +3,7 @@
 pub mod backends;
 pub mod clients;
 mod defect;
+mod group;
 pub mod handler;
 pub mod lanes;
 pub mod logging;

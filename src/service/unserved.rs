@@ -66,20 +66,6 @@ pub(super) async fn settle(
             unserved::get_backup_device(b, c, o, request).await
         }
         Method::AcceptTransfer(a) => unserved::accept_transfer(b, &a.volume_id).await,
-        Method::CreateGroup { group } => unserved::create_group(b, c, o, &group.group.id).await,
-        Method::CreateGroupFromSource(a) => {
-            unserved::create_group_from_source(b, c, o, &a.group.group.id).await
-        }
-        Method::DeleteGroup { group } => unserved::delete_group(b, c, o, &group.group.id).await,
-        Method::UpdateGroup(a) => {
-            unserved::update_group(b, c, o, &a.group.group.id, &a.add_volumes, &a.remove_volumes).await
-        }
-        Method::CreateGroupSnapshot { group_snapshot: s } => {
-            unserved::create_group_snapshot(b, c, o, &s.group_snapshot.id).await
-        }
-        Method::DeleteGroupSnapshot { group_snapshot: s } => {
-            unserved::delete_group_snapshot(b, c, o, &s.group_snapshot.id).await
-        }
         Method::EnableReplication { group } => {
             unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Enable).await
         }

@@ -37,7 +37,7 @@ pub struct Create {
 
 /// Where the content of a new volume comes from, in upstream's order of precedence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Snapshot(String),
     Volume(String),
     Image(String),
@@ -46,7 +46,7 @@ enum Source {
 }
 
 impl Source {
-    fn of(volume: &Volume, create: &Create) -> Source {
+    pub(super) fn of(volume: &Volume, create: &Create) -> Source {
         if let Some(id) = &volume.snapshot_id {
             Source::Snapshot(id.clone())
         } else if let Some(id) = &volume.source_volid {
@@ -61,7 +61,7 @@ impl Source {
     }
 
     /// The lock that keeps the source from being deleted meanwhile (`cinder/volume/manager.py`).
-    fn lock(&self) -> Option<String> {
+    pub(super) fn lock(&self) -> Option<String> {
         match self {
             Source::Snapshot(id) => Some(format!("{id}-delete_snapshot")),
             Source::Volume(id) => Some(format!("{id}-delete_volume")),
@@ -70,7 +70,7 @@ impl Source {
     }
 
     /// Where its image metadata comes from, when the origin boots.
-    async fn image_metadata(&self, conn: &mut db::Conn) -> Result<Option<GlanceSource<'_>>> {
+    pub(super) async fn image_metadata(&self, conn: &mut db::Conn) -> Result<Option<GlanceSource<'_>>> {
         let (origin, from) = match self {
             Source::Snapshot(id) => {
                 let Some(snapshot) = db::snapshot::find(conn, id).await? else { return Ok(None) };
@@ -187,7 +187,7 @@ enum Unmade {
 
 /// Where the image is made: on the active site; after a crash, where the first attempt began, because its
 /// image, or the copy of it on the active site, would look like our own work there.
-async fn place(backend: &Backend, operation: &Operation) -> Result<Place> {
+pub(super) async fn place(backend: &Backend, operation: &Operation) -> Result<Place> {
     let pool = backend.config.pool.clone();
     if !backend.is_replicated() {
         return Ok(Place { site: backend.active_site()?, pool });
@@ -203,10 +203,15 @@ async fn place(backend: &Backend, operation: &Operation) -> Result<Place> {
     Ok(Place { site, pool })
 }
 
+/// The volume's host with this member of the Cinder cluster in it.
+pub(super) fn host_here(backend: &Backend, volume: &Volume) -> String {
+    let pool = volume.host.as_deref().and_then(pool_of).unwrap_or(&backend.config.backend_name);
+    format!("{}#{pool}", backend.host())
+}
+
 /// In a Cinder cluster the request may have been placed on another member: the volume is ours now.
 async fn follow_to_this_host(backend: &Backend, operation: &Operation, volume: &mut Volume) -> Result<()> {
-    let pool = volume.host.as_deref().and_then(pool_of).unwrap_or(&backend.config.backend_name);
-    let host = format!("{}#{pool}", backend.host());
+    let host = host_here(backend, volume);
     if volume.host.as_deref() == Some(host.as_str()) {
         return Ok(());
     }
@@ -235,6 +240,20 @@ async fn build(
     };
     backend.notify_volume(context, "create.start", volume).await;
     backend.require_up()?;
+    let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
+    make(backend, volume, volume_type, source, place, attempt).await
+}
+
+/// Makes the image of a volume whose source is held, with all that its type asks for, and answers what to write
+/// into the row.
+pub(super) async fn make(
+    backend: &Backend,
+    volume: &Volume,
+    volume_type: &VolumeType,
+    source: &Source,
+    place: &Place,
+    attempt: Attempt,
+) -> Result<VolumeChanges> {
     if volume.encryption_key_id.is_some() {
         return Err(Error::new(
             Code::NotSupported,
@@ -248,7 +267,6 @@ async fn build(
         ));
     }
     let shape = backend.shape(&place.site).await?;
-    let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     fill(backend, place, volume, source, shape, attempt).await?;
     crash::point("create_volume:image_created");
     let image = backend.image_name(volume);
@@ -352,7 +370,7 @@ async fn require_beside(backend: &Backend, place: &Place, source: &Volume) -> Re
 /// What to write when the backend has moved to another site meanwhile: a mirrored volume stays served from
 /// where it was made, as one that a failover could not move; any other has failed. The row that says which
 /// site is active is locked, so that a failover that ends now sees this volume, or we see the failover.
-async fn overtaken(
+pub(super) async fn overtaken(
     conn: &mut Conn,
     backend: &Backend,
     volume: &Volume,
@@ -519,13 +537,13 @@ async fn finish_reschedule(
 }
 
 /// True when an image of that name was there before the first attempt: it is somebody's, and stays.
-fn found_foreign(failure: &Error) -> bool {
+pub(super) fn found_foreign(failure: &Error) -> bool {
     let cause = std::error::Error::source(failure).and_then(|c| c.downcast_ref::<RbdError>());
     cause.is_some_and(|e| e.kind == RbdErrorKind::Exists)
 }
 
 /// Removes what was made; a leftover is removed again when the volume in error is deleted.
-async fn undo(backend: &Backend, volume: &Volume, place: &Place) {
+pub(super) async fn undo(backend: &Backend, volume: &Volume, place: &Place) {
     let source = match &volume.source_volid {
         Some(id) => backend.db.read("source volume", async |conn| db::volume::get(conn, id).await).await.ok(),
         None => None,

@@ -78,7 +78,7 @@ pub async fn delete(
     }
 }
 
-fn is_ours(backend: &Backend, volume: &Volume) -> bool {
+pub(super) fn is_ours(backend: &Backend, volume: &Volume) -> bool {
     match &backend.config.cluster {
         Some(cluster) => volume.cluster_name.as_deref().map(backend_of) == Some(cluster),
         None => volume.host.as_deref().map(backend_of) == Some(backend.host()),
@@ -130,14 +130,20 @@ async fn remove(
     if request.unmanage_only {
         return Ok(());
     }
-    let place = backend.place(volume).await?;
-    let image = backend.image_name(volume);
     if request.cascade {
         remove_snapshots(backend, context, operation, volume).await?;
     }
+    Ok(remove_image(backend, operation, volume, "").await?)
+}
+
+/// Removes the volume's image. `item` is the resource whose step of the journal remembers what it was cloned
+/// from: empty when the operation is the volume's own.
+async fn remove_image(backend: &Backend, operation: &Operation, volume: &Volume, item: &str) -> Result<()> {
+    let place = backend.place(volume).await?;
+    let image = backend.image_name(volume);
     let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
     let found = place.inspect(&image).await?;
-    let helpers = helpers(operation, &place, &image, found.as_ref()).await?;
+    let helpers = helpers(operation, item, &place, &image, found.as_ref()).await?;
     place.delete(&image, found.as_ref(), trash, &helpers).await.map_err(|e| {
         if e.kind == RbdErrorKind::Busy {
             Error::new(
@@ -157,21 +163,67 @@ async fn remove(
 /// parents without a volume it has left behind, so it is remembered first.
 async fn helpers(
     operation: &Operation,
+    item: &str,
     place: &Place,
     image: &str,
     found: Option<&Inspection>,
 ) -> Result<Vec<Parent>> {
-    if let Some((name, helpers)) = operation.data::<Vec<Parent>>().await?
-        && name == HELPERS
-    {
-        return Ok(helpers);
+    let step = match item {
+        "" => operation.last_step().await?,
+        _ if operation.is_adopted() => operation.items().await?.into_iter().find(|s| s.resource_id == item),
+        _ => None,
+    };
+    if let Some(step) = step.filter(|s| s.name == HELPERS) {
+        return step.parse();
     }
     let helpers = place.helpers(image, found).await?;
     if !helpers.is_empty() {
-        operation.step(HELPERS, &helpers).await?;
+        operation.item_step(item, HELPERS, &helpers).await?;
         crash::point("delete_volume:helpers");
     }
     Ok(helpers)
+}
+
+/// Deletes a volume of a group that is being deleted, inside the group's operation: its row and its quota go
+/// with it, whatever becomes of the other members.
+///
+/// # Errors
+/// What made it fail; the row has not been seen to.
+pub(super) async fn delete_with_group(
+    backend: &Backend,
+    operation: &Operation,
+    volume: &Volume,
+) -> Result<()> {
+    let _lock = backend.locks.lock(&format!("{}-delete_volume", volume.id)).await;
+    remove_image(backend, operation, volume, &volume.id).await?;
+    let (rules, service_id) = (&backend.globals.quota, backend.service()?.id);
+    operation
+        .write("volume of a deleted group", async |conn| forget(conn, volume, rules, service_id).await)
+        .await?;
+    info!(volume.id = volume.id, "volume deleted");
+    backend.allocate(volume.host.as_deref(), -i64::from(volume.size));
+    Ok(())
+}
+
+/// The row goes, and the quota comes back, together.
+async fn forget(
+    conn: &mut db::Conn,
+    volume: &Volume,
+    rules: &quota::QuotaRules,
+    service_id: i32,
+) -> Result<()> {
+    // A volume whose managing failed was never counted.
+    if volume.use_quota
+        && volume.status != "error_managing_deleting"
+        && let Some(project) = &volume.project_id
+    {
+        let release = Release::volume(volume.size, Some(&volume.volume_type_id));
+        quota_or_log(quota::give_back(conn, project, &release, rules).await, &volume.id)?;
+    }
+    db::volume::destroy(conn, &volume.id).await?;
+    db::stray::forget(conn, std::slice::from_ref(&volume.id)).await?;
+    db::worker::release_resource(conn, "Volume", &volume.id, service_id).await?;
+    Ok(())
 }
 
 /// Deletes the volume's snapshots one after the other, as `delete_snapshot` does.
@@ -224,20 +276,7 @@ async fn succeed(
     let rules = &backend.globals.quota;
     backend
         .journal
-        .complete(operation, &backend.done(), async |conn| {
-            // A volume whose managing failed was never counted.
-            if volume.use_quota
-                && volume.status != "error_managing_deleting"
-                && let Some(project) = &volume.project_id
-            {
-                let release = Release::volume(volume.size, Some(&volume.volume_type_id));
-                quota_or_log(quota::give_back(conn, project, &release, rules).await, &volume.id)?;
-            }
-            db::volume::destroy(conn, &volume.id).await?;
-            db::stray::forget(conn, std::slice::from_ref(&volume.id)).await?;
-            db::worker::release_resource(conn, "Volume", &volume.id, service.id).await?;
-            Ok(())
-        })
+        .complete(operation, &backend.done(), async |conn| forget(conn, volume, rules, service.id).await)
         .await?;
     info!(volume.id = volume.id, unmanaged = request.unmanage_only, "volume deleted");
     backend.allocate(volume.host.as_deref(), -i64::from(volume.size));
@@ -262,7 +301,7 @@ pub(super) async fn give_back_snapshot(
 }
 
 /// Quota never blocks a deletion (as upstream), but a database that fails does.
-fn quota_or_log(given_back: Result<()>, id: &str) -> Result<()> {
+pub(super) fn quota_or_log(given_back: Result<()>, id: &str) -> Result<()> {
     match given_back {
         Err(e) if !e.is_transient() => {
             warn!(resource.id = id, error = %e, "could not give quota back; `cinder-manage quota sync` does");

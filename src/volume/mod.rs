@@ -13,6 +13,7 @@ pub mod crash;
 pub mod create;
 pub mod delete;
 pub mod extend;
+pub mod group;
 pub mod image;
 mod setup;
 pub mod snapshot;

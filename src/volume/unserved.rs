@@ -25,10 +25,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{BackupEvent, SnapshotEvent, Volume, VolumeEvent};
 
-pub use group::{
-    GroupReplication, create_group, create_group_from_source, create_group_snapshot, delete_group,
-    delete_group_snapshot, group_replication, update_group,
-};
+pub use group::{GroupReplication, group_replication};
 
 /// What becomes of a request that is not served; a caller that waits gets it as its answer.
 pub fn unsupported(method: &str) -> Error {

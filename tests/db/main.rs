@@ -16,6 +16,7 @@ mod deletes;
 mod extends;
 mod failover;
 mod failover_rows;
+mod groups;
 mod journal;
 mod lease;
 mod proxy;

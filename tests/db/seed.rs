@@ -37,6 +37,18 @@ pub async fn volume(test: &TestDb, number: u32, status: &str, extra: &str) -> St
     id
 }
 
+/// A group.
+pub async fn group(test: &TestDb, number: u32, status: &str, replication: &str) -> String {
+    let id = id(5, number);
+    test.sql(&format!(
+        "INSERT INTO `groups` (id, status, replication_status, host, deleted, project_id)
+         VALUES ('{id}', '{status}', '{replication}', '{BACKEND}#pool', 0, '{PROJECT}');
+         INSERT INTO group_volume_type_mapping (volume_type_id, group_id, deleted) VALUES ('{TYPE}', '{id}', 0)"
+    ))
+    .await;
+    id
+}
+
 /// A snapshot of 2 GiB.
 pub async fn snapshot(test: &TestDb, number: u32, volume_id: &str, status: &str) -> String {
     let id = id(2, number);

@@ -73,8 +73,12 @@ impl Notify for Heard {
         let deleted = if usage.snapshot.deleted { " (deleted)" } else { "" };
         self.say(format!("snapshot.{suffix} {} {}{deleted}", usage.snapshot.id, usage.snapshot.status));
     }
-    async fn group(&self, _: &RequestContext, _: &str, _: &str, _: &Group) {}
-    async fn group_snapshot(&self, _: &RequestContext, _: &str, _: &str, _: &GroupSnapshot) {}
+    async fn group(&self, _: &RequestContext, suffix: &str, _: &str, group: &Group) {
+        self.say(format!("group.{suffix} {} {}", group.id, group.status));
+    }
+    async fn group_snapshot(&self, _: &RequestContext, suffix: &str, _: &str, set: &GroupSnapshot) {
+        self.say(format!("group_snapshot.{suffix} {} {}", set.id, set.status));
+    }
     async fn publish(&self, _: &RequestContext, _: &str, _: Priority, _: &str, _: Value) {}
 }
 

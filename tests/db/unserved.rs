@@ -268,95 +268,6 @@ async fn a_transfer_is_accepted_for_any_volume_that_exists() {
     assert_eq!(missing.code(), Code::VolumeNotFound);
 }
 
-async fn group(test: &TestDb, number: u32, status: &str, replication: &str) -> String {
-    let id = seed::id(5, number);
-    test.sql(&format!(
-        "INSERT INTO `groups` (id, status, replication_status, host, deleted, project_id)
-         VALUES ('{id}', '{status}', '{replication}', '{BACKEND}#pool', 0, '{PROJECT}')"
-    ))
-    .await;
-    id
-}
-
-#[tokio::test]
-async fn a_refused_group_request_ends_the_group_and_its_members() {
-    let stage = Stage::new().await;
-    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
-    let plain = group(test, 1, "creating", "disabled").await;
-    let operation = stage.operation("create_group", Some(("Group", &plain))).await;
-    unserved::create_group(backend, context, &operation, &plain).await.unwrap();
-    assert_eq!(column(test, "`groups`", "status", &plain).await, "error");
-    assert_eq!(stage.messages().await, [["GROUP", plain.as_str(), "", "001"]]);
-
-    let copied = group(test, 2, "creating", "disabled").await;
-    let new = seed::volume(test, 1, "creating", &format!(", group_id='{copied}'")).await;
-    let operation = stage.operation("create_group_from_src", Some(("Group", &copied))).await;
-    unserved::create_group_from_source(backend, context, &operation, &copied).await.unwrap();
-    assert_eq!(column(test, "`groups`", "status", &copied).await, "error");
-    assert_eq!(status(&stage, &new).await, "error");
-
-    let deleted = group(test, 3, "deleting", "disabled").await;
-    let doomed = seed::volume(test, 2, "deleting", &format!(", group_id='{deleted}'")).await;
-    let operation = stage.operation("delete_group", Some(("Group", &deleted))).await;
-    unserved::delete_group(backend, context, &operation, &deleted).await.unwrap();
-    assert_eq!(column(test, "`groups`", "status", &deleted).await, "error");
-    assert_eq!(status(&stage, &doomed).await, "error");
-
-    let changed = group(test, 4, "updating", "disabled").await;
-    let member = seed::volume(test, 3, "available", &format!(", group_id='{changed}'")).await;
-    let added = seed::volume(test, 4, "in-use", "").await;
-    let removed = seed::volume(test, 5, "error_deleting", &format!(", group_id='{changed}'")).await;
-    let operation = stage.operation("update_group", Some(("Group", &changed))).await;
-    let (add, remove) = (vec![added.clone()], vec![removed.clone()]);
-    unserved::update_group(backend, context, &operation, &changed, &add, &remove).await.unwrap();
-    assert_eq!(column(test, "`groups`", "status", &changed).await, "error");
-    for volume in [&added, &removed] {
-        assert_eq!(status(&stage, volume).await, "error");
-    }
-    assert_eq!(status(&stage, &member).await, "available");
-    assert_eq!(stage.messages().await.len(), 4);
-}
-
-#[tokio::test]
-async fn a_late_group_update_does_not_touch_volumes() {
-    let stage = Stage::new().await;
-    let id = group(&stage.test, 1, "available", "disabled").await;
-    let added = seed::volume(&stage.test, 1, "in-use", "").await;
-    let operation = stage.operation("update_group", Some(("Group", &id))).await;
-    let add = vec![added.clone()];
-    unserved::update_group(&stage.backend, &stage.context, &operation, &id, &add, &[]).await.unwrap();
-    assert_eq!(status(&stage, &added).await, "in-use");
-    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
-}
-
-#[tokio::test]
-async fn a_refused_group_snapshot_ends_its_snapshots() {
-    let stage = Stage::new().await;
-    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
-    let owner = group(test, 1, "available", "disabled").await;
-    let volume = seed::volume(test, 1, "available", &format!(", group_id='{owner}'")).await;
-    for (number, begun) in [(1, "creating"), (2, "deleting")] {
-        let id = seed::id(6, number);
-        let snapshot = seed::snapshot(test, number, &volume, begun).await;
-        let bystander = seed::snapshot(test, number + 10, &volume, begun).await;
-        test.sql(&format!(
-            "INSERT INTO group_snapshots (id, group_id, status, deleted) VALUES ('{id}', '{owner}', '{begun}', 0);
-             UPDATE snapshots SET group_snapshot_id='{id}' WHERE id='{snapshot}'"
-        ))
-        .await;
-        let operation = stage.operation("group_snapshot", Some(("GroupSnapshot", &id))).await;
-        if begun == "creating" {
-            unserved::create_group_snapshot(backend, context, &operation, &id).await.unwrap();
-        } else {
-            unserved::delete_group_snapshot(backend, context, &operation, &id).await.unwrap();
-        }
-        assert_eq!(column(test, "group_snapshots", "status", &id).await, "error");
-        assert_eq!(column(test, "snapshots", "status", &snapshot).await, "error");
-        assert_eq!(column(test, "snapshots", "status", &bystander).await, begun);
-    }
-    assert_eq!(stage.messages().await.len(), 2);
-}
-
 #[tokio::test]
 async fn refused_replication_of_a_group_is_an_error_of_group_and_volumes() {
     let stage = Stage::new().await;
@@ -366,7 +277,7 @@ async fn refused_replication_of_a_group_is_an_error_of_group_and_volumes() {
         (2, GroupReplication::Disable, "disabling"),
         (3, GroupReplication::Failover, "failing-over"),
     ] {
-        let id = group(test, number, "available", waiting).await;
+        let id = seed::group(test, number, "available", waiting).await;
         let extra = format!(", group_id='{id}', replication_status='{waiting}'");
         let volume = seed::volume(test, number, "in-use", &extra).await;
         let extra = format!(", group_id='{id}', replication_status='enabled'");
@@ -382,7 +293,7 @@ async fn refused_replication_of_a_group_is_an_error_of_group_and_volumes() {
             assert_eq!(test.row(&row).await, expected, "{waiting} {table}");
         }
     }
-    let late = group(test, 9, "available", "enabled").await;
+    let late = seed::group(test, 9, "available", "enabled").await;
     let operation = stage.operation("enable_replication", Some(("Group", &late))).await;
     unserved::group_replication(backend, context, &operation, &late, GroupReplication::Enable).await.unwrap();
     assert_eq!(column(test, "`groups`", "status", &late).await, "available");

@@ -122,31 +122,6 @@ fn managing_an_image_fails_and_leaves_it_alone() {
 }
 
 #[test]
-fn groups_end_in_error() {
-    let lab = Lab::get();
-    if !lab.only_scoria(WHY) {
-        return;
-    }
-    let kind = lab.api("group_types.create", json!(["scoria-tests"]), json!({}));
-    let made = lab.api(
-        "groups.create",
-        json!([
-            kind["id"],
-            lab.rows("SELECT id FROM volume_types WHERE name = 'ceph' AND deleted = 0", &[])[0]["id"]
-        ]),
-        json!({"name": "g"}),
-    );
-    let id = made["id"].as_str().unwrap();
-    wait_until("the group is in error", 60, || {
-        lab.rows("SELECT status FROM `groups` WHERE id = %s", &[json!(id)])[0]["status"] == "error"
-    });
-    // Deleting it is a cast that is not served either: an administrator's way out is the database.
-    lab.sql("UPDATE `groups` SET deleted = 1, status = 'deleted' WHERE id = %s", &[json!(id)]);
-    lab.sql("UPDATE quota_usages SET in_use = 0 WHERE resource = 'groups'", &[]);
-    lab.api("group_types.delete", json!([kind["id"]]), json!({}));
-}
-
-#[test]
 fn calls_that_are_not_served_are_refused_at_once() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
