@@ -190,6 +190,9 @@ commands! {
     Short ImageChildren { pool: String, image: String, snap: Option<String> } -> Vec<ImageName>;
     /// Turns feature bits on or off; those that are so already are left alone.
     Short ImageFeatures { pool: String, image: String, features: u64, enable: bool } -> ();
+    /// Size, watchers and user snapshots of many images, in the order asked; `None` for one that is missing or
+    /// cannot be opened.
+    Short ImageSurvey { pool: String, images: Vec<String> } -> Vec<Option<Surveyed>>;
     /// Who watches the header, as `rbd status` lists it.
     Short ImageWatchers { pool: String, image: String } -> Vec<Watcher>;
     /// Owners of the exclusive lock (`rbd_lock_get_owners`) as addresses that a blocklist takes. None
@@ -230,6 +233,14 @@ commands! {
     Short SnapRemove { pool: String, image: String, snap: String } -> ();
     /// Renames a snapshot.
     Short SnapRename { pool: String, image: String, from: String, to: String } -> ();
+    /// Rolls the image back to a snapshot, size included. `ReadOnly` when the lock cannot be had. Not for an
+    /// image that is mirrored by snapshots: the object map goes back with the data, and what rbd-mirror then
+    /// takes for unchanged stays as it was on the other side.
+    Long SnapRollback { pool: String, image: String, snap: String } -> ();
+    /// Writes over the image what a snapshot holds, by ordinary writes and only where they differ; the image
+    /// keeps its size, and what lies behind the snapshot's end becomes zeros. Slower than `SnapRollback`, and
+    /// right whatever follows the image's changes.
+    Long SnapRestore { pool: String, image: String, snap: String } -> ();
 
     // ---- trash -------------------------------------------------------------------------------
 

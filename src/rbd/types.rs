@@ -107,6 +107,17 @@ pub struct Inspection {
     pub snaps: Vec<Snap>,
 }
 
+/// What a list of images needs to know of each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surveyed {
+    /// Bytes.
+    pub size: u64,
+    /// How many clients watch its header.
+    pub watchers: usize,
+    /// Its user snapshots.
+    pub snaps: Vec<Snap>,
+}
+
 /// A client watching an image header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watcher {

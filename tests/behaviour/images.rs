@@ -184,3 +184,16 @@ pub async fn idle(env: &Env) -> Case {
     let owner = "192.0.2.1:0/1".to_owned();
     refused(Kind::NotFound, env.a.call(LockBreak { pool: p(), image: i(), owner }).await)
 }
+
+pub async fn survey(env: &Env) -> Case {
+    let (plain, parent) = (env.image("plain").await?, env.parent("parent", b"x").await?);
+    let images = vec![parent.clone(), env.name("missing"), plain.clone()];
+    let all = env.a.call(ImageSurvey { pool: env.pool.clone(), images }).await?;
+    let [Some(first), None, Some(last)] = all.as_slice() else { bail!("{all:?}") };
+    ensure!(first.snaps == env.snaps(&env.a, &parent).await? && first.snaps.len() == 1, "{first:?}");
+    ensure!((last.size, last.watchers, last.snaps.len()) == (SIZE, 0, 0), "{last:?}");
+    let none = env.a.call(ImageSurvey { pool: env.pool.clone(), images: vec![] }).await?;
+    ensure!(none.is_empty(), "{none:?}");
+    let images = vec![plain];
+    refused(Kind::NoPool, env.a.call(ImageSurvey { pool: env.name("no-pool"), images }).await)
+}

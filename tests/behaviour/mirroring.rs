@@ -400,3 +400,50 @@ pub async fn trashing_ends_mirroring(env: &Env, mode: MirrorMode) -> Case {
     ensure!(env.trash(&env.a).await?.len() == 1, "in the trash of A");
     gone_from_b(env).await
 }
+
+/// A mirrored image that has `data` on both sides, a snapshot from before, and its copy.
+async fn with_snapshot_and_later_data(env: &Env, mode: MirrorMode) -> anyhow::Result<String> {
+    let image = env.mirrored("i", mode, b"before").await?;
+    env.a.call(env.snap_create(&image, "s")).await?;
+    env.write(&env.a, &image, 0, b"after!").await?;
+    env.write(&env.a, &image, SIZE - 4, b"tail").await?;
+    env.publish(&env.a, &image, mode).await?;
+    env.replicated(&env.b, &image, b"after!").await?;
+    Ok(image)
+}
+
+async fn went_back(env: &Env, image: &str, mode: MirrorMode) -> Case {
+    env.publish(&env.a, image, mode).await?;
+    env.replicated(&env.b, image, b"before").await?;
+    env.eventually("the end of the replica as it was", async || {
+        let seen = env.read(&env.b, image, None, SIZE).await?;
+        Ok::<_, RbdError>(seen.ends_with(&[0; 4]).then_some(()))
+    })
+    .await?;
+    ensure!(env.a.call(env.stat(image)).await?.size == SIZE, "the size");
+    // It goes on as before.
+    env.write(&env.a, image, 0, b"later!").await?;
+    env.publish(&env.a, image, mode).await?;
+    env.replicated(&env.b, image, b"later!").await
+}
+
+pub async fn journal_rollback_replicates(env: &Env) -> Case {
+    let image = with_snapshot_and_later_data(env, MirrorMode::Journal).await?;
+    let back = || SnapRollback { pool: env.pool.clone(), image: image.clone(), snap: "s".into() };
+    refused(Kind::ReadOnly, env.b.call(back()).await)?;
+    env.a.call(back()).await?;
+    went_back(env, &image, MirrorMode::Journal).await
+}
+
+pub async fn restoration_replicates(env: &Env, mode: MirrorMode) -> Case {
+    let image = with_snapshot_and_later_data(env, mode).await?;
+    let back = || SnapRestore { pool: env.pool.clone(), image: image.clone(), snap: "s".into() };
+    env.eventually("the snapshot on the other side", async || {
+        let all = env.snaps(&env.b, &image).await?;
+        Ok::<_, RbdError>(all.into_iter().find(|s| s.name == "s"))
+    })
+    .await?;
+    refused(Kind::ReadOnly, env.b.call(back()).await)?;
+    env.a.call(back()).await?;
+    went_back(env, &image, mode).await
+}

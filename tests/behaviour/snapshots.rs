@@ -292,3 +292,64 @@ pub async fn together_while_written(env: &Env) -> Case {
     }
     Ok(())
 }
+
+fn roll_back(env: &Env, i: &str, s: &str) -> SnapRollback {
+    let (pool, image, snap) = snap(env, i, s);
+    SnapRollback { pool, image, snap }
+}
+
+fn restore(env: &Env, i: &str, s: &str) -> SnapRestore {
+    let (pool, image, snap) = snap(env, i, s);
+    SnapRestore { pool, image, snap }
+}
+
+pub async fn rollback(env: &Env) -> Case {
+    let image = env.parent("i", b"before").await?;
+    env.write(&env.a, &image, 0, b"after!").await?;
+    env.write(&env.a, &image, SIZE - 4, b"tail").await?;
+    env.a.call(ImageResize { pool: env.pool.clone(), image: image.clone(), size: 2 * SIZE }).await?;
+    for time in ["once", "twice"] {
+        env.a.call(roll_back(env, &image, "s")).await.context(time)?;
+        ensure!(env.a.call(env.stat(&image)).await?.size == SIZE, "{time}: the size goes back too");
+        let all = env.read(&env.a, &image, None, SIZE).await?;
+        ensure!(all.starts_with(b"before") && all.iter().skip(6).all(|b| *b == 0), "{time}: the data");
+    }
+    ensure!(env.read(&env.a, &image, Some("s"), 6).await? == b"before", "the snapshot stays");
+    refused(Kind::NotFound, env.a.call(roll_back(env, &image, "none")).await)?;
+    refused(Kind::NotFound, env.a.call(roll_back(env, &env.name("none"), "s")).await)
+}
+
+pub async fn restoration(env: &Env) -> Case {
+    let image = env.parent("i", b"before").await?;
+    env.write(&env.a, &image, 0, b"after!").await?;
+    env.write(&env.a, &image, SIZE - 4, b"tail").await?;
+    env.a.call(ImageResize { pool: env.pool.clone(), image: image.clone(), size: 2 * SIZE }).await?;
+    env.write(&env.a, &image, SIZE, b"grown").await?;
+    for time in ["once", "twice"] {
+        env.a.call(restore(env, &image, "s")).await.context(time)?;
+        ensure!(env.a.call(env.stat(&image)).await?.size == 2 * SIZE, "{time}: the size stays");
+        let all = env.read(&env.a, &image, None, 2 * SIZE).await?;
+        ensure!(all.starts_with(b"before") && all.iter().skip(6).all(|b| *b == 0), "{time}: the data");
+    }
+    ensure!(env.read(&env.a, &image, Some("s"), 6).await? == b"before", "the snapshot stays");
+    refused(Kind::NotFound, env.a.call(restore(env, &image, "none")).await)?;
+    refused(Kind::NotFound, env.a.call(restore(env, &env.name("none"), "s")).await)
+}
+
+/// Both ways back, of a clone whose data comes from its parent in part.
+pub async fn clone_goes_back(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"parent").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    env.a.call(env.snap_create(&clone, "of-clone")).await?;
+    for way in ["rollback", "restoration"] {
+        env.write(&env.a, &clone, 0, b"child!").await?;
+        match way {
+            "rollback" => env.a.call(roll_back(env, &clone, "of-clone")).await?,
+            _ => env.a.call(restore(env, &clone, "of-clone")).await?,
+        }
+        ensure!(env.read(&env.a, &clone, None, 6).await? == b"parent", "{way}");
+        ensure!(env.a.call(env.stat(&clone)).await?.parent.is_some(), "{way}: still a clone");
+    }
+    ensure!(env.read(&env.a, &image, None, 6).await? == b"parent", "the parent is untouched");
+    Ok(())
+}

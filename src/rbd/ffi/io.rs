@@ -30,12 +30,18 @@ impl Image<'_> {
     }
 
     /// Writes all of `data` and waits until it is on disk; EINVAL when it does not fit into the image.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        self.put(offset, data)?;
+        self.flush()
+    }
+
+    /// Writes all of `data`, maybe into librbd's cache only.
     ///
     /// Implements:
     /// ```c
     /// ssize_t rbd_write(rbd_image_t image, uint64_t ofs, size_t len, const char *buf);
     /// ```
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    pub(super) fn put(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
         // SAFETY: the data is as long as said.
         let result =
             unsafe { (self.api().io.rbd_write)(self.handle, offset, data.len(), data.as_ptr().cast()) };
@@ -44,7 +50,7 @@ impl Image<'_> {
             let what = format!("{}: wrote {written} of {} bytes at {offset}", self.path(), data.len());
             return Err(Failure::new("rbd_write", what, -i64::from(libc::EINVAL)));
         }
-        self.flush()
+        Ok(())
     }
 
     /// Waits until what was written is on disk. Takes the exclusive lock like a write, as one that is given

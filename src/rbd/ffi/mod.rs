@@ -23,6 +23,7 @@ mod mirror;
 pub(crate) mod process;
 mod quiesce;
 mod rados;
+mod rollback;
 mod snapshot;
 mod trash;
 
@@ -77,6 +78,7 @@ pub(crate) struct Api {
     metadata: metadata::Functions,
     mirror: mirror::Functions,
     quiesce: quiesce::Functions,
+    rollback: rollback::Functions,
     snapshot: snapshot::Functions,
     trash: trash::Functions,
     /// Never dropped: the tables above point into them.
@@ -112,6 +114,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
             quiesce: quiesce::Functions::load(&rbd).map_err(missing)?,
+            rollback: rollback::Functions::load(&rbd).map_err(missing)?,
             snapshot: snapshot::Functions::load(&rbd).map_err(missing)?,
             trash: trash::Functions::load(&rbd).map_err(missing)?,
             _libraries: (rados, rbd),

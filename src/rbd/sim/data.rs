@@ -54,6 +54,14 @@ impl Data {
         Data { blocks }
     }
 
+    /// This content written over `old`: what `old` alone has becomes zeros.
+    pub(super) fn in_place_of(&self, old: &Data) -> Data {
+        let zeros = Arc::new(vec![0; BLOCK as usize]);
+        let mut blocks: BTreeMap<_, _> = old.blocks.keys().map(|n| (*n, zeros.clone())).collect();
+        blocks.extend(self.blocks.iter().map(|(n, b)| (*n, b.clone())));
+        Data { blocks }
+    }
+
     /// Cuts off what lies beyond `size` bytes.
     pub(super) fn clip(mut self, size: u64) -> Data {
         self.blocks.retain(|n, _| n * BLOCK < size);

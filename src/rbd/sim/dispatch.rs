@@ -104,6 +104,11 @@ impl World {
             Request::ImageFeatures(r) => {
                 Reply::ImageFeatures(self.set_features(site, &r.pool, &r.image, r.features, r.enable)?)
             }
+            Request::ImageSurvey(r) => {
+                self.pool(site, &r.pool)?;
+                let one = |image: &String| self.survey(site, &r.pool, image).ok();
+                Reply::ImageSurvey(r.images.iter().map(one).collect())
+            }
             Request::ImageWatchers(r) => Reply::ImageWatchers(self.watchers(site, &r.pool, &r.image)?),
             Request::LockOwners(r) => Reply::LockOwners(self.lock_owners(site, &r.pool, &r.image)?),
             Request::LockBreak(r) => Reply::LockBreak(self.lock_break(site, &r.pool, &r.image, &r.owner)?),
@@ -139,6 +144,12 @@ impl World {
             Request::SnapRemove(r) => Reply::SnapRemove(self.snap_remove(site, &r.pool, &r.image, &r.snap)?),
             Request::SnapRename(r) => {
                 Reply::SnapRename(self.snap_rename(site, &r.pool, &r.image, &r.from, &r.to)?)
+            }
+            Request::SnapRollback(r) => {
+                Reply::SnapRollback(self.snap_rollback(site, &r.pool, &r.image, &r.snap)?)
+            }
+            Request::SnapRestore(r) => {
+                Reply::SnapRestore(self.snap_restore(site, &r.pool, &r.image, &r.snap)?)
             }
             Request::TrashMove(r) => Reply::TrashMove(self.trash_move(site, &r.pool, &r.image, r.delay)?),
             Request::TrashList(r) => Reply::TrashList(self.trash_list(site, &r.pool)?),

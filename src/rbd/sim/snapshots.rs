@@ -4,7 +4,7 @@ use super::images::{Answer, refuse};
 use super::mirror_daemon::NON_PRIMARY;
 use super::state::{ParentRef, SnapState, Trash, World};
 use crate::rbd::error::RbdErrorKind as Kind;
-use crate::rbd::types::{ImageName, Snap, SnapOf, TrashEntry, features};
+use crate::rbd::types::{ImageName, Snap, SnapOf, Surveyed, TrashEntry, features};
 
 impl World {
     fn snap(&self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<(u64, &SnapState)> {
@@ -137,6 +137,40 @@ impl World {
         if let Some(s) = self.image_mut(site, pool, image)?.snaps.get_mut(&id) {
             s.name = to.to_owned();
         }
+        self.changed(site, pool, image);
+        Ok(())
+    }
+
+    pub(super) fn survey(&self, site: &str, pool: &str, image: &str) -> Answer<Surveyed> {
+        let i = self.image(site, pool, image)?;
+        Ok(Surveyed { size: i.size, watchers: i.watchers.len(), snaps: self.snap_list(site, pool, image)? })
+    }
+
+    /// Refuses work for which the lock must be had, and answers the snapshot that it is about.
+    fn snap_to_write_back(&self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<SnapState> {
+        let (_, state) = self.snap(site, pool, image, snap)?;
+        self.check_writable(site, pool, image)?;
+        Ok(state.clone())
+    }
+
+    pub(super) fn snap_rollback(&mut self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<()> {
+        let back = self.snap_to_write_back(site, pool, image, snap)?;
+        let i = self.image_mut(site, pool, image)?;
+        (i.size, i.data) = (back.size, back.data);
+        self.changed(site, pool, image);
+        Ok(())
+    }
+
+    pub(super) fn snap_restore(&mut self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<()> {
+        self.snap_to_write_back(site, pool, image, snap)?;
+        let wanted = self.effective(site, pool, image, Some(snap))?;
+        let present = self.effective(site, pool, image, None)?;
+        let restored = wanted.in_place_of(&present);
+        let i = self.image_mut(site, pool, image)?;
+        if let Some(partial) = i.mirror.as_mut().and_then(|m| m.unflattened.as_mut()) {
+            *partial = restored.clone();
+        }
+        i.data = restored;
         self.changed(site, pool, image);
         Ok(())
     }

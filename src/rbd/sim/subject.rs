@@ -35,6 +35,7 @@ impl Subject {
             Request::MirrorDaemons(r) => pool(&r.pool),
             Request::MirrorInfoMany(r) => pool(&r.pool),
             Request::SnapCreateTogether(r) => pool(&r.pool),
+            Request::ImageSurvey(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),
@@ -65,6 +66,8 @@ impl Subject {
             Request::SnapUnprotect(r) => on(&r.pool, &r.image, true),
             Request::SnapRemove(r) => on(&r.pool, &r.image, true),
             Request::SnapRename(r) => on(&r.pool, &r.image, true),
+            Request::SnapRollback(r) => on(&r.pool, &r.image, true),
+            Request::SnapRestore(r) => on(&r.pool, &r.image, true),
             Request::TrashMove(r) => on(&r.pool, &r.image, true),
             Request::MirrorEnable(r) => on(&r.pool, &r.image, true),
             Request::MirrorDisable(r) => on(&r.pool, &r.image, true),

@@ -11,9 +11,9 @@ use super::{monitor, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{Reply, Request};
-use crate::rbd::types::{ImageInfo, Inspection, MirrorState, Mirroring, features};
+use crate::rbd::types::{ImageInfo, Inspection, MirrorState, Mirroring, Surveyed, features};
 
-/// Images that one `MirrorInfoMany` has open at once.
+/// Images that one `MirrorInfoMany` or `ImageSurvey` has open at once.
 const OPEN_AT_ONCE: usize = 16;
 
 /// Probe objects whose removal failed; the next probe that succeeds removes them.
@@ -88,6 +88,7 @@ pub(super) fn execute(
             let io = pool(&c.pool)?;
             Reply::ImageFeatures(set_features(&Image::open(&io, &c.image)?, c.features, c.enable)?)
         }
+        Request::ImageSurvey(c) => Reply::ImageSurvey(survey(&pool(&c.pool)?, &c.images)?),
         Request::ImageWatchers(c) => {
             let io = pool(&c.pool)?;
             Reply::ImageWatchers(Image::open_read_only(&io, &c.image, None)?.watchers()?)
@@ -152,6 +153,17 @@ pub(super) fn execute(
         Request::SnapRename(c) => {
             let io = pool(&c.pool)?;
             Reply::SnapRename(Image::open(&io, &c.image)?.rename_snapshot(&c.from, &c.to)?)
+        }
+        Request::SnapRollback(c) => {
+            let io = pool(&c.pool)?;
+            let image = Image::open(&io, &c.image)?;
+            require_primary(&image, &c.image)?;
+            Reply::SnapRollback(image.roll_back(&c.snap, progress)?)
+        }
+        Request::SnapRestore(c) => {
+            let io = pool(&c.pool)?;
+            let snap = Image::open_read_only(&io, &c.image, Some(&c.snap))?;
+            Reply::SnapRestore(restore(&Image::open(&io, &c.image)?, &snap, &c.image, progress)?)
         }
 
         Request::TrashMove(c) => Reply::TrashMove(pool(&c.pool)?.trash_move(&c.image, c.delay)?),
@@ -259,14 +271,32 @@ fn lock_owners(image: &Image<'_>) -> Result<Vec<String>, Failure> {
     image.lock_owners()
 }
 
-/// Whether this side takes a writer now. The primary flag is looked at first: a lock that is asked for
-/// on a secondary makes librbd bother rbd-mirror, which may hold up the next failover.
-fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
+/// Refuses a mirrored copy before its lock is asked for: that makes librbd bother rbd-mirror, which may hold
+/// up the next failover.
+fn require_primary(image: &Image<'_>, name: &str) -> Result<(), Failure> {
     let mirroring = image.mirror_info()?;
     if mirroring.state != MirrorState::Disabled && !mirroring.primary {
         let what = format!("{name} is not primary on this site");
         return Err(Failure::new("rbd_lock_acquire", what, -i64::from(libc::EROFS)));
     }
+    Ok(())
+}
+
+/// Restores under the lock, which nobody gets meanwhile. Without it a write would wait for a lock that is not
+/// given up for as long as it is held; and a handle that has once taken the lock writes only while it has it.
+fn restore(image: &Image<'_>, snap: &Image<'_>, name: &str, progress: Progress<'_>) -> Result<(), Failure> {
+    require_primary(image, name)?;
+    let locks = image.features()? & features::EXCLUSIVE_LOCK != 0;
+    if locks {
+        image.lock()?;
+    }
+    image.restore(snap, progress)?;
+    if locks { image.unlock() } else { Ok(()) }
+}
+
+/// Whether this side takes a writer now.
+fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
+    require_primary(image, name)?;
     if image.features()? & features::EXCLUSIVE_LOCK != 0 {
         image.lock()?;
         image.unlock()?;
@@ -289,15 +319,49 @@ fn read_length(length: u64, image: &str) -> Result<usize, Failure> {
 /// librbd has a listing with the same facts, but it visits every mirrored image of the pool one after
 /// the other; opening the images asked for, several at a time, is faster for any number of them.
 fn mirror_info_many(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Mirroring>>, Failure> {
+    many(images, |name| match Image::open_read_only(io, name, None).and_then(|image| image.mirror_info()) {
+        Ok(mirroring) => Ok(Some(mirroring)),
+        Err(failure) if failure.kind() == RbdErrorKind::NotFound => Ok(None),
+        Err(failure) => Err(failure),
+    })
+}
+
+/// An image that cannot be opened (half of one, or one whose data pool is out of reach) must not hide the
+/// others from a list; a site that does not answer is no such image.
+fn survey(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Surveyed>>, Failure> {
+    many(images, |name| {
+        let look = || {
+            let image = Image::open_read_only(io, name, None)?;
+            let (size, _) = image.stat()?;
+            Ok(Surveyed { size, watchers: image.watchers()?.len(), snaps: image.snapshots()? })
+        };
+        match look() {
+            Ok(seen) => Ok(Some(seen)),
+            Err(failure) => match Failure::kind(&failure) {
+                RbdErrorKind::NotFound
+                | RbdErrorKind::NotSupported
+                | RbdErrorKind::Invalid
+                | RbdErrorKind::Permission
+                | RbdErrorKind::Other => Ok(None),
+                _ => Err(failure),
+            },
+        }
+    })
+}
+
+/// Looks at many images, several at a time; the answers are in the order of `images`.
+fn many<T: Clone + Send>(
+    images: &[String],
+    look: impl Fn(&str) -> Result<Option<T>, Failure> + Sync,
+) -> Result<Vec<Option<T>>, Failure> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(vec![None; images.len()]);
     let work = || -> Result<(), Failure> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Some(name) = images.get(n) else { return Ok(()) };
-            let found = match Image::open_read_only(io, name, None).and_then(|image| image.mirror_info()) {
-                Ok(mirroring) => Some(mirroring),
-                Err(failure) if failure.kind() == RbdErrorKind::NotFound => None,
+            let found = match look(name) {
+                Ok(found) => found,
                 Err(failure) => {
                     next.store(images.len(), Ordering::Relaxed);
                     return Err(failure);
@@ -315,7 +379,7 @@ fn mirror_info_many(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Mirrorin
         let mut outcome = work();
         for helper in helpers {
             let helped = helper.join().unwrap_or_else(|_| {
-                let what = "a thread of MirrorInfoMany panicked".to_owned();
+                let what = "a thread that looked at images panicked".to_owned();
                 Err(Failure::new("rbd_open_read_only", what, -i64::from(libc::EIO)))
             });
             outcome = outcome.and(helped);
