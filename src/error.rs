@@ -64,6 +64,8 @@ pub enum Code {
     InvalidReplicationTarget,
     /// This backend cannot fail over at all (`UnableToFailOver`).
     UnableToFailOver,
+    /// The project's quota does not allow it (`QuotaError`).
+    OverQuota,
     /// A type asks for things that exclude each other (`RBDDriverException`).
     UnsupportedCombination,
     /// Copying an image's metadata failed (`MetadataCopyFailure`).
@@ -131,6 +133,7 @@ impl Code {
             | Code::CleanableInUse
             | Code::InvalidReplicationTarget
             | Code::UnableToFailOver
+            | Code::OverQuota
             | Code::UnsupportedCombination
             | Code::NotSupported
             | Code::NoSuchMethod

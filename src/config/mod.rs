@@ -133,6 +133,12 @@ pub struct Config {
     pub enable_new_services: bool,
     /// `[DEFAULT] no_snapshot_gb_quota` (false).
     pub no_snapshot_gb_quota: bool,
+    /// `[DEFAULT] quota_gigabytes` (1000); negative: no limit.
+    pub quota_gigabytes: i64,
+    /// `[DEFAULT] per_volume_size_limit` (-1), GiB; negative: no limit.
+    pub per_volume_size_limit: i64,
+    /// `[DEFAULT] use_default_quota_class` (true).
+    pub use_default_quota_class: bool,
     /// `[DEFAULT] message_ttl` (2592000 s).
     pub message_ttl: Duration,
     /// `[DEFAULT] volume_name_template` (`volume-%s`).

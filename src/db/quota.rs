@@ -1,10 +1,12 @@
-//! Quota: what a project uses is given back here, never taken.
+//! Quota: what a project uses is given back here, and taken only for what was not known before ([`reserve()`]).
 //!
 //! The API reserves before it casts; cinder-volume commits or rolls back those reservations, and for a
 //! deletion makes negative ones itself. Rows end up as stock leaves them (`cinder/db/api.py`,
 //! `quota_reserve`, `reservation_commit`, `reservation_rollback`); but where stock reserves, destroys the
 //! resource and commits in three transactions, [`give_back`] joins the one that destroys the resource, so
 //! that a crash can no longer lose or double the difference.
+
+mod reserve;
 
 use std::collections::HashMap;
 
@@ -21,6 +23,8 @@ use super::{Conn, now, volume_type};
 use crate::config::Config;
 use crate::error::Result;
 
+pub use reserve::{check_volume_size, reserve};
+
 /// Options of `[DEFAULT]` that decide how usage is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaRules {
@@ -28,17 +32,35 @@ pub struct QuotaRules {
     pub no_snapshot_gb_quota: bool,
     /// `reservation_expire` (86400 s).
     pub reservation_expire: TimeDelta,
+    /// `use_default_quota_class` (true).
+    pub default_class: bool,
+    /// `quota_gigabytes` (1000), for projects of which the database says nothing; negative: no limit.
+    pub gigabytes: i64,
+    /// `per_volume_size_limit` (-1), in the same case.
+    pub per_volume_gigabytes: i64,
 }
 
 impl Default for QuotaRules {
     fn default() -> Self {
-        QuotaRules { no_snapshot_gb_quota: false, reservation_expire: TimeDelta::seconds(86400) }
+        QuotaRules {
+            no_snapshot_gb_quota: false,
+            reservation_expire: TimeDelta::seconds(86400),
+            default_class: true,
+            gigabytes: 1000,
+            per_volume_gigabytes: -1,
+        }
     }
 }
 
 impl From<&Config> for QuotaRules {
     fn from(config: &Config) -> Self {
-        QuotaRules { no_snapshot_gb_quota: config.no_snapshot_gb_quota, ..QuotaRules::default() }
+        QuotaRules {
+            no_snapshot_gb_quota: config.no_snapshot_gb_quota,
+            default_class: config.use_default_quota_class,
+            gigabytes: config.quota_gigabytes,
+            per_volume_gigabytes: config.per_volume_size_limit,
+            ..QuotaRules::default()
+        }
     }
 }
 

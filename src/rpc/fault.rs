@@ -92,6 +92,7 @@ fn class(code: Code) -> Class {
             // The closing bracket without an opening one is upstream's.
             ("Unable to failover to replication target: ", "reason", ")."),
         ),
+        Code::OverQuota => plain(CINDER, "QuotaError", Some(413)),
         Code::UnsupportedCombination => Class {
             module: "cinder.volume.drivers.rbd",
             ..cinder("RBDDriverException", 500, ("RBD Cinder driver failure: ", "reason", ""))

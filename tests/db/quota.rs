@@ -80,7 +80,11 @@ async fn usage_rows_that_are_missing_or_negative_are_counted_anew() {
     // Two volumes and one snapshot of 2 GiB each, less this volume.
     assert_eq!(usage(&test).await, [["gigabytes", "4", "0"], ["volumes", "1", "0"]]);
 
-    let rules = QuotaRules { no_snapshot_gb_quota: true, reservation_expire: TimeDelta::seconds(60) };
+    let rules = QuotaRules {
+        no_snapshot_gb_quota: true,
+        reservation_expire: TimeDelta::seconds(60),
+        ..QuotaRules::default()
+    };
     let release = Release::snapshot(2, Some(TYPE), &rules);
     test.db.write("t", async |conn| quota::give_back(conn, PROJECT, &release, &rules).await).await.unwrap();
     assert_eq!(
