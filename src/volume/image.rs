@@ -6,8 +6,10 @@
 //! removed. Names and order of steps are those of `cinder/volume/drivers/rbd.py`, because both services
 //! share pools.
 
+mod adoption;
 mod removal;
 mod together;
+mod rollback;
 
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use crate::rbd::protocol::*;
 use crate::rbd::types::{ImageInfo, ImageName, Parent, features};
 use crate::rbd::types::{MirrorMode, MirrorState};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
+
+pub use adoption::{is_helper_snapshot, is_named_as_backup};
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
 pub const CLONE_SNAP: &str = ".clone_snap";
