@@ -74,6 +74,8 @@ pub enum VolumeEvent {
     Recovered,
     /// An operation that Scoria does not serve yet gave the resource back.
     RestoreFailed,
+    /// An image that was there before is a volume now.
+    Managed,
     /// Managing failed.
     ManageFailed,
     /// Retype refused or failed: back to what it was.
@@ -81,6 +83,8 @@ pub enum VolumeEvent {
     /// Who attached or detached it has stopped waiting, and the service had died meanwhile: its status
     /// follows from the attachments that it has.
     AttachmentAbandoned,
+    /// The volume has the content of a snapshot again.
+    Reverted,
     /// Reverting to a snapshot failed.
     RevertFailed,
     /// Upload to an image ended, well or not: the status follows from the attachments.
@@ -121,7 +125,8 @@ pub fn volume(event: VolumeEvent) -> Transition {
         // 7.4), so any status may be found here. The caller names the one that it found.
         DeleteFailed => (&[], Some("error_deleting")),
         DeleteRefused => (&["deleting", "error_managing_deleting"], Some("error_deleting")),
-        UnmanageFailed => (&[], Some("error_unmanaging")),
+        // The API has set one of these; any other is the truth, as for a refused deletion.
+        UnmanageFailed => (&["unmanaging", "error_managing_deleting"], Some("error_unmanaging")),
         Extended => (&["extending"], Some("available")),
         ExtendedInUse => (&["extending"], Some("in-use")),
         ExtendFailed => (&["extending"], Some("error_extending")),
@@ -148,8 +153,10 @@ pub fn volume(event: VolumeEvent) -> Transition {
         FailoverFailed => (&[], Some("error")),
         Recovered => (&["error"], None),
         RestoreFailed => (&["restoring-backup", "creating"], Some("error_restoring")),
+        Managed => (&["creating", "managing"], Some("available")),
         ManageFailed => (&["creating", "managing"], Some("error_managing")),
         RetypeAborted => (&["retyping"], None),
+        Reverted => (&["reverting"], Some("available")),
         RevertFailed => (&["reverting"], Some("error")),
         UploadEnded => (&["uploading"], None),
         ReimageFailed => (&["downloading"], Some("error")),

@@ -208,16 +208,32 @@ async fn a_deletion_that_may_not_begin_leaves_the_row_of_a_volume_in_use_or_of_a
 }
 
 #[tokio::test]
-async fn a_volume_whose_managing_failed_does_not_stay_in_deletion_when_it_is_busy() {
+async fn what_is_unmanaged_counts_no_longer_and_what_may_not_be_is_refused() {
+    let stage = Stage::new().await;
+    let (volume, image, _) = volume_with(&stage, 0, "unmanaging").await;
+    let only = Delete { unmanage_only: true, ..Delete::default() };
+    assert_eq!(run(&stage, &volume, only.clone()).await, "succeeded");
+    assert_eq!(stage.status("volumes", &volume).await, "deleted");
+    assert!(stage.seen(&image).is_some());
+    assert_eq!((used(&stage, "volumes").await, used(&stage, "gigabytes").await), ("0".into(), "0".into()));
+
+    let encrypted = seed::volume(&stage.test, 2, "unmanaging", ", encryption_key_id='k'").await;
+    assert_eq!(run(&stage, &encrypted, only.clone()).await, "failed");
+    assert_eq!(stage.status("volumes", &encrypted).await, "error_unmanaging");
+    // Attached before the request came: that is what it stays.
+    let attached = seed::volume(&stage.test, 3, "in-use", ", attach_status='attached'").await;
+    assert_eq!(run(&stage, &attached, only).await, "failed");
+    assert_eq!(stage.status("volumes", &attached).await, "in-use");
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_volume_whose_managing_failed_destroys_no_image() {
     let stage = Stage::new().await;
     let (volume, image, _) = volume_with(&stage, 0, "error_managing_deleting").await;
-    stage.sim.inject(Fault::on("ImageRemove").always().fails(When::Before, RbdErrorKind::Busy));
-    assert_eq!(run(&stage, &volume, Delete::default()).await, "failed");
-    assert_eq!(stage.status("volumes", &volume).await, "available");
+    assert_eq!(run(&stage, &volume, Delete::default()).await, "succeeded");
+    assert_eq!(stage.status("volumes", &volume).await, "deleted");
     assert!(stage.seen(&image).is_some());
-    let trash = stage.sim.site("a").call(TrashList { pool: "volumes".into() }).await.unwrap();
-    assert!(trash.is_empty());
-    assert_eq!(used(&stage, "volumes_plain").await, "1");
+    assert_eq!(used(&stage, "volumes_plain").await, "1", "it was not counted any more");
 }
 
 #[tokio::test]
