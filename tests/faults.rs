@@ -11,6 +11,8 @@ mod backends;
 mod crash;
 #[path = "faults/crash_failover.rs"]
 mod crash_failover;
+#[path = "faults/crash_manage.rs"]
+mod crash_manage;
 #[path = "faults/groups.rs"]
 mod groups;
 #[path = "faults/input.rs"]

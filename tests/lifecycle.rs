@@ -19,6 +19,8 @@ mod copies;
 mod failures;
 #[path = "lifecycle/groups.rs"]
 mod groups;
+#[path = "lifecycle/manage.rs"]
+mod manage;
 #[path = "lifecycle/notifications.rs"]
 mod notifications;
 #[path = "lifecycle/service.rs"]

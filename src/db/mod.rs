@@ -23,6 +23,7 @@ pub mod error;
 pub mod failover;
 pub mod group;
 pub mod group_snapshot;
+pub mod manageable;
 pub mod message;
 pub mod migration;
 pub mod quota;

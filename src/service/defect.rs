@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::replication::failover;
 use crate::rpc::Method;
-use crate::volume::{create, delete, extend, snapshot};
+use crate::volume::{create, delete, extend, manage, manage_snapshot, revert, snapshot};
 
 /// The answer to whoever asked.
 pub(super) fn failure() -> Error {
@@ -60,6 +60,17 @@ pub(super) async fn settle(
         | Method::DeleteGroup { .. }
         | Method::CreateGroupSnapshot { .. }
         | Method::DeleteGroupSnapshot { .. } => super::group::give_up(b, c, o, method, f).await,
+        Method::RevertToSnapshot(a) => {
+            let request = revert::Revert {
+                volume_id: a.volume.volume.id.clone(),
+                snapshot_id: a.snapshot.snapshot.id.clone(),
+            };
+            revert::give_up(b, c, o, request, f).await
+        }
+        Method::ManageExisting(a) => Box::pin(manage::give_up(b, c, o, &a.volume.volume.id, f)).await,
+        Method::ManageExistingSnapshot(a) => {
+            Box::pin(manage_snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, f)).await
+        }
         Method::Failover { .. } => failover::give_up(b, c, o, f).await,
         _ => Err(f),
     }

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::{defect, unserved};
+use super::{defect, manageable, unserved};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -30,7 +30,9 @@ use crate::replication::{failover, standing};
 use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
-use crate::volume::{attach, cleanup, connect, create, delete, extend, snapshot};
+use crate::volume::{
+    attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, revert, snapshot,
+};
 
 /// Serves the requests of one backend.
 pub struct BackendHandler {
@@ -145,6 +147,8 @@ impl BackendHandler {
                 crate::volume::unserved::accept_transfer(backend, &a.volume_id).await?;
                 Ok(Value::Null)
             }
+            (Method::GetManageableVolumes(page), None) => manageable::volumes(backend, page).await,
+            (Method::GetManageableSnapshots(page), None) => manageable::snapshots(backend, page).await,
             (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
             (Method::SetLogLevels(level), None) => {
                 self.log.set(
@@ -205,6 +209,28 @@ impl BackendHandler {
             Method::DeleteSnapshot(a) => {
                 snapshot::delete(backend, context, operation, &a.snapshot.snapshot.id, a.unmanage_only)
                     .await?;
+                Ok(Value::Null)
+            }
+            Method::RevertToSnapshot(a) => {
+                let request = revert::Revert {
+                    volume_id: a.volume.volume.id.clone(),
+                    snapshot_id: a.snapshot.snapshot.id.clone(),
+                };
+                Box::pin(revert::revert(backend, context, operation, request)).await?;
+                Ok(Value::Null)
+            }
+            Method::ManageExisting(a) => {
+                let volume_id = a.volume.volume.id.clone();
+                let request = manage::Manage { volume_id, reference: a.reference.clone() };
+                Box::pin(manage::manage(backend, context, operation, request)).await?;
+                Ok(Value::Null)
+            }
+            Method::ManageExistingSnapshot(a) => {
+                let request = manage_snapshot::ManageSnapshot {
+                    snapshot_id: a.snapshot.snapshot.id.clone(),
+                    reference: a.reference.clone(),
+                };
+                Box::pin(manage_snapshot::manage(backend, context, operation, request)).await?;
                 Ok(Value::Null)
             }
             Method::AttachVolume(a) => {

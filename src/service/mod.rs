@@ -7,6 +7,7 @@ mod group;
 pub mod handler;
 pub mod lanes;
 pub mod logging;
+mod manageable;
 pub mod orders;
 mod pins;
 pub mod recovery;

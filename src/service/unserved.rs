@@ -28,9 +28,6 @@ pub(super) async fn settle(
 ) -> Result<Value> {
     let (b, c, o) = (backend, context, operation);
     match method {
-        Method::RevertToSnapshot(a) => {
-            unserved::revert_to_snapshot(b, c, o, &a.volume.volume.id, &a.snapshot.snapshot.id).await
-        }
         Method::CopyVolumeToImage(a) => {
             let image = a.image_meta.get("id").and_then(Value::as_str).unwrap_or_default();
             unserved::copy_volume_to_image(b, c, o, &a.volume_id, image).await
@@ -52,10 +49,6 @@ pub(super) async fn settle(
                 reservations: a.reservations.clone(),
             };
             unserved::extend_completion(b, c, o, request, a.error).await
-        }
-        Method::ManageExisting(a) => unserved::manage_existing(b, c, o, &a.volume.volume.id).await,
-        Method::ManageExistingSnapshot(a) => {
-            unserved::manage_existing_snapshot(b, c, o, &a.snapshot.snapshot.id).await
         }
         Method::GetBackupDevice(a) if o.reply_to().is_none() => {
             let request = unserved::BackupDevice {

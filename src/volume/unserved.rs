@@ -17,7 +17,7 @@ use super::extend::{self, Extend};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message, ResourceType};
-use crate::db::quota::{self, Release};
+use crate::db::quota;
 use crate::db::snapshot::SnapshotChanges;
 use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn, Work};
@@ -119,28 +119,6 @@ async fn status_before(conn: &mut Conn, volume: &Volume) -> Result<String> {
 
 fn project(volume: Option<&Volume>, context: &RequestContext) -> String {
     volume.and_then(|v| v.project_id.clone()).or_else(|| context.project_id.clone()).unwrap_or_default()
-}
-
-/// `revert_to_snapshot`: the volume becomes `error` (its content may be half reverted, for all that
-/// Cinder knows), the snapshot `available` again.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn revert_to_snapshot(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    volume_id: &str,
-    snapshot_id: &str,
-) -> Result<()> {
-    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
-    refuse(backend, context, operation, &message, async |conn| {
-        let volume =
-            fail_volume(conn, volume_id, VolumeEvent::RevertFailed, &VolumeChanges::default()).await?;
-        let snapshot = fail_snapshot(conn, snapshot_id, SnapshotEvent::RevertEnded).await?;
-        Ok(volume || snapshot)
-    })
-    .await
 }
 
 /// `copy_volume_to_image`: the volume becomes `in-use` or `available`, as its attachments say. The image
@@ -278,51 +256,6 @@ pub async fn extend_completion(
         let volume = db::volume::find(conn, id).await?;
         quota::roll_back(conn, &project(volume.as_ref(), context), &request.reservations).await?;
         fail_volume(conn, id, VolumeEvent::ExtendFailed, &VolumeChanges::default()).await
-    })
-    .await
-}
-
-/// `manage_existing`: the volume becomes `error_managing`. It is no longer counted: deleting it gives no
-/// quota back, by which upstream loses one volume of quota each time.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn manage_existing(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    volume_id: &str,
-) -> Result<()> {
-    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
-    let rules = &backend.globals.quota;
-    refuse(backend, context, operation, &message, async |conn| {
-        let Some(volume) = db::volume::find(conn, volume_id).await? else { return Ok(false) };
-        let none = VolumeChanges::default();
-        if !fail_volume(conn, volume_id, VolumeEvent::ManageFailed, &none).await? {
-            return Ok(false);
-        }
-        if let Some(project) = volume.project_id.as_ref().filter(|_| volume.use_quota) {
-            let release = Release::volume(volume.size, Some(&volume.volume_type_id));
-            quota::give_back(conn, project, &release, rules).await?;
-        }
-        Ok(true)
-    })
-    .await
-}
-
-/// `manage_existing_snapshot`: the snapshot becomes `error`.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn manage_existing_snapshot(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    snapshot_id: &str,
-) -> Result<()> {
-    let message = Message::snapshot(snapshot_id, Action::Unnamed, Detail::UnknownError);
-    refuse(backend, context, operation, &message, async |conn| {
-        fail_snapshot(conn, snapshot_id, SnapshotEvent::CreateFailed).await
     })
     .await
 }

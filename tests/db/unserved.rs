@@ -41,26 +41,6 @@ async fn usages(test: &TestDb) -> Vec<Vec<String>> {
 }
 
 #[tokio::test]
-async fn a_refused_revert_ends_both_the_volume_and_the_snapshot() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "reverting", "").await;
-    let snapshot = seed::snapshot(&stage.test, 1, &volume, "restoring").await;
-    let operation = stage.operation("revert_to_snapshot", Some(("Volume", &volume))).await;
-    unserved::revert_to_snapshot(&stage.backend, &stage.context, &operation, &volume, &snapshot)
-        .await
-        .unwrap();
-    assert_eq!(status(&stage, &volume).await, "error");
-    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "available");
-    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
-    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "", "001"]]);
-
-    // Delivered to somebody else once more, or run again by a former owner: nothing is left to do.
-    let again = unserved::revert_to_snapshot(&stage.backend, &stage.context, &operation, &volume, &snapshot);
-    assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
-    assert_eq!(stage.messages().await.len(), 1);
-}
-
-#[tokio::test]
 async fn what_somebody_changed_meanwhile_is_left_alone_and_nobody_is_told() {
     let stage = Stage::new().await;
     let volume = seed::volume(&stage.test, 1, "available", "").await;
@@ -73,8 +53,8 @@ async fn what_somebody_changed_meanwhile_is_left_alone_and_nobody_is_told() {
         .await;
     let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
     unserved::reimage(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
-    let operation = stage.operation("manage_existing", Some(("Volume", "gone"))).await;
-    unserved::manage_existing(&stage.backend, &stage.context, &operation, "gone").await.unwrap();
+    let operation = stage.operation("reimage", Some(("Volume", "gone"))).await;
+    unserved::reimage(&stage.backend, &stage.context, &operation, "gone").await.unwrap();
     assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
     assert_eq!(status(&stage, &volume).await, "available");
     assert!(stage.messages().await.is_empty());
@@ -119,6 +99,11 @@ async fn a_refused_reimage_is_an_error() {
     assert_eq!(status(&stage, &volume).await, "error");
     assert_eq!(column(&stage.test, "volumes", "previous_status", &volume).await, "downloading");
     assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "016", "001"]]);
+
+    // Delivered to somebody else once more, or run again by a former owner: nothing is left to do.
+    let again = unserved::reimage(&stage.backend, &stage.context, &operation, &volume);
+    assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(stage.messages().await.len(), 1);
 }
 
 #[tokio::test]
@@ -180,28 +165,6 @@ async fn an_extension_that_failed_elsewhere_returns_its_quota() {
     );
     assert_eq!(usages(&stage.test).await, [["gigabytes", "10", "0"]]);
     assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "007", "010"]]);
-}
-
-#[tokio::test]
-async fn a_volume_that_could_not_be_managed_counts_no_longer() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "managing", ", size=0").await;
-    reserve(&stage.test, &[], "volumes", 0).await;
-    reserve(&stage.test, &[], "volumes_plain", 0).await;
-    let operation = stage.operation("manage_existing", Some(("Volume", &volume))).await;
-    unserved::manage_existing(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
-    assert_eq!(status(&stage, &volume).await, "error_managing");
-    let used = stage
-        .test
-        .rows("SELECT resource, in_use FROM quota_usages WHERE resource LIKE 'volumes%' ORDER BY resource")
-        .await;
-    assert_eq!(used, [["volumes", "9"], ["volumes_plain", "9"]]);
-
-    let snapshot = seed::snapshot(&stage.test, 1, &volume, "creating").await;
-    let operation = stage.operation("manage_existing_snapshot", Some(("Snapshot", &snapshot))).await;
-    unserved::manage_existing_snapshot(&stage.backend, &stage.context, &operation, &snapshot).await.unwrap();
-    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "error");
-    assert_eq!(stage.messages().await[1], ["VOLUME_SNAPSHOT", snapshot.as_str(), "", "001"]);
 }
 
 #[tokio::test]

@@ -116,3 +116,59 @@ fn volumes_snapshots_and_attachments_announce_themselves_as_in_cinder() {
         }
     }
 }
+
+#[test]
+fn reverts_and_takeovers_announce_themselves_as_in_cinder() {
+    let lab = Lab::get();
+    let id = lab.volume_of_type("ceph");
+    let snapshot = lab.snapshot_of(&id);
+    lab.listen();
+    lab.api("volumes.revert_to_snapshot", json!([id, snapshot]), json!({}));
+    lab.wait_status(&id, "available");
+    lab.wait_snapshot(&snapshot, "available");
+    lab.api("volume_snapshots.unmanage", json!([snapshot]), json!({}));
+    wait_until("the snapshot is let go", 60, || lab.snapshot(&snapshot)["deleted"] == 1);
+    lab.api("volumes.unmanage", json!([id]), json!({}));
+    lab.wait_deleted(&id);
+    let reference = json!(["lab@ceph#ceph", {"source-name": format!("volume-{id}")}]);
+    let made = lab.api("volumes.manage", reference, json!({"volume_type": "ceph", "name": "managed"}));
+    let again = made["id"].as_str().unwrap();
+    lab.wait_status(again, "available");
+    let reference = json!([again, {"source-name": format!("snapshot-{snapshot}")}]);
+    let made = lab.api("volume_snapshots.manage", reference, json!({"name": "managed"}));
+    let taken = made["id"].as_str().unwrap();
+    lab.wait_snapshot(taken, "available");
+
+    let expected = [
+        "volume.revert.start",
+        "snapshot.revert.start",
+        "volume.revert.end",
+        "snapshot.revert.end",
+        "snapshot.delete.start",
+        "snapshot.delete.end",
+        "volume.unmanage.start",
+        "volume.unmanage.end",
+        "volume.manage_existing.start",
+        "volume.manage_existing.end",
+        "snapshot.manage_existing_snapshot.start",
+        "snapshot.manage_existing_snapshot.end",
+    ];
+    let mut heard: Vec<Notification> = Vec::new();
+    wait_until("all notifications came", 20, || {
+        heard.extend(lab.heard());
+        heard.len() >= expected.len()
+    });
+    let events: Vec<&str> = heard.iter().map(|n| n.event.as_str()).collect();
+    assert_eq!(events, expected);
+    heard.iter().for_each(expect_like_captured);
+    for n in &heard {
+        let publisher = match n.event.as_str() {
+            e if e.starts_with("snapshot.") => "snapshot.lab@ceph",
+            e if e.starts_with("volume.manage_existing.") => "volume.lab@ceph#ceph",
+            _ => "volume.lab@ceph",
+        };
+        assert_eq!(n.body["publisher_id"], publisher, "{}", n.event);
+    }
+    lab.delete_snapshot(taken);
+    lab.delete(&[again]);
+}

@@ -66,7 +66,7 @@ fn retype_and_migration_leave_the_volume_as_it_was() {
 }
 
 #[test]
-fn uploads_reverts_and_reimages_end() {
+fn uploads_and_reimages_end() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
         return;
@@ -83,12 +83,6 @@ fn uploads_reverts_and_reimages_end() {
     wait_until("upload ended", 60, || lab.volume(&id)["status"] == "available");
     told(&lab, &id);
 
-    let snapshot = lab.snapshot_of(&id);
-    lab.api("volumes.revert_to_snapshot", json!([id, snapshot]), json!({}));
-    wait_until("revert ended", 60, || lab.volume(&id)["status"] == "error");
-    assert_eq!(lab.snapshot(&snapshot)["status"], "available");
-    assert_eq!(lab.checksum("a", &id), sum);
-
     set("downloading");
     lab.sql("UPDATE volumes SET previous_status = 'available' WHERE id = %s", &[json!(id)]);
     let volume = driver(&lab, "volume_object", json!({"ident": id}));
@@ -97,28 +91,7 @@ fn uploads_reverts_and_reimages_end() {
     assert_eq!(lab.checksum("a", &id), sum);
 
     set("available");
-    lab.delete_snapshot(&snapshot);
     lab.delete(&[&id]);
-}
-
-#[test]
-fn managing_an_image_fails_and_leaves_it_alone() {
-    let lab = Lab::get();
-    if !lab.only_scoria(WHY) {
-        return;
-    }
-    lab.ceph("create", json!({"site": "a", "image": "foreign"}));
-    let made = lab.api(
-        "volumes.manage",
-        json!(["lab@ceph#ceph", {"source-name": "foreign"}]),
-        json!({"volume_type": "ceph"}),
-    );
-    let id = made["id"].as_str().unwrap();
-    wait_until("error_managing", 60, || lab.volume(id)["status"] == "error_managing");
-    told(&lab, id);
-    assert_eq!(lab.ceph("images", json!({"site": "a"})), json!(["foreign"]));
-    lab.delete(&[id]);
-    lab.tool(&["rbd", "a", "rm", "volumes/foreign", "--no-progress"]);
 }
 
 #[test]
@@ -127,9 +100,8 @@ fn calls_that_are_not_served_are_refused_at_once() {
     if !lab.only_scoria(WHY) {
         return;
     }
-    let args = json!({"marker": null, "limit": 10, "offset": 0, "sort_keys": ["size"], "sort_dirs": ["desc"],
-                      "want_objects": true});
-    let reply = lab.rpc(CEPH_QUEUE, "get_manageable_volumes", "3.10", args);
+    let args = json!({"snapshot_id": "9c5f5d6e-0d7b-4c7a-9d2a-9d8a2c1f0e11", "connector": {}});
+    let reply = lab.rpc(CEPH_QUEUE, "initialize_connection_snapshot", "3.13", args);
     assert_eq!(reply["failure"]["class"], "NoSuchMethod", "{reply}");
     assert_eq!(reply["failure"]["module"], "oslo_messaging.rpc.dispatcher");
 }
