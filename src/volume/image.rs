@@ -8,8 +8,8 @@
 
 mod adoption;
 mod removal;
-mod together;
 mod rollback;
+mod together;
 
 use std::time::Duration;
 
@@ -318,9 +318,14 @@ impl Place {
     /// Takes and protects a snapshot.
     pub async fn snapshot(&self, image: &str, snap: &str, attempt: Attempt) -> Result<(), RbdError> {
         let (pool, image, snap) = (self.pool.clone(), image.to_owned(), snap.to_owned());
-        let create = SnapCreate { pool: pool.clone(), image: image.clone(), snap: snap.clone() };
+        let create = SnapCreate { pool, image: image.clone(), snap: snap.clone() };
         repeat(&self.site, create, attempt, RbdErrorKind::Exists).await?;
-        let protect = SnapProtect { pool, image, snap };
+        self.protect(&image, &snap).await
+    }
+
+    /// Protects a snapshot that may be protected already.
+    pub async fn protect(&self, image: &str, snap: &str) -> Result<(), RbdError> {
+        let protect = SnapProtect { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
         // Protected already is EBUSY: only a former attempt can have done that.
         repeat(&self.site, protect, Attempt::Again, RbdErrorKind::Busy).await
     }

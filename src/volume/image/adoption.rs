@@ -3,7 +3,7 @@
 //! A rename whose answer was lost cannot be told from one that was never made by its own answer alone; the
 //! image's internal id, or the place of the new name in the list of snapshots, says which it was.
 
-use super::{Attempt, Place, repeat};
+use super::Place;
 use crate::rbd::protocol::*;
 use crate::rbd::types::Snap;
 use crate::rbd::{RbdError, RbdErrorKind};
@@ -72,15 +72,6 @@ impl Place {
             Err(e) if may_be_done(&e) && self.find_snapshot(image, to).await?.is_some() => Ok(()),
             Err(e) => Err(e),
         }
-    }
-
-    /// Protects a snapshot that may be protected already.
-    ///
-    /// # Errors
-    /// What Ceph answers.
-    pub async fn protect(&self, image: &str, snap: &str) -> Result<(), RbdError> {
-        let protect = SnapProtect { pool: self.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
-        repeat(&self.site, protect, Attempt::Again, RbdErrorKind::Busy).await
     }
 }
 

@@ -6,7 +6,7 @@
 
 use tracing::{debug, warn};
 
-use super::{Attempt, Place, UNKNOWN_TRIES, repeat};
+use super::{Attempt, Place, UNKNOWN_TRIES};
 use crate::rbd::protocol::*;
 use crate::rbd::types::SnapOf;
 use crate::rbd::{RbdError, RbdErrorKind};
@@ -50,7 +50,7 @@ impl Place {
         };
         let Some(refusal) = apart else {
             for m in members {
-                self.protect(m).await?;
+                self.protect(&m.image, &m.snap).await?;
             }
             return Ok(Consistency::Whole);
         };
@@ -77,13 +77,6 @@ impl Place {
             self.remove_snapshot(&m.image, &m.snap).await?;
         }
         Ok(())
-    }
-
-    async fn protect(&self, member: &SnapOf) -> Result<(), RbdError> {
-        let SnapOf { image, snap } = member.clone();
-        let protect = SnapProtect { pool: self.pool.clone(), image, snap };
-        // Protected already is EBUSY: only a former attempt can have done that.
-        repeat(&self.site, protect, Attempt::Again, RbdErrorKind::Busy).await
     }
 }
 
