@@ -231,6 +231,10 @@ commands! {
     Short SnapUnprotect { pool: String, image: String, snap: String } -> ();
     /// Removes an unprotected snapshot.
     Short SnapRemove { pool: String, image: String, snap: String } -> ();
+    /// Removes rbd-mirror's own snapshots (`.rbd-mirror.…`) that no copy needs any more; answers how many. A copy
+    /// that was cut short leaves them, by a forced promotion for instance, and they go with the image wherever
+    /// it is copied next. One that a copy works with stays.
+    Short SyncPointsRemove { pool: String, image: String } -> u32;
     /// Renames a snapshot.
     Short SnapRename { pool: String, image: String, from: String, to: String } -> ();
     /// Rolls the image back to a snapshot, size included. `ReadOnly` when the lock cannot be had. Not for an

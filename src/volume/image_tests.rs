@@ -335,6 +335,30 @@ async fn deletion_during_the_first_copy_leaves_nothing_behind() {
     }
 }
 
+/// A copy that was forced to be the primary has the snapshot of its own making still, and hands it on.
+#[tokio::test(start_paused = true)]
+async fn deletion_does_not_wait_for_what_an_interrupted_copy_has_left() {
+    for mirrored in [true, false] {
+        let sim = with_bystanders(plain()).await;
+        let (pool, image) = (POOL.to_owned(), "base".to_owned());
+        if mirrored {
+            let enable = MirrorEnable { pool: pool.clone(), image: image.clone(), mode: MirrorMode::Journal };
+            sim.site("a").call(enable).await.unwrap();
+            sim.advance(Duration::from_secs(60)).await;
+        }
+        let left = SnapCreate { pool, image, snap: ".rbd-mirror.1304fa5a.8307d1f3".to_owned() };
+        sim.site("a").call(left).await.unwrap();
+        let p = place(&sim);
+        let found = p.inspect("base").await.unwrap();
+        assert!(found.as_ref().unwrap().snaps.is_empty(), "nobody's");
+        let began = tokio::time::Instant::now();
+        p.delete("base", found.as_ref(), None, &[]).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "mirrored: {mirrored}, {:?}", began.elapsed());
+        assert_eq!((sim.count("TrashMove"), trash(&sim).await), (0, 0), "{}", sim.log_text());
+        assert!(sim.image("a", POOL, "base").is_none());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn deletion_of_a_volume_with_backup_snapshots() {
     let prepare = async |sim: &Sim| {

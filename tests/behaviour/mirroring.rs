@@ -107,6 +107,25 @@ pub async fn primary_refusals(env: &Env, mode: MirrorMode) -> Case {
     Ok(())
 }
 
+/// What the daemon works with is not taken from it.
+pub async fn sync_points_of_a_copy_that_runs(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let data = vec![7; 1 << 20];
+    for n in 0..SIZE / (1 << 20) {
+        env.write(&env.a, &image, n << 20, &data).await?;
+    }
+    env.a.call(env.enable(&image, MirrorMode::Journal)).await?;
+    let sweep = SyncPointsRemove { pool: env.pool.clone(), image: image.clone() };
+    env.eventually("the copy", async || {
+        ensure!(env.a.call(sweep.clone()).await? == 0, "a sync point was taken for a stale one");
+        Ok::<_, anyhow::Error>(env.names(&env.b).await?.contains(&image).then_some(()))
+    })
+    .await?;
+    env.replays(&env.b, &image).await?;
+    env.write(&env.a, &image, 0, b"end").await?;
+    env.replicated(&env.b, &image, b"end").await
+}
+
 pub async fn secondary_refusals(env: &Env, mode: MirrorMode) -> Case {
     let image = env.mirrored("i", mode, b"data").await?;
     let (b, p, i) = (&env.b, || env.pool.clone(), || image.clone());

@@ -367,6 +367,8 @@ macro_rules! all_cases {
             snapshot_keeps_data: snapshots::keeps_data,
             snapshot_keeps_image: snapshots::keeps_image,
             snapshot_rollback: snapshots::rollback,
+            sync_points_that_are_stale: snapshots::stale_sync_points,
+            sync_points_of_a_copy_that_runs: mirroring::sync_points_of_a_copy_that_runs,
             snapshot_restoration: snapshots::restoration,
             clone_refusals: snapshots::clone_refusals,
             clone_reads_through_and_flattens: snapshots::clone_reads_through_and_flattens,

@@ -353,3 +353,21 @@ pub async fn clone_goes_back(env: &Env) -> Case {
     ensure!(env.read(&env.a, &image, None, 6).await? == b"parent", "the parent is untouched");
     Ok(())
 }
+
+pub async fn stale_sync_points(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    for snap in ["mine", ".rbd-mirror.1304fa5a-c85d.8307d1f3-891d"] {
+        env.a.call(env.snap_create(&image, snap)).await?;
+    }
+    let names = |snaps: Vec<Snap>| snaps.into_iter().map(|s| s.name).collect::<Vec<_>>();
+    ensure!(names(env.snaps(&env.a, &image).await?) == ["mine"], "rbd-mirror's is shown to nobody");
+    let sweep = SyncPointsRemove { pool: env.pool.clone(), image: image.clone() };
+    ensure!(env.a.call(sweep.clone()).await? == 1, "the stale one");
+    ensure!(env.a.call(sweep).await? == 0, "and only once");
+    remove(env, &image, "mine").await?;
+    env.a.call(ImageRemove { pool: env.pool.clone(), image }).await?;
+    refused(
+        Kind::NotFound,
+        env.a.call(SyncPointsRemove { pool: env.pool.clone(), image: env.name("none") }).await,
+    )
+}

@@ -20,7 +20,7 @@ type rados_omap_iter_t = *mut c_void;
 functions! { Functions {
     fn rados_create_read_op() -> rados_read_op_t;
     fn rados_release_read_op(read_op: rados_read_op_t);
-    fn rados_read_op_omap_get_keys2(read_op: rados_read_op_t, start_after: *const c_char, max_return: u64, iter: *mut rados_omap_iter_t, pmore: *mut c_uchar, prval: *mut c_int);
+    fn rados_read_op_omap_get_vals2(read_op: rados_read_op_t, start_after: *const c_char, filter_prefix: *const c_char, max_return: u64, iter: *mut rados_omap_iter_t, pmore: *mut c_uchar, prval: *mut c_int);
     fn rados_read_op_operate(read_op: rados_read_op_t, io: rados_ioctx_t, oid: *const c_char, flags: c_int) -> c_int;
     fn rados_omap_get_next2(iter: rados_omap_iter_t, key: *mut *mut c_char, val: *mut *mut c_char, key_len: *mut usize, val_len: *mut usize) -> c_int;
     fn rados_omap_get_end(iter: rados_omap_iter_t);
@@ -40,7 +40,7 @@ impl IoCtx {
     /// Addresses of the daemons that serve this pool; none when no daemon ever did.
     pub(crate) fn mirror_daemons(&self) -> Result<Vec<String>, Failure> {
         let mut addresses = Vec::new();
-        for key in self.omap_keys(LEADER)? {
+        for (key, _) in self.omap(LEADER)? {
             if let Some(id) = key.strip_prefix(INSTANCE_KEY) {
                 addresses.extend(self.lockers(&format!("{INSTANCE_OBJECT}{id}"))?);
             }
@@ -50,18 +50,18 @@ impl IoCtx {
         Ok(addresses)
     }
 
-    /// Keys of an object's omap; none when there is no such object.
+    /// An object's omap; empty when there is no such object.
     ///
     /// Implements:
     /// ```c
     /// rados_read_op_t rados_create_read_op(void);
     /// void rados_release_read_op(rados_read_op_t read_op);
-    /// void rados_read_op_omap_get_keys2(rados_read_op_t read_op, const char *start_after, uint64_t max_return, rados_omap_iter_t *iter, unsigned char *pmore, int *prval);
+    /// void rados_read_op_omap_get_vals2(rados_read_op_t read_op, const char *start_after, const char *filter_prefix, uint64_t max_return, rados_omap_iter_t *iter, unsigned char *pmore, int *prval);
     /// int rados_read_op_operate(rados_read_op_t read_op, rados_ioctx_t io, const char *oid, int flags);
     /// int rados_omap_get_next2(rados_omap_iter_t iter, char **key, char **val, size_t *key_len, size_t *val_len);
     /// void rados_omap_get_end(rados_omap_iter_t iter);
     /// ```
-    pub(super) fn omap_keys(&self, name: &str) -> Result<Vec<String>, Failure> {
+    pub(super) fn omap(&self, name: &str) -> Result<Vec<(String, Vec<u8>)>, Failure> {
         let call = "rados_read_op_operate";
         let f = &self.api().daemons;
         let (oid, start) = (text(call, name)?, text(call, "")?);
@@ -71,7 +71,15 @@ impl IoCtx {
         // operation is released on every path.
         let result = unsafe {
             let op = (f.rados_create_read_op)();
-            (f.rados_read_op_omap_get_keys2)(op, start.as_ptr(), MOST, &mut iter, &mut more, &mut value);
+            (f.rados_read_op_omap_get_vals2)(
+                op,
+                start.as_ptr(),
+                start.as_ptr(),
+                MOST,
+                &mut iter,
+                &mut more,
+                &mut value,
+            );
             let result = (f.rados_read_op_operate)(op, self.handle, oid.as_ptr(), 0);
             (f.rados_release_read_op)(op);
             result
@@ -80,24 +88,29 @@ impl IoCtx {
             return Ok(Vec::new());
         }
         check(call, || self.path(name), result)?;
-        check("rados_read_op_omap_get_keys2", || self.path(name), value)?;
-        let mut keys = Vec::new();
+        check("rados_read_op_omap_get_vals2", || self.path(name), value)?;
+        let mut pairs = Vec::new();
         loop {
             let (mut key, mut data): (*mut c_char, *mut c_char) = (ptr::null_mut(), ptr::null_mut());
             let (mut key_len, mut data_len) = (0usize, 0usize);
-            // SAFETY: a filled iterator; the key belongs to it and is copied before it ends.
+            // SAFETY: a filled iterator; key and value belong to it and are copied before it ends.
             let result =
                 unsafe { (f.rados_omap_get_next2)(iter, &mut key, &mut data, &mut key_len, &mut data_len) };
             if result != 0 || key.is_null() {
                 break;
             }
             // SAFETY: `key` points to `key_len` bytes owned by the iterator.
-            let bytes = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), key_len) };
-            keys.push(String::from_utf8_lossy(bytes).into_owned());
+            let key = unsafe { std::slice::from_raw_parts(key.cast::<u8>(), key_len) };
+            let value = match data_len {
+                0 => Vec::new(),
+                // SAFETY: and `data` to `data_len` bytes.
+                _ => unsafe { std::slice::from_raw_parts(data.cast::<u8>(), data_len) }.to_vec(),
+            };
+            pairs.push((String::from_utf8_lossy(key).into_owned(), value));
         }
         // SAFETY: made by the operation above, ended once.
         unsafe { (f.rados_omap_get_end)(iter) };
-        Ok(keys)
+        Ok(pairs)
     }
 
     /// Addresses of the holders of an object's [`LOCK`]; none when nobody holds it or it is gone.

@@ -7,6 +7,7 @@ use super::c::{rados_ioctx_t, rbd_image_t};
 use super::image::Image;
 use super::rados::IoCtx;
 use super::{Failure, check, functions, owned};
+use crate::rbd::error::RbdErrorKind;
 use crate::rbd::types::{MirrorMode, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring, PoolMirrorMode};
 
 #[allow(non_camel_case_types)]
@@ -306,9 +307,35 @@ impl Image<'_> {
     /// Mirror uuids of the peers whose daemons are registered in this image's journal. librbd's C interface
     /// has no call for it.
     fn journal_clients(&self) -> Result<Vec<String>, Failure> {
-        let keys = self.io.omap_keys(&format!("journal.{}", self.id()?))?;
-        let peers = keys.iter().filter_map(|key| key.strip_prefix(CLIENT_KEY)).filter(|id| !id.is_empty());
-        Ok(peers.map(str::to_owned).collect())
+        let journal = self.io.omap(&format!("journal.{}", self.id()?))?;
+        let clients = journal.iter().filter_map(|(key, _)| key.strip_prefix(CLIENT_KEY));
+        Ok(clients.filter(|id| !id.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Removes the sync points that no client of the image's journal knows of. rbd-mirror writes the name of a
+    /// sync point into its client's record before it makes it, and takes it out after it has removed it (Ceph,
+    /// `image_sync/SyncPointCreateRequest.cc`, `SyncPointPruneRequest.cc`): one without record is nobody's.
+    pub(crate) fn remove_stale_sync_points(&self) -> Result<u32, Failure> {
+        let points = self.sync_points()?;
+        if points.is_empty() {
+            return Ok(0);
+        }
+        let journal = self.io.omap(&format!("journal.{}", self.id()?))?;
+        let records =
+            || journal.iter().filter(|(key, _)| key.starts_with(CLIENT_KEY)).map(|(_, value)| value);
+        let mut removed = 0;
+        for name in points {
+            // The record is encoded, but a name in it is a plain string.
+            if !records().any(|record| record.windows(name.len()).any(|part| part == name.as_bytes())) {
+                match self.remove_snapshot(&name) {
+                    Ok(()) => removed += 1,
+                    // The copy has ended since the list was made.
+                    Err(failure) if failure.kind() == RbdErrorKind::NotFound => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
+        }
+        Ok(removed)
     }
 }
 

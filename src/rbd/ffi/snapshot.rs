@@ -39,16 +39,34 @@ functions! { Functions {
 
 impl Image<'_> {
     /// Snapshots of the namespace `user`, without those that rbd-mirror keeps there.
+    pub(crate) fn snapshots(&self) -> Result<Vec<Snap>, Failure> {
+        let mut snapshots = Vec::new();
+        for (id, size, name) in self.all_snapshots()? {
+            if !name.starts_with(MIRROR_SYNC_PREFIX) && self.is_user_snapshot(id)? {
+                let protected = self.is_protected(&name)?;
+                snapshots.push(Snap { id, name, size, protected });
+            }
+        }
+        Ok(snapshots)
+    }
+
+    /// Names of the snapshots that rbd-mirror keeps in the namespace `user`.
+    pub(super) fn sync_points(&self) -> Result<Vec<String>, Failure> {
+        let names = self.all_snapshots()?.into_iter().map(|(_, _, name)| name);
+        Ok(names.filter(|name| name.starts_with(MIRROR_SYNC_PREFIX)).collect())
+    }
+
+    /// Id, size and name of all snapshots of all namespaces.
     ///
     /// Implements:
     /// ```c
     /// int rbd_snap_list(rbd_image_t image, rbd_snap_info_t *snaps, int *max_snaps);
     /// void rbd_snap_list_end(rbd_snap_info_t *snaps);
     /// ```
-    pub(crate) fn snapshots(&self) -> Result<Vec<Snap>, Failure> {
+    fn all_snapshots(&self) -> Result<Vec<(u64, u64, String)>, Failure> {
         let f = &self.api().snapshot;
         let mut capacity: c_int = 64;
-        let all: Vec<(u64, u64, String)> = loop {
+        loop {
             // SAFETY: numbers and a pointer, valid when zero.
             let empty: rbd_snap_info_t = unsafe { zeroed() };
             // Not more than an i32 of snapshots: librbd itself counts them so.
@@ -67,17 +85,9 @@ impl Image<'_> {
             unsafe {
                 let all = list.iter().take(count).map(|s| (s.id, s.size, owned(s.name))).collect();
                 (f.rbd_snap_list_end)(list.as_mut_ptr());
-                break all;
-            }
-        };
-        let mut snapshots = Vec::new();
-        for (id, size, name) in all {
-            if !name.starts_with(MIRROR_SYNC_PREFIX) && self.is_user_snapshot(id)? {
-                let protected = self.is_protected(&name)?;
-                snapshots.push(Snap { id, name, size, protected });
+                return Ok(all);
             }
         }
-        Ok(snapshots)
     }
 
     /// Implements:

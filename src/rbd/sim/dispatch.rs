@@ -142,6 +142,9 @@ impl World {
                 Reply::SnapUnprotect(self.snap_unprotect(site, &r.pool, &r.image, &r.snap)?)
             }
             Request::SnapRemove(r) => Reply::SnapRemove(self.snap_remove(site, &r.pool, &r.image, &r.snap)?),
+            Request::SyncPointsRemove(r) => {
+                Reply::SyncPointsRemove(self.sync_points_remove(site, &r.pool, &r.image)?)
+            }
             Request::SnapRename(r) => {
                 Reply::SnapRename(self.snap_rename(site, &r.pool, &r.image, &r.from, &r.to)?)
             }

@@ -6,7 +6,23 @@ use super::state::{ParentRef, SnapState, Trash, World};
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::types::{ImageName, Snap, SnapOf, Surveyed, TrashEntry, features};
 
+/// What the names of rbd-mirror's own snapshots begin with. Those of a copy that runs are not modelled as
+/// snapshots (`first_copy_runs`): one that is there is left from another copy.
+const SYNC_POINT: &str = ".rbd-mirror.";
+
 impl World {
+    pub(super) fn sync_points_remove(&mut self, site: &str, pool: &str, image: &str) -> Answer<u32> {
+        self.changeable(site, pool, image)?;
+        let i = self.image_mut(site, pool, image)?;
+        let before = i.snaps.len();
+        i.snaps.retain(|_, s| s.hidden || !s.name.starts_with(SYNC_POINT));
+        let removed = before - i.snaps.len();
+        if removed > 0 {
+            self.changed(site, pool, image);
+        }
+        Ok(u32::try_from(removed).unwrap_or(u32::MAX))
+    }
+
     fn snap(&self, site: &str, pool: &str, image: &str, snap: &str) -> Answer<(u64, &SnapState)> {
         let i = self.image(site, pool, image)?;
         let found = i.visible_snaps().find(|(_, s)| s.name == snap);
@@ -18,6 +34,7 @@ impl World {
     pub(super) fn snap_list(&self, site: &str, pool: &str, image: &str) -> Answer<Vec<Snap>> {
         let snaps = self.image(site, pool, image)?.visible_snaps();
         Ok(snaps
+            .filter(|(_, s)| !s.name.starts_with(SYNC_POINT))
             .map(|(id, s)| Snap { id: *id, name: s.name.clone(), size: s.size, protected: s.protected })
             .collect())
     }

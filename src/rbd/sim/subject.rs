@@ -66,6 +66,7 @@ impl Subject {
             Request::SnapUnprotect(r) => on(&r.pool, &r.image, true),
             Request::SnapRemove(r) => on(&r.pool, &r.image, true),
             Request::SnapRename(r) => on(&r.pool, &r.image, true),
+            Request::SyncPointsRemove(r) => on(&r.pool, &r.image, true),
             Request::SnapRollback(r) => on(&r.pool, &r.image, true),
             Request::SnapRestore(r) => on(&r.pool, &r.image, true),
             Request::TrashMove(r) => on(&r.pool, &r.image, true),

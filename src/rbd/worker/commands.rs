@@ -150,6 +150,10 @@ pub(super) fn execute(
             let io = pool(&c.pool)?;
             Reply::SnapRemove(Image::open(&io, &c.image)?.remove_snapshot(&c.snap)?)
         }
+        Request::SyncPointsRemove(c) => {
+            let io = pool(&c.pool)?;
+            Reply::SyncPointsRemove(Image::open(&io, &c.image)?.remove_stale_sync_points()?)
+        }
         Request::SnapRename(c) => {
             let io = pool(&c.pool)?;
             Reply::SnapRename(Image::open(&io, &c.image)?.rename_snapshot(&c.from, &c.to)?)

@@ -149,11 +149,23 @@ impl Place {
         let mut tries = BUSY_TRIES;
         let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
         let forgotten_until = Instant::now() + FORGOTTEN_WATCH;
+        let mut swept = false;
         loop {
             let error = match self.remove_if_there(image).await {
                 Ok(()) => return Ok(()),
                 Err(e) => e,
             };
+            if error.kind == RbdErrorKind::HasSnapshots && !swept {
+                swept = true;
+                let sweep = SyncPointsRemove { pool: self.pool.clone(), image: image.to_owned() };
+                match self.site.insist(sweep).await {
+                    Ok(0) => {}
+                    Err(e) if e.is_not_found() => return Ok(()),
+                    Ok(_) => continue,
+                    // It is only that the removal takes longer then.
+                    Err(error) => warn!(image, %error, "could not remove what interrupted copies have left"),
+                }
+            }
             if error.kind == RbdErrorKind::HasSnapshots
                 && Instant::now() < copied_by
                 && self.is_being_copied(image).await?
