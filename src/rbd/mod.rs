@@ -61,6 +61,12 @@ impl Site {
         Site { flattens: Some(places), ..self }
     }
 
+    /// A handle on another site, by the same workers or simulator.
+    #[must_use]
+    pub fn elsewhere(&self, connection: Connection) -> Self {
+        Site::new(self.ceph.clone(), connection)
+    }
+
     /// A place among the flattens that may run at once; hold it while flattening.
     pub async fn place_to_flatten(&self) -> Option<OwnedSemaphorePermit> {
         // Nobody closes the semaphore.

@@ -184,6 +184,9 @@ commands! {
     Long ImageFlatten { pool: String, image: String } -> ();
     /// Full copy of an image's data (no snapshots) into a new image with `features` and `order`.
     Long ImageCopy { pool: String, image: String, snap: Option<String>, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
+    /// Copies `length` bytes from `offset` on into an image of another site (or pool) that exists and is as large;
+    /// what is zero is not written. Answers the bytes written. By the workers of the source's site.
+    Long ImageTransfer { pool: String, image: String, dest_site: Connection, dest_pool: String, dest: String, offset: u64, length: u64 } -> u64;
     /// Copy-on-write clone of `pool/image@snap`.
     Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
     /// Children of the image (all its snapshots, or one), across pools.
@@ -280,4 +283,14 @@ commands! {
     Short MirrorResync { pool: String, image: String } -> ();
     /// Snapshot mode: makes a mirror snapshot now, answers its id.
     Short MirrorSnapshot { pool: String, image: String } -> u64;
+}
+
+impl Request {
+    /// The other site of a command that works on two.
+    pub fn second_site(&self) -> Option<&Connection> {
+        match self {
+            Request::ImageTransfer(c) => Some(&c.dest_site),
+            _ => None,
+        }
+    }
 }

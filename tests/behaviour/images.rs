@@ -197,3 +197,61 @@ pub async fn survey(env: &Env) -> Case {
     let images = vec![plain];
     refused(Kind::NoPool, env.a.call(ImageSurvey { pool: env.name("no-pool"), images }).await)
 }
+
+pub async fn copy_keeps_metadata(env: &Env) -> Case {
+    let (image, dest) = (env.image("i").await?, env.name("copy"));
+    let (pool, key) = (env.pool.clone(), "conf_rbd_qos_iops_limit".to_owned());
+    let set = MetadataSet { pool: pool.clone(), image: image.clone(), key: key.clone(), value: "500".into() };
+    env.a.call(set).await?;
+    let copy = ImageCopy {
+        pool: pool.clone(),
+        image,
+        snap: None,
+        dest_pool: env.plain_pool.clone(),
+        dest: dest.clone(),
+        features: FEATURES,
+        order: 22,
+    };
+    env.a.call(copy).await?;
+    let list = MetadataList { pool: env.plain_pool.clone(), image: dest };
+    let metadata = env.a.call(list).await?;
+    ensure!(metadata.contains(&(key, "500".to_owned())), "{metadata:?}");
+    Ok(())
+}
+
+/// From a clone on one cluster into an image on another, in two parts, twice.
+pub async fn transfer(env: &Env) -> Case {
+    let parent = env.parent("parent", b"of the parent").await?;
+    let (image, dest) = (env.name("child"), env.name("dest"));
+    env.a.call(env.clone_of(&parent, &image)).await?;
+    env.write(&env.a, &image, SIZE - 8, b"the end.").await?;
+    let create = ImageCreate { pool: env.plain_pool.clone(), ..env.create(&dest) };
+    env.b.call(create).await?;
+    let part = |offset: u64, length: u64| ImageTransfer {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        dest_site: env.b.connection().clone(),
+        dest_pool: env.plain_pool.clone(),
+        dest: dest.clone(),
+        offset,
+        length,
+    };
+    let half = SIZE / 2;
+    for _time in 0..2 {
+        let written = env.a.call(part(0, half)).await? + env.a.call(part(half, SIZE)).await?;
+        ensure!(written >= 21 && written < half, "{written} bytes written of {SIZE}");
+    }
+    let read = |offset: u64, length: u64| ImageRead {
+        pool: env.plain_pool.clone(),
+        image: dest.clone(),
+        snap: None,
+        offset,
+        length,
+    };
+    ensure!(env.b.call(read(0, 13)).await? == b"of the parent", "data of the parent");
+    ensure!(env.b.call(read(SIZE - 8, 8)).await? == b"the end.", "its own");
+    let middle = env.b.call(read(half, 4096)).await?;
+    ensure!(middle.iter().all(|b| *b == 0), "zeros stay zeros");
+    refused(Kind::NotFound, env.a.call(ImageTransfer { dest: env.name("nothing"), ..part(0, half) }).await)?;
+    refused(Kind::NotFound, env.a.call(ImageTransfer { image: env.name("nothing"), ..part(0, half) }).await)
+}

@@ -353,6 +353,8 @@ macro_rules! all_cases {
             image_rename: images::rename,
             image_read_write: images::read_write,
             image_copy: images::copy,
+            image_copy_keeps_metadata: images::copy_keeps_metadata,
+            image_transfer: images::transfer,
             image_features: images::switch_features,
             image_metadata: images::metadata,
             image_survey: images::survey,

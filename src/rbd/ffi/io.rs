@@ -1,12 +1,18 @@
 //! Data of an image.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
 
 use super::c::rbd_image_t;
 use super::image::Image;
 use super::{Failure, check, functions};
 
+/// Gets one run of bytes; answers 0 to go on.
+#[allow(non_camel_case_types)]
+type diff_cb_t = Option<unsafe extern "C" fn(u64, usize, c_int, *mut c_void) -> c_int>;
+
 functions! { Functions {
+    fn rbd_diff_iterate2(image: rbd_image_t, fromsnapname: *const c_char, ofs: u64, len: u64, include_parent: u8, whole_object: u8, cb: diff_cb_t, arg: *mut c_void) -> c_int;
     fn rbd_read(image: rbd_image_t, ofs: u64, len: usize, buf: *mut c_char) -> isize;
     fn rbd_write(image: rbd_image_t, ofs: u64, len: usize, buf: *const c_char) -> isize;
     fn rbd_flush(image: rbd_image_t) -> c_int;
@@ -27,6 +33,35 @@ impl Image<'_> {
         let read = check("rbd_read", || self.path(), result as i64)?;
         data.truncate(usize::try_from(read).unwrap_or(0));
         Ok(data)
+    }
+
+    /// Runs of bytes, as (offset, length), outside of which the image is zero in the `length` bytes from
+    /// `offset` on. Data of its parent counts.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_diff_iterate2(rbd_image_t image, const char *fromsnapname, uint64_t ofs, uint64_t len, uint8_t include_parent, uint8_t whole_object, int (*cb)(uint64_t, size_t, int, void *), void *arg);
+    /// ```
+    pub(crate) fn extents(&self, offset: u64, length: u64) -> Result<Vec<(u64, u64)>, Failure> {
+        let mut extents: Vec<(u64, u64)> = Vec::new();
+        // SAFETY: open image; no snapshot to start from; `extents` outlives the call, in which alone
+        // the callback runs, one call after the other.
+        let result = unsafe {
+            (self.api().io.rbd_diff_iterate2)(
+                self.handle,
+                ptr::null(),
+                offset,
+                length,
+                1,
+                0,
+                Some(on_extent),
+                ptr::from_mut(&mut extents).cast(),
+            )
+        };
+        check("rbd_diff_iterate2", || self.path(), result)?;
+        // With striping they need not come in order.
+        extents.sort_unstable();
+        Ok(extents)
     }
 
     /// Writes all of `data` and waits until it is on disk; EINVAL when it does not fit into the image.
@@ -66,4 +101,17 @@ impl Image<'_> {
         check("rbd_flush", || self.path(), result)?;
         Ok(())
     }
+}
+
+/// Adds an extent that exists to the vector that `arg` points to.
+///
+/// # Safety
+/// `arg` points to a `Vec<(u64, u64)>` that nobody else uses meanwhile.
+unsafe extern "C" fn on_extent(offset: u64, length: usize, exists: c_int, arg: *mut c_void) -> c_int {
+    if exists != 0 {
+        // SAFETY: the caller's promise.
+        let extents = unsafe { &mut *arg.cast::<Vec<(u64, u64)>>() };
+        extents.push((offset, length as u64));
+    }
+    0
 }

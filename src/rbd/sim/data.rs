@@ -47,6 +47,17 @@ impl Data {
         bytes
     }
 
+    /// What is not zero between two offsets, with where it is.
+    pub(super) fn pieces(&self, from: u64, to: u64) -> Vec<(u64, Vec<u8>)> {
+        let written = self.blocks.iter().filter(|(_, block)| block.iter().any(|b| *b != 0));
+        written
+            .filter_map(|(number, _)| {
+                let (start, end) = ((number * BLOCK).max(from), ((number + 1) * BLOCK).min(to));
+                (start < end).then(|| (start, self.read(start, end - start)))
+            })
+            .collect()
+    }
+
     /// What a reader sees of this layer on top of `base`.
     pub(super) fn over(&self, base: &Data) -> Data {
         let mut blocks = base.blocks.clone();

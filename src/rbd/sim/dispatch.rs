@@ -93,6 +93,7 @@ impl World {
                 let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_deref());
                 Reply::ImageCopy(self.copy(site, source, (&r.dest_pool, &r.dest), r.features, r.order)?)
             }
+            Request::ImageTransfer(r) => Reply::ImageTransfer(self.transfer(site, &r)?),
             Request::ImageClone(r) => {
                 let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_str());
                 let dest = (r.dest_pool.as_str(), r.dest.as_str());

@@ -4,6 +4,7 @@ use super::data::Data;
 use super::mirror_daemon::NON_PRIMARY;
 use super::state::{ImageState, Owner, ParentRef, Refusal, World};
 use crate::rbd::error::RbdErrorKind as Kind;
+use crate::rbd::protocol::ImageTransfer;
 use crate::rbd::types::{ImageInfo, ImageName, MirrorMode, Parent, Watcher, features};
 
 /// `RBD_OPERATION_FEATURE_CLONE_PARENT` and `_CLONE_CHILD`: clone format 2.
@@ -294,8 +295,10 @@ impl World {
         let source = self.image(site, pool, image)?;
         let size = snap.and_then(|s| source.snap_id(s)).and_then(|id| source.snaps.get(&id)).map(|s| s.size);
         let size = size.unwrap_or(source.size);
+        let metadata = source.metadata.clone();
         self.create(site, dest_pool, dest, size, order, features)?;
-        self.image_mut(site, dest_pool, dest)?.data = data;
+        let copy = self.image_mut(site, dest_pool, dest)?;
+        (copy.data, copy.metadata) = (data, metadata);
         Ok(())
     }
 
@@ -336,6 +339,25 @@ impl World {
         }
         self.changed(site, pool, image);
         Ok(())
+    }
+
+    /// The worker of `site` writes to the other site itself, as a client of it.
+    pub(super) fn transfer(&mut self, site: &str, r: &ImageTransfer) -> Answer<u64> {
+        let dest_site = self.resolve(&r.dest_site);
+        let reachable =
+            dest_site.as_ref().and_then(|s| self.sites.get(s)).is_some_and(|s| s.health.data_flows());
+        let Some(dest_site) = dest_site.filter(|_| reachable) else {
+            return refuse(Kind::Unreachable, format!("no way to {}", r.dest_site.site));
+        };
+        let end = r.offset.saturating_add(r.length);
+        let pieces = self.effective(site, &r.pool, &r.image, None)?.pieces(r.offset, end);
+        self.image(&dest_site, &r.dest_pool, &r.dest)?;
+        let mut written = 0;
+        for (at, bytes) in pieces {
+            self.write(&dest_site, &r.dest_pool, &r.dest, at, &bytes)?;
+            written += bytes.len() as u64;
+        }
+        Ok(written)
     }
 
     pub(super) fn set_features(

@@ -42,6 +42,7 @@ impl Subject {
             Request::ImageStat(r) => on(&r.pool, &r.image, false),
             Request::ImageInspect(r) => on(&r.pool, &r.image, false),
             Request::ImageCopy(r) => on(&r.pool, &r.image, false),
+            Request::ImageTransfer(r) => on(&r.pool, &r.image, false),
             Request::ImageClone(r) => on(&r.pool, &r.image, false),
             Request::ImageChildren(r) => on(&r.pool, &r.image, false),
             Request::ImageWatchers(r) => on(&r.pool, &r.image, false),

@@ -10,7 +10,7 @@ use std::thread;
 use super::{monitor, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
-use crate::rbd::protocol::{Reply, Request};
+use crate::rbd::protocol::{ImageTransfer, Reply, Request};
 use crate::rbd::types::{ImageInfo, Inspection, MirrorState, Mirroring, Surveyed, features};
 
 /// Images that one `MirrorInfoMany` or `ImageSurvey` has open at once.
@@ -20,11 +20,12 @@ const OPEN_AT_ONCE: usize = 16;
 #[derive(Default)]
 pub(super) struct Leftovers(Mutex<Vec<(String, String, String)>>);
 
-/// Runs one request. `progress` is told how far a long one is.
+/// Runs one request; `second` is the other site of one that has two. `progress` is told how far a long one is.
 // Each reply carries what its command brings, also when that is nothing: one pattern for all.
 #[allow(clippy::unit_arg)]
 pub(super) fn execute(
     cluster: &Arc<Cluster>,
+    second: Option<&Arc<Cluster>>,
     request: &Request,
     leftovers: &Leftovers,
     progress: Progress<'_>,
@@ -74,6 +75,10 @@ pub(super) fn execute(
             let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
             let source = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
             Reply::ImageCopy(source.copy((&dest, &c.dest), c.features, c.order, progress)?)
+        }
+        Request::ImageTransfer(c) => {
+            let (io, dest) = (pool(&c.pool)?, IoCtx::open(second.unwrap_or(cluster), &c.dest_pool)?);
+            Reply::ImageTransfer(transfer(&io, &dest, c, progress)?)
         }
         Request::ImageClone(c) => {
             let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
@@ -308,6 +313,55 @@ fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Bytes that one read takes from the source. Four objects of the usual size, which are read, and written,
+/// side by side.
+const PIECE: u64 = 16 << 20;
+/// Runs of zeros of this many bytes are not written.
+const GRAIN: usize = 64 << 10;
+
+/// Copies a part of an image, piece by piece, leaving out what is zero.
+fn transfer(io: &IoCtx, dest_io: &IoCtx, c: &ImageTransfer, progress: Progress<'_>) -> Result<u64, Failure> {
+    let source = Image::open_read_only(io, &c.image, None)?;
+    let dest = Image::open(dest_io, &c.dest)?;
+    let (size, _) = source.stat()?;
+    let length = c.length.min(size.saturating_sub(c.offset));
+    let mut written = 0;
+    for (start, run) in source.extents(c.offset, length)? {
+        let end = start + run;
+        let mut at = start;
+        while at < end {
+            let wanted = (end - at).min(PIECE);
+            let data = source.read(at, usize::try_from(wanted).unwrap_or(0))?;
+            if data.is_empty() {
+                break; // the image has become smaller
+            }
+            for (from, to) in filled(&data) {
+                dest.write(at + from as u64, data.get(from..to).unwrap_or_default())?;
+                written += (to - from) as u64;
+            }
+            at += data.len() as u64;
+            progress(at - c.offset, length);
+        }
+    }
+    Ok(written)
+}
+
+/// The runs of whole grains that are not all zero.
+fn filled(data: &[u8]) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (n, grain) in data.chunks(GRAIN).enumerate() {
+        if grain.iter().all(|b| *b == 0) {
+            continue;
+        }
+        let (from, to) = (n * GRAIN, n * GRAIN + grain.len());
+        match runs.last_mut() {
+            Some(last) if last.1 == from => last.1 = to,
+            _ => runs.push((from, to)),
+        }
+    }
+    runs
+}
+
 /// A read goes into one frame, as text: not more than 8 MiB at once.
 fn read_length(length: u64, image: &str) -> Result<usize, Failure> {
     const MAX: u64 = 8 << 20;
@@ -391,4 +445,20 @@ fn many<T: Clone + Send>(
         outcome
     })?;
     Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_zero_is_written() {
+        let mut data = vec![0; 5 * GRAIN + 3];
+        assert!(filled(&data).is_empty());
+        data[GRAIN] = 1;
+        data[3 * GRAIN - 1] = 1;
+        data[5 * GRAIN + 2] = 1;
+        assert_eq!(filled(&data), [(GRAIN, 3 * GRAIN), (5 * GRAIN, 5 * GRAIN + 3)]);
+        assert_eq!(filled(&[1]), [(0, 1)]);
+    }
 }

@@ -185,10 +185,23 @@ impl Worker {
                 self.send(&Event::Progress { id: call.id, done, total });
             }
         };
-        let result = commands::execute(&cluster, &call.request, &self.leftovers, &progress);
+        // The other site of a command that has two.
+        let other = match call.request.second_site() {
+            Some(connection) => {
+                let left = Duration::from_millis(call.deadline_ms).saturating_sub(arrived.elapsed());
+                let cluster = self.connections.get(api, connection, left, tell).map_err(failed)?;
+                Some((connection, cluster))
+            }
+            None => None,
+        };
+        let second = other.as_ref().map(|(_, cluster)| cluster);
+        let result = commands::execute(&cluster, second, &call.request, &self.leftovers, &progress);
         result.map_err(|failure| {
             if matches!(failure.kind(), RbdErrorKind::Blocklisted | RbdErrorKind::Unreachable) {
                 self.connections.discard(&call.connection, &cluster);
+                if let Some((connection, cluster)) = &other {
+                    self.connections.discard(connection, cluster);
+                }
             }
             failed(failure)
         })
