@@ -56,6 +56,8 @@ pub struct Globals {
     pub snapshot_name_template: String,
     /// `message_ttl`.
     pub message_ttl: Duration,
+    /// `migration_create_volume_timeout_secs`.
+    pub migration_create_timeout: Duration,
     /// Quota options.
     pub quota: QuotaRules,
 }
@@ -66,6 +68,7 @@ impl From<&Config> for Globals {
             volume_name_template: config.volume_name_template.clone(),
             snapshot_name_template: config.snapshot_name_template.clone(),
             message_ttl: config.message_ttl,
+            migration_create_timeout: config.migration_create_timeout,
             quota: QuotaRules::from(config),
         }
     }

@@ -141,6 +141,8 @@ pub struct Config {
     pub use_default_quota_class: bool,
     /// `[DEFAULT] message_ttl` (2592000 s).
     pub message_ttl: Duration,
+    /// `[DEFAULT] migration_create_volume_timeout_secs` (300 s).
+    pub migration_create_timeout: Duration,
     /// `[DEFAULT] volume_name_template` (`volume-%s`).
     pub volume_name_template: String,
     /// `[DEFAULT] snapshot_name_template` (`snapshot-%s`).

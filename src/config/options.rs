@@ -177,6 +177,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(De, "per_volume_size_limit", INT, Some("-1"), "Largest volume in GiB, in the same case; -1: no limit."),
     opt(De, "use_default_quota_class", Bool, Some("true"), "Whether the default quota class counts for projects without quotas of their own."),
     opt(De, "message_ttl", INT, Some("2592000"), "Seconds that user messages are kept."),
+    opt(De, "migration_create_volume_timeout_secs", INT, Some("300"), "Seconds that a migration waits for its destination to make the volume."),
     opt(De, "volume_name_template", Text, Some("volume-%s"), "Image name of a volume; %s is its id."),
     opt(De, "snapshot_name_template", Text, Some("snapshot-%s"), "Name of a snapshot; %s is its id."),
     opt(De, "graceful_shutdown_timeout", INT, Some("60"), "Seconds that running operations get on SIGTERM; 0: no limit."),
