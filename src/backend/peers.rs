@@ -152,9 +152,17 @@ pub trait VolumePeers: Send + Sync {
         &self,
         context: &RequestContext,
         destination: &str,
-        volume: Value,
+        volume: &Volume,
         cascade: bool,
     ) -> Result<()>;
+
+    /// Casts `create_volume` of an empty volume that nobody else may make, to the backend or Cinder cluster
+    /// `destination`. Casting it again, after a crash, is the same message to the receiver.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`] when the broker did not confirm it.
+    async fn create_volume(&self, context: &RequestContext, destination: &str, volume: &Volume)
+    -> Result<()>;
 }
 
 #[cfg(test)]
@@ -183,8 +191,12 @@ pub mod testing {
         },
         DeleteVolume {
             destination: String,
-            volume: Value,
+            volume: String,
             cascade: bool,
+        },
+        CreateVolume {
+            destination: String,
+            volume: String,
         },
     }
 
@@ -291,10 +303,17 @@ pub mod testing {
             &self,
             _: &RequestContext,
             destination: &str,
-            volume: Value,
+            volume: &Volume,
             cascade: bool,
         ) -> Result<()> {
-            self.say(Said::DeleteVolume { destination: destination.to_owned(), volume, cascade });
+            let (destination, volume) = (destination.to_owned(), volume.id.clone());
+            self.say(Said::DeleteVolume { destination, volume, cascade });
+            Ok(())
+        }
+
+        async fn create_volume(&self, _: &RequestContext, destination: &str, volume: &Volume) -> Result<()> {
+            let (destination, volume) = (destination.to_owned(), volume.id.clone());
+            self.say(Said::CreateVolume { destination, volume });
             Ok(())
         }
     }

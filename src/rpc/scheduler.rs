@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::peers::{Capabilities, Reschedule, Scheduler, VolumePeers};
 use crate::context::RequestContext;
 use crate::error::Result;
+use crate::model::Volume;
 use crate::rpc::objects;
 use crate::rpc::pins::Pins;
 use crate::rpc::publisher::{Destination, Publisher};
@@ -125,6 +126,20 @@ pub fn create_volume(request: &Reschedule, pins: Pins) -> Request {
     Request { method: "create_volume", version: (3, 0), args }
 }
 
+/// A volume service's `create_volume` for the destination of a migration (`_migrate_volume_generic`).
+///
+/// # Errors
+/// [`crate::error::Code::Internal`] when the volume cannot be written as an object.
+pub fn create_target(volume: &Volume) -> Result<Request> {
+    let args = json!({
+        "volume": objects::volume_object(volume)?.to_value(),
+        "request_spec": null,
+        "filter_properties": null,
+        "allow_reschedule": false,
+    });
+    Ok(Request { method: "create_volume", version: (3, 0), args })
+}
+
 fn timestamp(at: NaiveDateTime) -> String {
     at.format("%Y-%m-%dT%H:%M:%S%.6f").to_string()
 }
@@ -204,12 +219,29 @@ impl VolumePeers for Peers {
         &self,
         context: &RequestContext,
         destination: &str,
-        volume: Value,
+        volume: &Volume,
         cascade: bool,
     ) -> Result<()> {
         let to = Destination::Server(Target::of_backend(destination));
+        let volume = objects::volume_object(volume)?.to_value();
         let args = json!({"volume": volume, "unmanage_only": false, "cascade": cascade});
         let request = Request { method: "delete_volume", version: (3, 0), args };
         self.cast(to, self.pins(Binary::Volume), context, request).await
+    }
+
+    async fn create_volume(
+        &self,
+        context: &RequestContext,
+        destination: &str,
+        volume: &Volume,
+    ) -> Result<()> {
+        let to = Destination::Server(Target::of_backend(destination));
+        let pins = self.pins(Binary::Volume);
+        let Request { method, version, mut args } = create_target(volume)?;
+        objects::relabel(&mut args, pins.objects);
+        let mut message = envelope::cast(context, method, &format!("{}.{}", version.0, version.1), args);
+        // By this the receiver knows the second copy of a message that a crash has made us send again.
+        message.insert("_unique_id".to_owned(), json!(volume.id.replace('-', "")));
+        self.publisher.cast(&to, &message).await
     }
 }

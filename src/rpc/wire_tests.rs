@@ -374,6 +374,22 @@ fn a_volume_goes_back_to_the_scheduler_as_it_came() {
 }
 
 #[test]
+fn the_destination_of_a_migration_is_asked_as_the_scheduler_asks() {
+    let came = captured("create_volume-cast-to-cinder-volume");
+    let volume = WireVolume::parse(&came["args"]["volume"]).unwrap().volume;
+    let request = scheduler::create_target(&volume).unwrap();
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(keys(&request.args), keys(&came["args"]));
+    assert_eq!((request.method, request.version), ("create_volume", (3, 0)));
+    let spec = super::dispatch::METHODS.iter().find(|s| s.name == "create_volume").unwrap();
+    let super::Method::CreateVolume(read) = super::dispatch::decode(spec, request.args).unwrap() else {
+        panic!("another method")
+    };
+    assert_eq!(read.volume.volume, volume);
+    assert!(!read.may_reschedule() && read.request_spec.is_none());
+}
+
+#[test]
 fn the_failover_fanout_has_the_captured_form() {
     let theirs = captured("failover_completed-fanout-to-cinder-volume");
     let context = envelope::context(envelope::read(theirs.clone()).context).unwrap();

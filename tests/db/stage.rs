@@ -13,7 +13,7 @@ use scoria::config::Config;
 use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
-use scoria::model::{Group, GroupSnapshot, Service};
+use scoria::model::{Group, GroupSnapshot, Service, Volume};
 use scoria::rbd::sim::{ImageView, Sim, SimConfig};
 use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
@@ -36,6 +36,7 @@ pub struct Heard {
     events: Mutex<Vec<String>>,
     rescheduled: Mutex<Vec<Reschedule>>,
     told: Mutex<Vec<Map<String, Value>>>,
+    cast: Mutex<Vec<String>>,
     deaf: AtomicBool,
     panics: AtomicUsize,
 }
@@ -49,6 +50,11 @@ impl Heard {
     /// Requests that went back to the scheduler.
     pub fn rescheduled(&self) -> Vec<Reschedule> {
         self.rescheduled.lock().unwrap().clone()
+    }
+
+    /// What other services were asked to create or delete, in order.
+    pub fn cast(&self) -> Vec<String> {
+        self.cast.lock().unwrap().clone()
     }
 
     fn say(&self, event: String) {
@@ -102,7 +108,12 @@ impl VolumePeers for Heard {
         self.told.lock().unwrap().push(told);
         Ok(())
     }
-    async fn delete_volume(&self, _: &RequestContext, _: &str, _: Value, _: bool) -> Result<()> {
+    async fn delete_volume(&self, _: &RequestContext, to: &str, volume: &Volume, _: bool) -> Result<()> {
+        self.cast.lock().unwrap().push(format!("delete {} at {to}", volume.id));
+        Ok(())
+    }
+    async fn create_volume(&self, _: &RequestContext, to: &str, volume: &Volume) -> Result<()> {
+        self.cast.lock().unwrap().push(format!("create {} at {to}", volume.id));
         Ok(())
     }
 }
