@@ -68,6 +68,8 @@ pub enum Code {
     OverQuota,
     /// A type asks for things that exclude each other (`RBDDriverException`).
     UnsupportedCombination,
+    /// A volume could not be moved to another backend (`VolumeMigrationFailed`).
+    VolumeMigration,
     /// Copying an image's metadata failed (`MetadataCopyFailure`).
     MetadataCopy,
     /// The operation exists in Cinder but not (yet) here (`NotSupportedOperation`).
@@ -153,6 +155,7 @@ impl Code {
             | Code::ExportFailure
             | Code::RemoveExport
             | Code::Replication
+            | Code::VolumeMigration
             | Code::MetadataCopy
             | Code::Config
             | Code::Internal => Kind::Permanent,

@@ -21,6 +21,8 @@ mod failures;
 mod groups;
 #[path = "lifecycle/manage.rs"]
 mod manage;
+#[path = "lifecycle/moving.rs"]
+mod moving;
 #[path = "lifecycle/notifications.rs"]
 mod notifications;
 #[path = "lifecycle/service.rs"]

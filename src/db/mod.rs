@@ -26,6 +26,7 @@ pub mod group_snapshot;
 pub mod manageable;
 pub mod message;
 pub mod migration;
+pub mod moving;
 pub mod quota;
 pub mod schema;
 mod scope;

@@ -105,3 +105,129 @@ pub async fn is_encrypted(conn: &mut Conn, id: &str) -> Result<bool> {
         .await?;
     Ok(found > 0)
 }
+
+/// How volumes of the type are encrypted: what Cinder compares of it; `None` when they are not.
+///
+/// # Errors
+/// `Database`.
+pub async fn encryption_of(conn: &mut Conn, id: &str) -> Result<Option<Encryption>> {
+    Ok(encryption::table
+        .filter(encryption::volume_type_id.eq(id))
+        .filter(encryption::deleted.eq(false))
+        .select((
+            encryption::cipher,
+            encryption::control_location,
+            encryption::key_size,
+            encryption::provider,
+        ))
+        .first(conn)
+        .await
+        .optional()?
+        .map(|(cipher, control_location, key_size, provider)| Encryption {
+            cipher,
+            control_location,
+            key_size,
+            provider,
+        }))
+}
+
+/// A row of `encryption`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Encryption {
+    pub cipher: Option<String>,
+    pub control_location: String,
+    pub key_size: Option<i32>,
+    pub provider: String,
+}
+
+/// All that Cinder compares of two types (`volume_types_diff`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Content {
+    /// The type itself.
+    pub volume_type: VolumeType,
+    /// Its QoS specs.
+    pub qos: Option<QosSpecs>,
+    /// Its encryption.
+    pub encryption: Option<Encryption>,
+}
+
+impl Content {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// `VolumeTypeNotFound`; `Database`.
+    pub async fn read(conn: &mut Conn, id: &str) -> Result<Content> {
+        let volume_type = get(conn, id).await?;
+        let qos = match &volume_type.qos_specs_id {
+            Some(qos) => qos_specs(conn, qos).await?,
+            None => None,
+        };
+        Ok(Content { encryption: encryption_of(conn, id).await?, volume_type, qos })
+    }
+
+    /// The limits that the storage applies to its volumes; none without QoS specs for it.
+    pub fn limits(&self) -> BTreeMap<String, String> {
+        self.qos.as_ref().filter(|qos| qos.is_for_back_end()).map(|qos| qos.specs.clone()).unwrap_or_default()
+    }
+
+    /// True when a volume of one is in no way different from a volume of the other.
+    pub fn equals(&self, other: &Content) -> bool {
+        self.differing(other).is_empty() && !self.limits_differ(other) && self.encryption == other.encryption
+    }
+
+    /// Names of the extra specs that are not the same.
+    pub fn differing(&self, other: &Content) -> Vec<String> {
+        let (one, two) = (&self.volume_type.extra_specs, &other.volume_type.extra_specs);
+        let mut names: Vec<String> =
+            one.keys().chain(two.keys()).filter(|key| one.get(*key) != two.get(*key)).cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// True when the QoS specs, whoever applies them, are not the same.
+    pub fn limits_differ(&self, other: &Content) -> bool {
+        let of = |content: &Content| content.qos.clone().map(|qos| (qos.consumer, qos.specs));
+        of(self) != of(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(extra: &[(&str, &str)], consumer: &str) -> Content {
+        let texts = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let qos = QosSpecs {
+            id: uuid::Uuid::new_v4().to_string(),
+            consumer: consumer.to_owned(),
+            specs: texts(&[("total_iops_sec", "5")]),
+            ..QosSpecs::default()
+        };
+        let volume_type = VolumeType { extra_specs: texts(extra), ..VolumeType::default() };
+        Content { volume_type, qos: Some(qos), encryption: None }
+    }
+
+    #[test]
+    fn types_are_compared_by_what_they_ask_for() {
+        let plain = content(&[("a", "1")], "back-end");
+        assert!(plain.equals(&content(&[("a", "1")], "back-end")), "whatever their ids and names are");
+        let front = content(&[("a", "1")], "both");
+        assert!(plain.limits_differ(&front) && !plain.equals(&front));
+        assert_eq!(front.limits().len(), 1);
+        assert!(content(&[], "front-end").limits().is_empty());
+        let other = content(&[("a", "2"), ("volume_backend_name", "x")], "back-end");
+        assert_eq!(plain.differing(&other), ["a", "volume_backend_name"]);
+        let encryption = Encryption {
+            cipher: None,
+            control_location: "front-end".into(),
+            key_size: Some(256),
+            provider: "luks".into(),
+        };
+        let secret = Content { encryption: Some(encryption), ..plain.clone() };
+        assert!(!plain.equals(&secret));
+    }
+}

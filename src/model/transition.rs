@@ -80,6 +80,12 @@ pub enum VolumeEvent {
     ManageFailed,
     /// Retype refused or failed: back to what it was.
     RetypeAborted,
+    /// It has the new type: back to what it was.
+    Retyped,
+    /// It is where it was to be moved: back to what it was.
+    Migrated,
+    /// The row of a migration that holds what is left at the source, or at a destination that nobody wants.
+    MigrationLeftover,
     /// Who attached or detached it has stopped waiting, and the service had died meanwhile: its status
     /// follows from the attachments that it has.
     AttachmentAbandoned,
@@ -155,8 +161,13 @@ pub fn volume(event: VolumeEvent) -> Transition {
         RestoreFailed => (&["restoring-backup", "creating"], Some("error_restoring")),
         Managed => (&["creating", "managing"], Some("available")),
         ManageFailed => (&["creating", "managing"], Some("error_managing")),
-        RetypeAborted => (&["retyping"], None),
         Reverted => (&["reverting"], Some("available")),
+        RetypeAborted | Retyped => (&["retyping"], None),
+        // Nova may have begun or ended an attachment while it copied the content of an attached volume.
+        Migrated => {
+            (&["maintenance", "retyping", "available", "in-use", "reserved", "attaching", "detaching"], None)
+        }
+        MigrationLeftover => (&[], Some("deleting")),
         RevertFailed => (&["reverting"], Some("error")),
         UploadEnded => (&["uploading"], None),
         ReimageFailed => (&["downloading"], Some("error")),

@@ -97,6 +97,9 @@ fn class(code: Code) -> Class {
             module: "cinder.volume.drivers.rbd",
             ..cinder("RBDDriverException", 500, ("RBD Cinder driver failure: ", "reason", ""))
         },
+        Code::VolumeMigration => {
+            cinder("VolumeMigrationFailed", 500, ("Volume migration failed: ", "reason", ""))
+        }
         Code::MetadataCopy => {
             cinder("MetadataCopyFailure", 400, ("Failed to copy metadata to volume: ", "reason", ""))
         }

@@ -8,13 +8,14 @@
 
 use tracing::error;
 
+use super::moving;
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::replication::failover;
 use crate::rpc::Method;
-use crate::volume::{create, delete, extend, manage, manage_snapshot, revert, snapshot};
+use crate::volume::{create, delete, extend, manage, manage_snapshot, migrate, revert, snapshot};
 
 /// The answer to whoever asked.
 pub(super) fn failure() -> Error {
@@ -71,6 +72,8 @@ pub(super) async fn settle(
         Method::ManageExistingSnapshot(a) => {
             Box::pin(manage_snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, f)).await
         }
+        Method::Retype(a) => moving::give_up_retype(b, c, o, a, f).await,
+        Method::MigrateVolume(a) => migrate::give_up_migration(b, c, o, &a.volume.volume.id, f).await,
         Method::Failover { .. } => failover::give_up(b, c, o, f).await,
         _ => Err(f),
     }

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::{defect, manageable, unserved};
+use super::{defect, manageable, moving, unserved};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -297,6 +297,10 @@ impl BackendHandler {
                 super::group::run(backend, context, operation, method).await?;
                 Ok(Value::Null)
             }
+            Method::Retype(a) => moving::retype(backend, context, operation, a).await,
+            Method::MigrateVolume(a) => moving::migrate(backend, context, operation, a).await,
+            Method::MigrateVolumeCompletion(a) => moving::complete(backend, context, operation, a).await,
+            Method::UpdateMigratedVolume(a) => moving::update(backend, operation, a).await,
             other => unserved::settle(backend, context, operation, other, name).await,
         }
     }

@@ -8,6 +8,7 @@ pub mod handler;
 pub mod lanes;
 pub mod logging;
 mod manageable;
+mod moving;
 pub mod orders;
 mod pins;
 pub mod recovery;

@@ -18,12 +18,13 @@ use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 use super::handler::{BackendHandler, rolled_back};
 use super::orders;
 use crate::backend::Backend;
+use crate::context::RequestContext;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
 use crate::rbd::Site;
 use crate::rbd::protocol::BlocklistAdd;
 use crate::rpc::{Call, Publisher, Reply, ReplyTo};
-use crate::volume::attach;
+use crate::volume::{attach, migrated};
 
 /// How often abandoned work is looked for.
 const EVERY: Duration = Duration::from_secs(2);
@@ -170,6 +171,10 @@ impl Recovery {
             let closed = match operation.method() {
                 "attach_volume" | "detach_volume" | "attachment_update" => {
                     attach::roll_back(&self.backend, &operation, &rolled_back()).await
+                }
+                "migrate_volume_completion" | "update_migrated_volume" => {
+                    let admin = RequestContext::admin();
+                    Box::pin(migrated::roll_back(&self.backend, &admin, &operation, &rolled_back())).await
                 }
                 // The others change rows in one transaction, with nothing half done before it.
                 _ => journal.finish(&operation, &rolled_back()).await,

@@ -1,6 +1,6 @@
 //! Requests that this service does not serve yet, handed to what settles their resources.
 //!
-//! A cast that is merely dropped leaves a volume in `retyping` or `uploading` for ever. Each one therefore
+//! A cast that is merely dropped leaves a volume in `uploading` or `managing` for ever. Each one therefore
 //! has a function in `volume::unserved` that ends it as Cinder ends that request's failure; a call is
 //! answered as an unknown method, because its caller is waiting.
 
@@ -33,15 +33,6 @@ pub(super) async fn settle(
             unserved::copy_volume_to_image(b, c, o, &a.volume_id, image).await
         }
         Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
-        Method::MigrateVolume(a) => unserved::migrate_volume(b, c, o, &a.volume.volume.id).await,
-        Method::Retype(a) => {
-            let request = unserved::Retype {
-                volume_id: a.volume.volume.id.clone(),
-                reservations: a.reservations.clone(),
-                old_reservations: a.old_reservations.clone(),
-            };
-            unserved::retype(b, c, o, request).await
-        }
         Method::ExtendVolumeCompletion(a) => {
             let request = Extend {
                 volume_id: a.volume.volume.id.clone(),

@@ -17,12 +17,12 @@ use crate::rbd::types::features;
 
 /// Features that a volume with several writers must not have (`MULTIATTACH_EXCLUSIONS`): all of them need
 /// the exclusive lock, which only one writer can hold.
-const OF_ONE_WRITER: u64 =
+pub(super) const OF_ONE_WRITER: u64 =
     features::JOURNALING | features::FAST_DIFF | features::OBJECT_MAP | features::EXCLUSIVE_LOCK;
 
 /// The option of librbd that carries out a spec of Cinder (`QOS_KEY_MAP`). That of `total_iops_sec_max` is
 /// upstream's too: it is the burst of bytes, as for `total_bytes_sec_max`.
-fn limit(spec: &str) -> Option<&'static str> {
+pub(super) fn limit(spec: &str) -> Option<&'static str> {
     Some(match spec {
         "total_iops_sec" => "rbd_qos_iops_limit",
         "read_iops_sec" => "rbd_qos_read_iops_limit",

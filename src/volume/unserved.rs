@@ -1,9 +1,9 @@
 //! Requests that Cinder's API sends and that this service does not carry out.
 //!
-//! The API has put the resource into a status that nothing but an answer ends (`retyping`, `uploading`,
-//! `managing` …) and waits for nobody. So each of them ends in the status that `cinder/volume/manager.py`
-//! leaves when the driver refuses, with reserved quota returned and a user message: in one transaction
-//! with the end of the journalled operation, so a crash before it repeats all and a crash after it nothing.
+//! The API has put the resource into a status that nothing but an answer ends (`uploading`, `managing` …)
+//! and waits for nobody. So each of them ends in the status that `cinder/volume/manager.py` leaves when the
+//! driver refuses, with reserved quota returned and a user message: in one transaction with the end of the
+//! journalled operation, so a crash before it repeats all and a crash after it nothing.
 //! Statuses that somebody has changed meanwhile are left alone.
 //!
 //! What needs no driver on RBD is done truly: [`accept_transfer`], and the successful half of
@@ -17,6 +17,7 @@ use super::extend::{self, Extend};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message, ResourceType};
+use crate::db::moving::status_before;
 use crate::db::quota;
 use crate::db::snapshot::SnapshotChanges;
 use crate::db::volume::VolumeChanges;
@@ -108,15 +109,6 @@ async fn fail_snapshot(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Resul
     happened(db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await)
 }
 
-/// The status that a volume had before a request took hold of it.
-async fn status_before(conn: &mut Conn, volume: &Volume) -> Result<String> {
-    if let Some(status) = volume.previous_status.as_ref().filter(|s| !s.is_empty()) {
-        return Ok(status.clone());
-    }
-    let attached = !db::attachment::list_for_volume(conn, &volume.id).await?.is_empty();
-    Ok(if attached { "in-use" } else { "available" }.to_owned())
-}
-
 fn project(volume: Option<&Volume>, context: &RequestContext) -> String {
     volume.and_then(|v| v.project_id.clone()).or_else(|| context.project_id.clone()).unwrap_or_default()
 }
@@ -162,74 +154,6 @@ pub async fn reimage(
         VolumeChanges { previous_status: Some(Some("downloading".to_owned())), ..VolumeChanges::default() };
     refuse(backend, context, operation, &message, async |conn| {
         fail_volume(conn, volume_id, VolumeEvent::ReimageFailed, &changes).await
-    })
-    .await
-}
-
-/// `migrate_volume`: `migration_status` becomes `error`, and a volume that was locked for the migration
-/// (`maintenance`) gets its status back.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn migrate_volume(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    volume_id: &str,
-) -> Result<()> {
-    let message = Message::volume(volume_id, Action::Unnamed, Detail::UnknownError);
-    let changes =
-        VolumeChanges { migration_status: Some(Some("error".to_owned())), ..VolumeChanges::default() };
-    refuse(backend, context, operation, &message, async |conn| {
-        let volume = match db::volume::lock(conn, volume_id).await {
-            Err(e) if e.code() == Code::VolumeNotFound => return Ok(false),
-            found => found?,
-        };
-        if !matches!(volume.migration_status.as_deref(), Some("starting" | "migrating")) {
-            return Ok(false);
-        }
-        let before = status_before(conn, &volume).await?;
-        let event = VolumeEvent::MigrationFailed;
-        if !happened(db::volume::transition_to(conn, volume_id, event, &before, &changes).await)? {
-            db::volume::update(conn, volume_id, &changes).await?;
-        }
-        Ok(true)
-    })
-    .await
-}
-
-/// The arguments of [`retype`].
-#[derive(Debug, Clone, Default)]
-pub struct Retype {
-    /// The volume.
-    pub volume_id: String,
-    /// What the API reserved under the new type.
-    pub reservations: Vec<String>,
-    /// What it reserved to be given back under the old one.
-    pub old_reservations: Vec<String>,
-}
-
-/// `retype`: the volume gets its status back, and both lists of reservations are cancelled.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn retype(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    request: Retype,
-) -> Result<()> {
-    let id = &request.volume_id;
-    let message = Message::volume(id, Action::Unnamed, Detail::UnknownError);
-    refuse(backend, context, operation, &message, async |conn| {
-        let volume = db::volume::find(conn, id).await?;
-        let project = project(volume.as_ref(), context);
-        quota::roll_back(conn, &project, &request.old_reservations).await?;
-        quota::roll_back(conn, &project, &request.reservations).await?;
-        let Some(volume) = volume else { return Ok(false) };
-        let before = status_before(conn, &volume).await?;
-        let none = VolumeChanges::default();
-        happened(db::volume::transition_to(conn, id, VolumeEvent::RetypeAborted, &before, &none).await)
     })
     .await
 }

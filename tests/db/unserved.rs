@@ -3,7 +3,7 @@
 use scoria::error::Code;
 use scoria::journal::{NewOperation, ReplyTo};
 use scoria::volume::extend::Extend;
-use scoria::volume::unserved::{self, BackupDevice, GroupReplication, Retype};
+use scoria::volume::unserved::{self, BackupDevice, GroupReplication};
 
 use crate::journal::accept;
 use crate::seed::{self, BACKEND, PROJECT};
@@ -104,51 +104,6 @@ async fn a_refused_reimage_is_an_error() {
     let again = unserved::reimage(&stage.backend, &stage.context, &operation, &volume);
     assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(stage.messages().await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_refused_migration_unlocks_the_volume() {
-    let stage = Stage::new().await;
-    for (number, before, extra, after, migration) in [
-        (
-            1,
-            "maintenance",
-            ", migration_status='starting', previous_status='available'",
-            "available",
-            "error",
-        ),
-        (2, "in-use", ", migration_status='starting', previous_status='in-use'", "in-use", "error"),
-        (3, "available", ", migration_status='success', previous_status='error'", "available", "success"),
-    ] {
-        let volume = seed::volume(&stage.test, number, before, extra).await;
-        let operation = stage.operation("migrate_volume", Some(("Volume", &volume))).await;
-        unserved::migrate_volume(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
-        let row = format!("SELECT status, migration_status FROM volumes WHERE id='{volume}'");
-        assert_eq!(stage.test.row(&row).await, [after, migration]);
-    }
-    assert_eq!(stage.messages().await.len(), 2);
-}
-
-#[tokio::test]
-async fn a_refused_retype_gives_back_status_and_both_reservations() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "retyping", ", previous_status='in-use'").await;
-    let nameless = seed::volume(&stage.test, 2, "retyping", "").await;
-    reserve(&stage.test, &["new"], "volumes_fast", 1).await;
-    reserve(&stage.test, &["old"], "volumes_plain", -1).await;
-    for id in [&volume, &nameless] {
-        let operation = stage.operation("retype", Some(("Volume", id))).await;
-        let request = Retype {
-            volume_id: id.clone(),
-            reservations: vec!["new".into()],
-            old_reservations: vec!["old".into()],
-        };
-        unserved::retype(&stage.backend, &stage.context, &operation, request).await.unwrap();
-    }
-    assert_eq!(status(&stage, &volume).await, "in-use");
-    assert_eq!(status(&stage, &nameless).await, "available");
-    assert_eq!(usages(&stage.test).await, [["volumes_fast", "10", "0"], ["volumes_plain", "10", "0"]]);
-    assert_eq!(stage.test.row("SELECT COUNT(*) FROM reservations WHERE deleted=0").await, ["0"]);
 }
 
 #[tokio::test]

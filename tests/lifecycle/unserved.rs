@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{CEPH_QUEUE, Lab, row_str, wait_until};
+use crate::common::{CEPH_QUEUE, Lab, wait_until};
 
 const WHY: &str = "stock serves these requests";
 
@@ -38,31 +38,6 @@ fn a_volume_from_an_image_ends_in_error() {
     told(&lab, id);
     assert!(lab.image("a", id).is_null());
     lab.delete(&[id]);
-}
-
-#[test]
-fn retype_and_migration_leave_the_volume_as_it_was() {
-    let lab = Lab::get();
-    if !lab.only_scoria(WHY) {
-        return;
-    }
-    let id = lab.volume_of_type("ceph");
-    let quota = lab.quota();
-    lab.api("volumes.retype", json!([id, "replicated", "never"]), json!({}));
-    wait_until("retype is refused", 60, || {
-        let row = lab.volume(&id);
-        row["status"] == "available" && !lab.messages(&id).is_empty()
-    });
-    wait_until("quota is back", 20, || lab.quota() == quota);
-    let row = lab.volume(&id);
-    assert_eq!(row["replication_status"], "disabled");
-    assert_eq!(lab.image("a", &id)["state"], "disabled");
-
-    lab.api("volumes.migrate_volume", json!([id, "lab@plain#plain", true, false]), json!({}));
-    wait_until("migration failed", 60, || lab.volume(&id)["migration_status"] == "error");
-    let row = lab.volume(&id);
-    assert_eq!((row_str(&row, "status"), row_str(&row, "host")), ("available", "lab@ceph#ceph"));
-    lab.delete(&[&id]);
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Moving a volume to a backend that Ceph cannot move it to: another cluster, or another host's pool.
+//!
+//! The destination's service makes an empty volume, as any other, with its own type, mirroring and limits.
+//! Then the content is copied into its image, in pieces, so that a crash costs one piece and not the whole;
+//! and the two rows change places ([`super::migrated`]). The destination's site is found by what its backend
+//! reports (`location_info`), so this host needs its ceph.conf and keyring, as stock's host does for its copy.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::image::{Attempt, Place};
+use super::migrate::{COPIED, COPYING, Copy, Job, TARGET};
+use super::pool_move::Location;
+use super::{crash, migrated};
+use crate::db;
+use crate::error::{Code, Error, Result};
+use crate::model::{Attachment, Volume, backend_of};
+use crate::rbd::protocol::{Connection, Fsid};
+
+/// How often the destination's row is looked at while its service makes the volume.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of the image that one request copies, and that a crash makes us copy again.
+const PIECE: u64 = 8 << 30;
+
+/// Moves a volume that has no row at its destination yet.
+pub(super) async fn begin(job: &Job<'_>, volume: &Volume, attachments: &[Attachment]) -> Result<()> {
+    if !attachments.is_empty() {
+        return Err(Error::new(
+            Code::NotSupported,
+            format!(
+                "Volume {} is attached: moving it needs Nova, which is not asked by this service yet",
+                volume.id
+            ),
+        ));
+    }
+    if volume.encryption_key_id.is_some() {
+        return Err(Error::new(
+            Code::NotSupported,
+            "Migrating encrypted volumes is not supported by this service yet",
+        ));
+    }
+    // Looked at before anybody is asked to make something.
+    let source = job.backend.place(volume).await?;
+    destination(job, &source).await?;
+    source.refuse_watched(&job.backend.image_name(volume)).await?;
+    let service = job.service().await?;
+    let copy = Copy { new_id: Uuid::new_v4().to_string(), ..Copy::default() };
+    job.operation
+        .write("destination of a migration", async |conn| {
+            job.lock(conn).await?;
+            let new_type = job.retyping.map(|r| r.new_type_id.as_str());
+            db::moving::create_target(conn, &volume.id, &copy.new_id, &job.placement(&service), new_type)
+                .await?;
+            job.operation.step_in(conn, TARGET, &copy).await
+        })
+        .await?;
+    crash::point("migrate_volume:target");
+    go_on(job, volume, TARGET, copy).await
+}
+
+/// Goes on after `step`.
+pub(super) async fn go_on(job: &Job<'_>, volume: &Volume, step: &str, mut copy: Copy) -> Result<()> {
+    let source = job.backend.place(volume).await?;
+    let dest = destination(job, &source).await?;
+    if step == TARGET {
+        await_target(job, &copy.new_id).await?;
+        job.operation.step(COPYING, &copy).await?;
+    }
+    if step != COPIED {
+        fill(job, volume, &source, &dest, &mut copy).await?;
+        job.operation.step(COPIED, &copy).await?;
+        crash::point("migrate_volume:filled");
+    }
+    let attempt = if step == COPIED { Attempt::Again } else { Attempt::First };
+    migrated::settle(job, volume, &source, &dest, &copy, attempt).await
+}
+
+/// The pool of the destination, on a site that answers as the one it claims to be.
+async fn destination(job: &Job<'_>, source: &Place) -> Result<Place> {
+    let host = &job.destination.host;
+    let location = Location::of(job).ok_or_else(|| {
+        Error::new(Code::VolumeMigration, format!("It is not known how to reach the storage of {host}"))
+            .detail(format!(
+                "its capabilities name storage_protocol {} and location_info {}",
+                job.destination.capabilities.get("storage_protocol").unwrap_or(&Value::Null),
+                job.destination.capabilities.get("location_info").unwrap_or(&Value::Null)
+            ))
+    })?;
+    let site = source.site.elsewhere(Connection {
+        site: backend_of(host).to_owned(),
+        conf: location.conf.into(),
+        cluster_name: location.cluster_name,
+        user: location.user,
+        connect_timeout: None,
+    });
+    let unreachable = |e: crate::rbd::RbdError| {
+        Error::new(Code::VolumeMigration, format!("The storage of {host} cannot be reached from here"))
+            .caused_by(e)
+    };
+    let fsid = site.insist(Fsid {}).await.map_err(unreachable)?;
+    if fsid != location.fsid {
+        return Err(Error::new(
+            Code::VolumeMigration,
+            format!("The ceph.conf that leads to {host} leads elsewhere on this host"),
+        )
+        .detail(format!("the fsid is {fsid}, {host} reports {}", location.fsid)));
+    }
+    Ok(Place { site, pool: location.pool })
+}
+
+/// Asks the destination's service for the volume and waits until it is there.
+async fn await_target(job: &Job<'_>, new_id: &str) -> Result<()> {
+    let db = &job.backend.db;
+    let read = || db.read("destination of a migration", async |conn| db::volume::find(conn, new_id).await);
+    let lost = || Error::new(Code::VolumeMigration, "failed to create new_volume on destination");
+    let target = read().await?.ok_or_else(lost)?;
+    if target.status == "creating" {
+        let to = job.destination.cluster_name.as_deref().unwrap_or(&job.destination.host);
+        job.backend.peers.volumes.create_volume(job.context, to, &target).await?;
+    }
+    crash::point("migrate_volume:asked");
+    let until = Instant::now() + job.backend.globals.migration_create_timeout;
+    loop {
+        match read().await?.map(|target| target.status).as_deref() {
+            Some("available") => return Ok(()),
+            None | Some("error") => return Err(lost()),
+            Some(_) if Instant::now() >= until => {
+                return Err(Error::new(Code::VolumeMigration, "timeout creating new_volume on destination"));
+            }
+            Some(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// Copies what is not copied yet.
+async fn fill(job: &Job<'_>, volume: &Volume, source: &Place, dest: &Place, copy: &mut Copy) -> Result<()> {
+    let image = job.backend.image_name(volume);
+    let new_image = job.backend.globals.volume_name_template.replace("%s", &copy.new_id);
+    let failed = |e: crate::rbd::RbdError| {
+        Error::new(Code::VolumeMigration, format!("Volume {} could not be copied", volume.id)).caused_by(e)
+    };
+    let size = source.stat(&image).await.map_err(failed)?.size;
+    let began = Instant::now();
+    let mut written = 0;
+    while copy.offset < size {
+        let length = PIECE.min(size - copy.offset);
+        written += source.transfer(&image, dest, &new_image, copy.offset, length).await.map_err(failed)?;
+        copy.offset += length;
+        job.operation.step(COPYING, copy).await?;
+        crash::point("migrate_volume:copying");
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    info!(volume.id = volume.id, bytes = size, written_bytes = written, seconds, "volume copied");
+    if let Err(error) = source.refuse_watched(&image).await {
+        warn!(volume.id = volume.id, %error, "somebody opened the volume while it was copied");
+        return Err(failed(error));
+    }
+    Ok(())
+}
