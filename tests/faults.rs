@@ -11,10 +11,12 @@ mod backends;
 mod crash;
 #[path = "faults/crash_failover.rs"]
 mod crash_failover;
+#[path = "faults/crash_groups.rs"]
+mod crash_groups;
 #[path = "faults/crash_manage.rs"]
 mod crash_manage;
-#[path = "faults/groups.rs"]
-mod groups;
+#[path = "faults/crash_moving.rs"]
+mod crash_moving;
 #[path = "faults/input.rs"]
 mod input;
 #[path = "faults/restarts.rs"]

@@ -171,6 +171,7 @@ pub(crate) const TRANSITIONAL: &[&str] = &[
     "downloading",
     "uploading",
     "retyping",
+    "maintenance",
     "restoring",
     "reverting",
     "managing",
