@@ -12,7 +12,7 @@ use diesel_async::RunQueryDsl;
 
 use super::schema::{snapshots, volume_attachment, volumes};
 use super::volume::{VolumeChanges, transition, transition_to};
-use super::{Conn, attachment, now, volume};
+use super::{Conn, attachment, now, stray, volume};
 use crate::error::{Code, Error, Result};
 use crate::model::{Volume, VolumeEvent};
 
@@ -134,6 +134,11 @@ pub async fn swap(
         ..place_of(volume)
     };
     transition(conn, &target.id, VolumeEvent::MigrationLeftover, &left).await?;
+    // Which site serves the original is asked under the row that leads to it.
+    if let Some(site) = stray::site_of(conn, &volume.id).await? {
+        stray::forget(conn, std::slice::from_ref(&volume.id)).await?;
+        stray::record(conn, std::slice::from_ref(&target.id), &site).await?;
+    }
     diesel::update(volumes::table)
         .filter(volumes::id.eq(&target.id))
         .set(volumes::display_description.eq(format!("migration src for {}", volume.id)))

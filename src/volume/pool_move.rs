@@ -233,6 +233,7 @@ async fn switch(conn: &mut Conn, job: &Job<'_>, service: &Service) -> Result<Vol
     } else {
         db::volume::update(conn, &volume.id, &changes).await?;
     }
+    db::stray::forget(conn, std::slice::from_ref(&volume.id)).await?;
     if let Some(retyping) = job.retyping {
         db::moving::set_type_of_snapshots(conn, &volume.id, &retyping.new_type_id).await?;
     }

@@ -24,7 +24,6 @@ use crate::db::volume_type::Content;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{DriverData, ReplicationStatus, Volume, VolumeEvent, backend_of};
-use crate::rbd::types::MirrorMode;
 use crate::replication::{failover, target};
 
 /// Journal step with the form that the image had before.
@@ -358,13 +357,13 @@ fn row_of(
         .and_then(ReplicationStatus::parse)
         .is_some_and(ReplicationStatus::means_mirrored);
     match to.mirror {
-        Some(mode) => {
+        Some(_) => {
             if !claims {
                 changes.replication_status = Some(Some(mirrored_on(&before.site).as_str().to_owned()));
             }
             if data.is_some() || before.form.mirror != to.mirror {
                 // Also when the enabling was done by an attempt that a crash ended: it is known what was added.
-                let data = data.unwrap_or_else(|| added_by(mode, to.features));
+                let data = data.unwrap_or_else(|| added_by(to.features));
                 changes.replication_driver_data = Some(Some(data.to_text()));
             }
         }
@@ -394,7 +393,7 @@ fn mirrored_on(site: &str) -> ReplicationStatus {
 }
 
 /// What enabling mirroring remembers of an image of these features.
-fn added_by(_: MirrorMode, features: u64) -> DriverData {
+fn added_by(features: u64) -> DriverData {
     use crate::rbd::types::features::{EXCLUSIVE_LOCK, JOURNALING};
     DriverData {
         had_exclusive_lock: features & EXCLUSIVE_LOCK != 0,
@@ -419,8 +418,8 @@ async fn take_back(
         Ok((now, _)) if now.mirror.is_some() == before.form.mirror.is_some() => {}
         Ok((now, _)) => {
             let status = match now.mirror {
-                Some(mode) => {
-                    let data = added_by(mode, before.form.features);
+                Some(_) => {
+                    let data = added_by(before.form.features);
                     changes.replication_driver_data = Some(Some(data.to_text()));
                     mirrored_on(&before.site)
                 }

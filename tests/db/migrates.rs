@@ -59,6 +59,18 @@ async fn locked(stage: &Stage, number: u32) -> (String, String) {
     (volume, image)
 }
 
+/// As after a failover that the volume did not follow.
+async fn stray(stage: &Stage, volume: &str) {
+    let insert = format!(
+        "INSERT INTO scoria_strays (volume_id, site, recorded_at) VALUES ('{volume}', 'default', UTC_TIMESTAMP(6))"
+    );
+    stage.test.sql(&insert).await;
+}
+
+async fn strays(stage: &Stage) -> Vec<Vec<String>> {
+    stage.test.rows("SELECT volume_id, site FROM scoria_strays").await
+}
+
 fn request(volume: &str, destination: Destination, force_host_copy: bool) -> Migrate {
     Migrate { volume_id: volume.to_owned(), destination, force_host_copy }
 }
@@ -121,8 +133,10 @@ async fn to_another_pool_the_image_is_copied_and_the_original_goes() {
     other_service(&stage).await;
     let (volume, image) = locked(&stage, 1).await;
     let before = stage.seen(&image).unwrap();
+    stray(&stage, &volume).await;
     let operation = run(&stage, request(&volume, at(&stage, "a", "volumes2").await, false)).await;
     assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+    assert!(strays(&stage).await.is_empty(), "that was true of the other backend");
     assert_eq!(row(&stage, &volume).await, ["available", "success", THERE, "az2", "NULL"]);
     assert!(stage.seen(&image).is_none());
     let copy = stage.sim.image("a", "volumes2", &image).unwrap();
@@ -183,6 +197,7 @@ async fn to_another_cluster_the_content_is_copied_and_the_rows_change_places() {
     let uuid = other_service(&stage).await;
     let (volume, image) = locked(&stage, 1).await;
     let checksum = stage.seen(&image).unwrap().checksum;
+    stray(&stage, &volume).await;
     let asked = request(&volume, at(&stage, "b", "volumes2").await, false);
     let (operation, id) = tokio::join!(run(&stage, asked), serve(&stage, "b", "volumes2", &volume));
     assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
@@ -198,6 +213,7 @@ async fn to_another_cluster_the_content_is_copied_and_the_rows_change_places() {
     assert_eq!(left[..3], ["deleting", "deleting", host.as_str()]);
     assert_eq!(left[4], volume);
     assert_eq!(stage.column("volumes", "use_quota", &id).await, "0");
+    assert_eq!(strays(&stage).await, [[id.as_str(), "default"]], "there the original is");
     let description = stage.column("volumes", "display_description", &id).await;
     assert_eq!(description, format!("migration src for {volume}"));
     let expected = [format!("create {id} at {THERE}"), format!("delete {id} at {host}")];
