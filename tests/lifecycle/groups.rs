@@ -143,7 +143,7 @@ fn the_built_in_group_type_of_consistent_snapshots_works() {
     for volume in &volumes {
         lab.wait_status(volume, "available");
     }
-    let made = lab.api("cgsnapshots.create", json!([group]), json!({"name": "cgs"}));
+    let made = lab.api("cgsnapshots.create", json!([group]), json!({"name": "cgs", "description": ""}));
     let set = made["id"].as_str().unwrap().to_owned();
     wait_group_snapshot(&lab, &set, "available");
     let snapshots = members_of(&lab, &set);
