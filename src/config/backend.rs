@@ -110,6 +110,7 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         reserved_percentage: whole("reserved_percentage", 0, 100),
         max_over_subscription_ratio: over_subscription(reader, section),
         disk_geometry: geometry(reader, section),
+        image_cache: super::openstack::image_cache(reader, scope),
         filter_function: reader.optional(scope, "filter_function"),
         goodness_function: reader.optional(scope, "goodness_function"),
         extra_capabilities: extra_capabilities(reader, section),

@@ -66,6 +66,8 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         notifications,
         log: log(reader),
         backends,
+        openstack: super::openstack::openstack(reader),
+        image: super::openstack::image(reader),
         scoria: scoria(reader),
     }
 }

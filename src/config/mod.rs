@@ -11,6 +11,7 @@ mod backend;
 mod build;
 pub mod ini;
 mod interpolate;
+mod openstack;
 pub mod options;
 pub mod problem;
 mod reader;
@@ -24,6 +25,10 @@ mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use openstack::{
+    Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
+    NovaConfig, OpenStackConfig, TlsOptions,
+};
 pub use problem::{Origin, Problem, Severity, Warning};
 pub use source::Source;
 
@@ -162,6 +167,10 @@ pub struct Config {
     pub log: LogConfig,
     /// One per name of `enabled_backends` that is on Ceph RBD, in that order.
     pub backends: Vec<BackendConfig>,
+    /// Keystone, glance and nova.
+    pub openstack: OpenStackConfig,
+    /// What is done with images.
+    pub image: ImageConfig,
     /// Scoria's own options that are not per backend (`[scoria]`).
     pub scoria: ScoriaConfig,
 }
@@ -397,6 +406,8 @@ pub struct BackendConfig {
     pub max_over_subscription_ratio: String,
     /// `disk_geometry` (unset: hosts are told no block sizes).
     pub disk_geometry: Option<DiskGeometry>,
+    /// `image_volume_cache_*`, when `image_volume_cache_enabled`.
+    pub image_cache: Option<ImageCacheConfig>,
     /// `filter_function`.
     pub filter_function: Option<String>,
     /// `goodness_function`.

@@ -17,6 +17,12 @@ pub enum Group {
     Rabbit,
     /// `[oslo_messaging_notifications]`.
     Notifications,
+    /// `[service_user]`; its options of keystoneauth are those of `[glance]` and `[nova]` too.
+    ServiceUser,
+    /// What only `[glance]` has.
+    Glance,
+    /// What only `[nova]` has.
+    Nova,
     /// `[scoria]`.
     Scoria,
     /// A section named in `enabled_backends`, then `[backend_defaults]`.
@@ -25,8 +31,17 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of the sample file.
-    pub const ALL: [Group; 6] =
-        [Group::Default, Group::Database, Group::Rabbit, Group::Notifications, Group::Scoria, Group::Backend];
+    pub const ALL: [Group; 9] = [
+        Group::Default,
+        Group::Database,
+        Group::Rabbit,
+        Group::Notifications,
+        Group::ServiceUser,
+        Group::Glance,
+        Group::Nova,
+        Group::Scoria,
+        Group::Backend,
+    ];
 
     /// Section name; for [`Group::Backend`] the shared one.
     pub fn section(self) -> &'static str {
@@ -35,6 +50,9 @@ impl Group {
             Group::Database => "database",
             Group::Rabbit => "oslo_messaging_rabbit",
             Group::Notifications => "oslo_messaging_notifications",
+            Group::ServiceUser => "service_user",
+            Group::Glance => "glance",
+            Group::Nova => "nova",
             Group::Scoria => "scoria",
             Group::Backend => "backend_defaults",
         }
@@ -145,7 +163,10 @@ const fn between(min: i64, max: i64) -> Kind {
     Kind::Int { min, max }
 }
 
-use Group::{Backend as Be, Database as Db, Default as De, Notifications as No, Rabbit as Ra, Scoria as Sc};
+use Group::{
+    Backend as Be, Database as Db, Default as De, Glance as Gl, Notifications as No, Nova as Nv,
+    Rabbit as Ra, Scoria as Sc, ServiceUser as Su,
+};
 use Kind::{Bool, Choice, List, Multi, MultiDict, Text};
 
 /// oslo.log's own default of `default_log_levels`.
@@ -230,6 +251,52 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(No, "driver", Multi, None, "messaging, messagingv2 or noop; may be repeated. Unset: nothing is emitted."),
     opt(No, "transport_url", Text, None, "Broker of notifications. Unset: that of RPC.").secret(),
     opt(No, "topics", List, Some("notifications"), "Topics that notifications are sent to."),
+    // Images and the services that have them.
+    opt(De, "auth_strategy", Choice(&["noauth", "noauth_include_project_id", "keystone"]), Some("keystone"), "keystone: requests to other services carry tokens; noauth: they do not."),
+    opt(De, "glance_api_servers", List, None, "Glance servers, HOST:PORT or URL each. Unset: glance_catalog_info."),
+    opt(De, "glance_catalog_info", Text, Some("image:glance:publicURL"), "Where glance stands in the catalogue: <service_type>:<service_name>:<endpoint_type>."),
+    opt(De, "glance_num_retries", from(0), Some("3"), "Further attempts, each at the next server, when glance cannot be reached."),
+    opt(De, "glance_request_timeout", INT, None, "Seconds that glance may be silent. Unset: 600."),
+    opt(De, "glance_api_insecure", Bool, Some("false"), "Whether glance's certificate is not verified."),
+    opt(De, "glance_ca_certificates_file", Text, None, "CA file for glance. Unset: the system's certificates."),
+    opt(De, "glance_certfile", Text, None, "Client certificate for glance."),
+    opt(De, "glance_keyfile", Text, None, "Its key."),
+    opt(De, "glance_api_ssl_compression", Bool, Some("false"), "TLS compression.").without_effect("no TLS library of today compresses"),
+    opt(De, "allowed_direct_url_schemes", List, Some(""), "Image locations that may be used instead of a download: file, cinder."),
+    opt(De, "verify_glance_signatures", Choice(&["disabled", "enabled"]), Some("enabled"), "Whether the signature of a signed image is verified."),
+    opt(De, "image_conversion_dir", Text, Some("$state_path/conversion"), "Directory for images that are being converted."),
+    opt(De, "image_conversion_disable", Bool, Some("false"), "Whether images in other formats than the volume's are refused."),
+    opt(De, "image_introspection_cpu_limit", INT, Some("60"), "Seconds of CPU for a look into an image.").deprecated(&[("DEFAULT", "image_conversion_cpu_limit")]),
+    opt(De, "image_introspection_address_space_limit", INT, Some("1"), "GiB of memory for it.").deprecated(&[("DEFAULT", "image_conversion_address_space_limit")]),
+    opt(De, "cinder_internal_tenant_project_id", Text, None, "Project that owns cached images."),
+    opt(De, "cinder_internal_tenant_user_id", Text, None, "User that owns cached images."),
+    opt(Su, "send_service_user_token", Bool, Some("false"), "Send the token of this account along with the user's."),
+    opt(Su, "auth_type", Text, None, "password or v3password.").deprecated(&[("service_user", "auth_plugin")]),
+    opt(Su, "auth_section", Text, None, "Another section that has the account."),
+    opt(Su, "auth_url", Text, None, "Keystone."),
+    opt(Su, "username", Text, None, "User.").deprecated(&[("service_user", "user-name"), ("service_user", "user_name")]),
+    opt(Su, "user_id", Text, None, "Or its id."),
+    opt(Su, "password", Text, None, "Password.").secret(),
+    opt(Su, "user_domain_name", Text, None, "Domain of the user."),
+    opt(Su, "user_domain_id", Text, None, "Or its id."),
+    opt(Su, "project_name", Text, None, "Project that the token is for.").deprecated(&[("service_user", "tenant-name"), ("service_user", "tenant_name")]),
+    opt(Su, "project_id", Text, None, "Or its id.").deprecated(&[("service_user", "tenant-id"), ("service_user", "tenant_id")]),
+    opt(Su, "project_domain_name", Text, None, "Domain of the project."),
+    opt(Su, "project_domain_id", Text, None, "Or its id."),
+    opt(Su, "default_domain_name", Text, None, "Domain of both, where theirs is not set."),
+    opt(Su, "default_domain_id", Text, None, "Or its id."),
+    opt(Su, "domain_name", Text, None, "Domain that the token is for, instead of a project."),
+    opt(Su, "domain_id", Text, None, "Or its id."),
+    opt(Su, "system_scope", Text, None, "all: the token is for the system, instead of a project."),
+    opt(Su, "cafile", Text, None, "CA file. Unset: the system's certificates."),
+    opt(Su, "insecure", Bool, Some("false"), "Whether certificates are not verified."),
+    opt(Su, "certfile", Text, None, "Client certificate."),
+    opt(Su, "keyfile", Text, None, "Its key."),
+    opt(Su, "timeout", Text, None, "Seconds that an answer may take. Unset: 60."),
+    opt(Gl, "region_name", Text, None, "Region of glance in the catalogue."),
+    opt(Nv, "region_name", Text, None, "Region of nova in the catalogue."),
+    opt(Nv, "interface", Choice(&["public", "admin", "internal"]), Some("public"), "Endpoint of nova: public, internal or admin."),
+    opt(Nv, "token_auth_url", Text, None, "Keystone for requests with the user's token. Unset: that of the user's catalogue."),
     // Scoria's own.
     opt(Sc, "scoria_worker_path", Text, None, "The worker program. Unset: scoria-rbd-worker beside the service."),
     opt(Sc, "scoria_workers_per_site", between(2, 64), Some("2"), "Worker processes for each Ceph cluster in use."),
@@ -246,6 +313,9 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Be, "disk_geometry", Choice(&["512", "512e", "4k"]), None, "Block sizes that hosts are told: 512, 512e (4096/512) or 4k. Unset: none."),
     opt(Be, "filter_function", Text, None, "Equation by which the scheduler filters this backend."),
     opt(Be, "goodness_function", Text, None, "Equation by which the scheduler rates this backend."),
+    opt(Be, "image_volume_cache_enabled", Bool, Some("false"), "Keep a volume of every image that a volume was made from."),
+    opt(Be, "image_volume_cache_max_size_gb", INT, Some("0"), "GiB that the cache may have; 0: no limit."),
+    opt(Be, "image_volume_cache_max_count", INT, Some("0"), "Volumes that the cache may have; 0: no limit."),
     opt(Be, "extra_capabilities", Text, Some("{}"), "JSON object added to the capability report."),
     // A backend: RBD.
     opt(Be, "rbd_cluster_name", Text, Some("ceph"), "Name of the Ceph cluster."),

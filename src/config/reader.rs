@@ -23,6 +23,8 @@ pub(super) enum Scope<'a> {
     Transport(&'a [(String, String)], &'a Option<Origin>),
     /// In a backend's section, then in `[backend_defaults]`.
     Backend(&'a str),
+    /// keystoneauth's options in any section.
+    Auth(&'a str),
 }
 
 impl<'a> Scope<'a> {
@@ -31,13 +33,14 @@ impl<'a> Scope<'a> {
             Scope::Global(group) => group,
             Scope::Transport(..) => Group::Rabbit,
             Scope::Backend(_) => Group::Backend,
+            Scope::Auth(_) => Group::ServiceUser,
         }
     }
 
     /// The section that a complaint names.
     fn section(self) -> &'a str {
         match self {
-            Scope::Backend(section) => section,
+            Scope::Backend(section) | Scope::Auth(section) => section,
             other => other.group().section(),
         }
     }
@@ -139,8 +142,11 @@ impl<'a> Reader<'a> {
     pub(super) fn found(&self, scope: Scope<'_>, name: &str) -> Option<Found> {
         let spec = self.spec(scope, name)?;
         self.set(scope, spec).or_else(|| {
-            let value = spec.default?.to_owned();
-            Some(Found { value, origin: None, section: scope.section().to_owned() })
+            // A default may refer to another option, too ($state_path).
+            let (section, default) = (scope.section(), spec.default?);
+            let value = interpolate::expand(&References(self.source), section, default)
+                .unwrap_or_else(|_| default.to_owned());
+            Some(Found { value, origin: None, section: section.to_owned() })
         })
     }
 
@@ -241,13 +247,16 @@ fn sections<'a>(scope: Scope<'a>, spec: &OptionSpec) -> Vec<&'a str> {
     match scope {
         Scope::Backend(section) if spec.section_only => vec![section],
         Scope::Backend(section) => vec![section, Group::Backend.section()],
+        Scope::Auth(section) => vec![section],
         other => vec![other.group().section()],
     }
 }
 
 fn names<'s>(section: &'s str, spec: &OptionSpec) -> Vec<(&'s str, &'static str)> {
     let mut names = vec![(section, spec.name)];
-    names.extend_from_slice(spec.deprecated);
+    // An account's options have their old names in the section that they are looked up in.
+    let home = |old: &'static str| if spec.group == Group::ServiceUser { section } else { old };
+    names.extend(spec.deprecated.iter().map(|(old, name)| (home(old), *name)));
     names
 }
 

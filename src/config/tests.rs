@@ -63,6 +63,7 @@ fn the_registry_is_upstreams_where_upstream_has_the_option() {
         assert_eq!(spec.default.unwrap_or("-"), default, "{line}");
         let bound = |text: &str, none: i64| if text == "-" { none } else { text.parse().unwrap() };
         let fits = match spec.kind {
+            Kind::Text if kind == "float" => name == "timeout",
             Kind::Text | Kind::Choice(_) => kind == "str",
             Kind::Bool => kind == "bool",
             Kind::List => kind == "list",

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use super::options::{Group, OPTIONS};
+use super::options::{Group, OPTIONS, OptionSpec};
 use super::problem::{Origin, Severity};
 use super::reader::Reader;
 use super::source::group_key;
@@ -31,6 +31,14 @@ pub(super) fn is_known(section: &str, option: &str) -> bool {
             (o.group.section() == key && o.name == option)
                 || o.deprecated.iter().any(|(g, n)| group_key(g) == key && *n == option)
         })
+}
+
+/// The options of a group's section: `[glance]` and `[nova]` have an account as `[service_user]` has.
+fn options_of(group: Group) -> impl Iterator<Item = &'static OptionSpec> {
+    let shared = matches!(group, Group::Glance | Group::Nova).then_some(Group::ServiceUser);
+    OPTIONS
+        .iter()
+        .filter(move |o| o.group == group || (Some(o.group) == shared && o.name != "send_service_user_token"))
 }
 
 /// Names of the options that Scoria reads in a group.
@@ -91,7 +99,7 @@ fn one(reader: &Reader<'_>, backends: &[&str], section: &str, option: &str, orig
     let report = |severity, text: String| {
         reader.report(severity, Some(origin.clone()), (section, option), text);
     };
-    let ours = group.and_then(|g| OPTIONS.iter().find(|o| o.group == g && o.name == option));
+    let ours = group.and_then(|g| options_of(g).find(|o| o.name == option));
     let old = OPTIONS
         .iter()
         .find(|o| o.deprecated.iter().any(|(g, n)| group_key(g) == group_key(section) && *n == option));
@@ -118,7 +126,7 @@ fn one(reader: &Reader<'_>, backends: &[&str], section: &str, option: &str, orig
             }
         };
         report(Severity::Error, text);
-    } else if !known && let Some(near) = group.and_then(|g| nearest(option, names_of(g))) {
+    } else if !known && let Some(near) = group.and_then(|g| nearest(option, options_of(g).map(|o| o.name))) {
         report(Severity::Suspect, format!("is not an option; did you mean `{near}`?"));
     } else if section == "DEFAULT" && names_of(Group::Backend).any(|n| n == option) {
         let text =
