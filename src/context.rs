@@ -92,6 +92,21 @@ impl RequestContext {
         RequestContext { request_id, is_admin: true, fields, ..RequestContext::default() }
     }
 
+    /// The user's token: known until the process ends, never stored.
+    pub fn token(&self) -> Option<&SecretString> {
+        self.token.as_ref()
+    }
+
+    /// A field that has no name of its own here, such as `service_catalog`.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.fields.get(name)
+    }
+
+    /// The id by which other services know the request (`global_id`).
+    pub fn global_id(&self) -> &str {
+        self.global_request_id.as_deref().unwrap_or(&self.request_id)
+    }
+
     /// The fields to send on to the scheduler or to cinder-backup, token included.
     pub fn to_fields(&self) -> Map<String, Value> {
         let mut fields = self.fields.clone();

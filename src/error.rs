@@ -72,6 +72,25 @@ pub enum Code {
     VolumeMigration,
     /// Copying an image's metadata failed (`MetadataCopyFailure`).
     MetadataCopy,
+    /// No such image, or none that the user may see (`ImageNotFound`).
+    ImageNotFound,
+    /// The user may not do that with the image (`ImageNotAuthorized`).
+    ImageNotAuthorized,
+    /// The user's quota of image storage is used up (`ImageLimitExceeded`).
+    ImageLimitExceeded,
+    /// The bytes of an image did not arrive, or are not those that Glance has taken in
+    /// (`ImageDownloadFailed`).
+    ImageDownload,
+    /// No server of Glance could be reached (`GlanceConnectionFailed`).
+    GlanceConnection,
+    /// Glance answered with an error that has no class in Cinder (`CinderException`).
+    Glance,
+    /// There is no token to ask another service with, or keystone issues none (`NotAuthorized`).
+    NotAuthorized,
+    /// Nova could not be told, or answered with an error (`CinderException`).
+    Compute,
+    /// No catalogue and no option says where another service is (`CinderException`).
+    NoEndpoint,
     /// The operation exists in Cinder but not (yet) here (`NotSupportedOperation`).
     NotSupported,
     /// The RPC method is unknown (oslo.messaging `NoSuchMethod`).
@@ -137,6 +156,9 @@ impl Code {
             | Code::UnableToFailOver
             | Code::OverQuota
             | Code::UnsupportedCombination
+            | Code::ImageNotFound
+            | Code::ImageNotAuthorized
+            | Code::ImageLimitExceeded
             | Code::NotSupported
             | Code::NoSuchMethod
             | Code::UnsupportedVersion
@@ -149,6 +171,9 @@ impl Code {
             | Code::SnapshotBusy
             | Code::Database
             | Code::Broker
+            | Code::ImageDownload
+            | Code::GlanceConnection
+            | Code::Compute
             | Code::DeadlineExceeded => Kind::Transient,
             Code::DriverNotInitialized
             | Code::VolumeBackend
@@ -157,6 +182,9 @@ impl Code {
             | Code::Replication
             | Code::VolumeMigration
             | Code::MetadataCopy
+            | Code::Glance
+            | Code::NotAuthorized
+            | Code::NoEndpoint
             | Code::Config
             | Code::Internal => Kind::Permanent,
             Code::Cancelled => Kind::Cancelled,

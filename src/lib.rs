@@ -14,6 +14,7 @@ pub mod db;
 pub mod error;
 pub mod journal;
 pub mod model;
+pub mod openstack;
 pub mod rbd;
 pub mod replication;
 pub mod rpc;

@@ -103,6 +103,16 @@ fn class(code: Code) -> Class {
         Code::MetadataCopy => {
             cinder("MetadataCopyFailure", 400, ("Failed to copy metadata to volume: ", "reason", ""))
         }
+        Code::ImageNotFound => cinder("ImageNotFound", 404, ("Image ", "image_id", " could not be found.")),
+        Code::ImageNotAuthorized => {
+            cinder("ImageNotAuthorized", 500, ("Not authorized for image ", "image_id", "."))
+        }
+        Code::ImageLimitExceeded => plain(CINDER, "ImageLimitExceeded", Some(413)),
+        Code::ImageDownload => plain(CINDER, "ImageDownloadFailed", Some(500)),
+        Code::GlanceConnection => {
+            cinder("GlanceConnectionFailed", 500, ("Connection to glance failed: ", "reason", ""))
+        }
+        Code::NotAuthorized => plain(CINDER, "NotAuthorized", Some(403)),
         Code::NotSupported => {
             cinder("NotSupportedOperation", 405, ("Operation not supported: ", "operation", "."))
         }
@@ -119,6 +129,9 @@ fn class(code: Code) -> Class {
         Code::MalformedMessage
         | Code::Database
         | Code::Broker
+        | Code::Glance
+        | Code::Compute
+        | Code::NoEndpoint
         | Code::Cancelled
         | Code::Config
         | Code::Internal => plain(CINDER, "CinderException", Some(500)),
