@@ -19,13 +19,14 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use crate::config::{BackendConfig, Config};
+use crate::config::{BackendConfig, Config, ImageConfig};
 use crate::context::RequestContext;
 use crate::db::quota::QuotaRules;
 use crate::db::{self, Db};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Journal, Outcome};
 use crate::model::{Attachment, Scope, Service, Snapshot, Volume, pool_of};
+use crate::openstack::OpenStack;
 use crate::rbd::protocol::Connection;
 use crate::rbd::{Ceph, Site};
 use crate::volume::image::{Place, Shape};
@@ -60,6 +61,10 @@ pub struct Globals {
     pub migration_create_timeout: Duration,
     /// Quota options.
     pub quota: QuotaRules,
+    /// What is done with images.
+    pub image: ImageConfig,
+    /// Keystone, glance and nova.
+    pub openstack: OpenStack,
 }
 
 impl From<&Config> for Globals {
@@ -70,6 +75,8 @@ impl From<&Config> for Globals {
             message_ttl: config.message_ttl,
             migration_create_timeout: config.migration_create_timeout,
             quota: QuotaRules::from(config),
+            image: config.image.clone(),
+            openstack: OpenStack::new(&config.openstack),
         }
     }
 }

@@ -202,6 +202,15 @@ impl BackendHandler {
                 extend::extend(backend, context, operation, request).await?;
                 Ok(Value::Null)
             }
+            Method::ExtendVolumeCompletion(a) => {
+                let request = extend::Extend {
+                    volume_id: a.volume.volume.id.clone(),
+                    new_size: a.new_size,
+                    reservations: a.reservations.clone(),
+                };
+                extend::complete(backend, context, operation, request, a.error).await?;
+                Ok(Value::Null)
+            }
             Method::CreateSnapshot(a) => {
                 snapshot::create(backend, context, operation, &a.snapshot.snapshot.id).await?;
                 Ok(Value::Null)

@@ -12,7 +12,6 @@ use crate::error::Result;
 use crate::journal::Operation;
 use crate::rpc::Method;
 use crate::rpc::fault::no_such_method;
-use crate::volume::extend::Extend;
 use crate::volume::unserved::{self, GroupReplication};
 
 /// Settles the request.
@@ -33,14 +32,6 @@ pub(super) async fn settle(
             unserved::copy_volume_to_image(b, c, o, &a.volume_id, image).await
         }
         Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
-        Method::ExtendVolumeCompletion(a) => {
-            let request = Extend {
-                volume_id: a.volume.volume.id.clone(),
-                new_size: a.new_size,
-                reservations: a.reservations.clone(),
-            };
-            unserved::extend_completion(b, c, o, request, a.error).await
-        }
         Method::GetBackupDevice(a) if o.reply_to().is_none() => {
             let request = unserved::BackupDevice {
                 backup_id: a.backup.id.clone(),

@@ -100,10 +100,12 @@ impl Service {
             tokio::spawn(purge(journal.clone(), stopping.clone())),
             tokio::spawn(pins::keep(db, clients, stopping.clone())),
         ];
+        // Made once: all backends share tokens and connections to other services.
+        let globals = Globals::from(config);
         let starting = config.backends.iter().map(|section| {
             let backend = Arc::new(Backend::new(
                 section.clone(),
-                Globals::from(config),
+                globals.clone(),
                 journal.clone(),
                 peers.clone(),
                 &ceph,

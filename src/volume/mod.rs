@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod cleanup;
+mod compute;
 pub mod connect;
 pub mod connection;
 pub mod crash;

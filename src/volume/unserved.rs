@@ -6,14 +6,12 @@
 //! journalled operation, so a crash before it repeats all and a crash after it nothing.
 //! Statuses that somebody has changed meanwhile are left alone.
 //!
-//! What needs no driver on RBD is done truly: [`accept_transfer`], and the successful half of
-//! [`extend_completion`].
+//! What needs no driver on RBD is done truly: [`accept_transfer`].
 
 mod group;
 
 use tracing::{error, info, warn};
 
-use super::extend::{self, Extend};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message, ResourceType};
@@ -48,26 +46,11 @@ where
         AsyncFn(&'r mut Conn) -> Result<bool> + Work<&'r mut Conn, Result<bool>, Fut: Send> + Send + Sync,
 {
     let failure = unsupported(operation.method());
-    end(backend, context, operation, message, &failure, work).await
-}
-
-async fn end<F>(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    message: &Message,
-    failure: &Error,
-    work: F,
-) -> Result<()>
-where
-    for<'r> F:
-        AsyncFn(&'r mut Conn) -> Result<bool> + Work<&'r mut Conn, Result<bool>, Fut: Send> + Send + Sync,
-{
     let service = backend.service()?;
     let ttl = backend.globals.message_ttl;
     let changed = backend
         .journal
-        .complete(operation, &Outcome::failed(failure), async |conn| {
+        .complete(operation, &Outcome::failed(&failure), async |conn| {
             let changed = work(conn).await?;
             if changed {
                 db::message::create(conn, context, message, ttl).await?;
@@ -154,32 +137,6 @@ pub async fn reimage(
         VolumeChanges { previous_status: Some(Some("downloading".to_owned())), ..VolumeChanges::default() };
     refuse(backend, context, operation, &message, async |conn| {
         fail_volume(conn, volume_id, VolumeEvent::ReimageFailed, &changes).await
-    })
-    .await
-}
-
-/// `extend_volume_completion`: somebody else has extended the volume, or could not. After a success the
-/// image is made sure to be as large as the row will say.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn extend_completion(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    request: Extend,
-    failed: bool,
-) -> Result<()> {
-    if !failed {
-        return extend::extend(backend, context, operation, request).await;
-    }
-    let id = &request.volume_id;
-    let message = Message::volume(id, Action::ExtendVolume, Detail::DriverFailedExtend);
-    let failure = Error::new(Code::VolumeBackend, format!("Volume {id}: Error trying to extend volume"));
-    end(backend, context, operation, &message, &failure, async |conn| {
-        let volume = db::volume::find(conn, id).await?;
-        quota::roll_back(conn, &project(volume.as_ref(), context), &request.reservations).await?;
-        fail_volume(conn, id, VolumeEvent::ExtendFailed, &VolumeChanges::default()).await
     })
     .await
 }

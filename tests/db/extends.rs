@@ -71,3 +71,51 @@ async fn an_extension_of_a_volume_that_is_gone_gives_its_quota_back() {
     assert_eq!(gigabytes(&stage).await, ["2", "0"]);
     assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
 }
+
+#[tokio::test]
+async fn an_extension_that_was_done_elsewhere_is_recorded_and_the_image_made_to_fit() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "extending", "").await;
+    stage.image(&volume).await;
+    let reservations = reserve(&stage).await;
+    let request = Extend { volume_id: volume.clone(), new_size: 5, reservations };
+    let operation = stage.operation("extend_volume_completion", Some(("Volume", &volume))).await;
+    extend::complete(&stage.backend, &stage.context, &operation, request, false).await.unwrap();
+    assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+    assert_eq!(stage.status("volumes", &volume).await, "available");
+    assert_eq!(stage.column("volumes", "size", &volume).await, "5");
+    assert_eq!(stage.seen(&format!("volume-{volume}")).unwrap().size, 5 << 30);
+    assert_eq!(gigabytes(&stage).await, ["5", "0"]);
+    assert_eq!(stage.heard.events(), [format!("volume.resize.end {volume} available")]);
+    assert!(stage.messages().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_extension_that_failed_elsewhere_returns_its_quota() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "extending", "").await;
+    stage.image(&volume).await;
+    let reservations = reserve(&stage).await;
+    let request = Extend { volume_id: volume.clone(), new_size: 5, reservations };
+    let operation = stage.operation("extend_volume_completion", Some(("Volume", &volume))).await;
+    extend::complete(&stage.backend, &stage.context, &operation, request, true).await.unwrap();
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+    assert_eq!(stage.status("volumes", &volume).await, "error_extending");
+    assert_eq!(stage.column("volumes", "size", &volume).await, "2");
+    assert_eq!(stage.seen(&format!("volume-{volume}")).unwrap().size, 2 << 30);
+    assert_eq!(gigabytes(&stage).await, ["2", "0"]);
+    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "007", "010"]]);
+}
+
+#[tokio::test]
+async fn a_completion_without_an_image_fails() {
+    let stage = Stage::new().await;
+    let volume = seed::volume(&stage.test, 1, "extending", "").await;
+    let reservations = reserve(&stage).await;
+    let request = Extend { volume_id: volume.clone(), new_size: 5, reservations };
+    let operation = stage.operation("extend_volume_completion", Some(("Volume", &volume))).await;
+    extend::complete(&stage.backend, &stage.context, &operation, request, false).await.unwrap();
+    assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
+    assert_eq!(stage.status("volumes", &volume).await, "error_extending");
+    assert_eq!(gigabytes(&stage).await, ["2", "0"]);
+}

@@ -13,6 +13,7 @@ mod create;
 mod create_site;
 mod defects;
 mod deletes;
+mod extend_in_use;
 mod extends;
 mod failover;
 mod failover_rows;

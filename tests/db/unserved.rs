@@ -2,7 +2,6 @@
 
 use scoria::error::Code;
 use scoria::journal::{NewOperation, ReplyTo};
-use scoria::volume::extend::Extend;
 use scoria::volume::unserved::{self, BackupDevice, GroupReplication};
 
 use crate::journal::accept;
@@ -104,22 +103,6 @@ async fn a_refused_reimage_is_an_error() {
     let again = unserved::reimage(&stage.backend, &stage.context, &operation, &volume);
     assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(stage.messages().await.len(), 1);
-}
-
-#[tokio::test]
-async fn an_extension_that_failed_elsewhere_returns_its_quota() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "extending", "").await;
-    reserve(&stage.test, &["r"], "gigabytes", 3).await;
-    let operation = stage.operation("extend_volume_completion", Some(("Volume", &volume))).await;
-    let request = Extend { volume_id: volume.clone(), new_size: 5, reservations: vec!["r".into()] };
-    unserved::extend_completion(&stage.backend, &stage.context, &operation, request, true).await.unwrap();
-    assert_eq!(
-        stage.test.row(&format!("SELECT status, size FROM volumes WHERE id='{volume}'")).await,
-        ["error_extending", "2"]
-    );
-    assert_eq!(usages(&stage.test).await, [["gigabytes", "10", "0"]]);
-    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "007", "010"]]);
 }
 
 #[tokio::test]
