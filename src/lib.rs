@@ -1,6 +1,6 @@
 //! Scoria: cinder-volume for Ceph RBD, made for the worst day.
 //!
-//! A request travels `bin → service → rpc → {volume, replication, backend} → {journal, db, rbd} →
+//! A request travels `bin → service → rpc → {volume, replication, backend} → {openstack, journal, db, rbd} →
 //! model`, and no arrow points back. ARCHITECTURE.md walks through two requests end to end.
 
 // Not for the test crates, whose shared modules are public to nobody by nature.
