@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use openstack::{
     Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
-    NovaConfig, OpenStackConfig, TlsOptions,
+    NovaConfig, OpenStackConfig, TlsOptions, identity_base,
 };
 pub use problem::{Origin, Problem, Severity, Warning};
 pub use source::Source;

@@ -37,7 +37,7 @@ pub struct OpenStackConfig {
 /// A keystone account (`auth_type = password`).
 #[derive(Debug, Clone)]
 pub struct Account {
-    /// `auth_url`, without a trailing slash or `/v3`.
+    /// `auth_url`, without its version.
     pub auth_url: String,
     /// Who it is.
     pub user: Named,
@@ -227,7 +227,7 @@ fn nova(reader: &Reader<'_>) -> NovaConfig {
     NovaConfig {
         interface: reader.choice(scope, "interface"),
         region: reader.optional(scope, "region_name"),
-        token_auth_url: reader.optional(scope, "token_auth_url").map(|url| base(&url)),
+        token_auth_url: reader.optional(scope, "token_auth_url").map(|url| identity_base(&url)),
         account: account(reader, Nova.section()),
         tls: tls(reader, Nova.section()),
         timeout: timeout(reader, Nova.section()),
@@ -317,7 +317,7 @@ fn account(reader: &Reader<'_>, section: &str) -> Option<Account> {
     };
     // Keystone is spoken to with the session of the section itself.
     Some(Account {
-        auth_url: base(&auth_url),
+        auth_url: identity_base(&auth_url),
         user,
         password,
         scope: target,
@@ -354,10 +354,11 @@ fn timeout(reader: &Reader<'_>, section: &str) -> Duration {
     }
 }
 
-/// The URL of an identity service without its version.
-fn base(url: &str) -> String {
+/// The URL of an identity service without its version, which may be that of an API long gone.
+pub fn identity_base(url: &str) -> String {
     let url = url.trim().trim_end_matches('/');
-    url.strip_suffix("/v3").unwrap_or(url).trim_end_matches('/').to_owned()
+    let bare = ["/v3", "/v2.0"].iter().find_map(|version| url.strip_suffix(version)).unwrap_or(url);
+    bare.trim_end_matches('/').to_owned()
 }
 
 #[cfg(test)]
@@ -413,7 +414,7 @@ mod tests {
              [keystone_authtoken]\n{ACCOUNT}[nova]\nauth_section=keystone_authtoken\ntimeout=1.5\n\
              interface=internal\ninsecure=yes\n\
              [service_user]\nsend_service_user_token=true\nauth_type=v3password\nuser-name=s\npassword=x\n\
-             auth_url=http://k:5000\n[ceph]\nimage_volume_cache_enabled=true\nimage_volume_cache_max_count=5\n",
+             auth_url=http://k:5000/v2.0/\n[ceph]\nimage_volume_cache_enabled=true\nimage_volume_cache_max_count=5\n",
         ));
         let nova = c.openstack.nova.account.unwrap();
         assert_eq!(nova.auth_url, "http://k:5000");
@@ -427,6 +428,7 @@ mod tests {
         assert_eq!(c.image.introspection_cpu, Duration::from_secs(7));
         let service = c.openstack.service_user.unwrap();
         assert_eq!(service.user, Named::Name("s".into(), None));
+        assert_eq!(service.auth_url, "http://k:5000");
         let cache = ImageCacheConfig { max_size_gb: None, max_count: Some(5) };
         assert_eq!(c.backends[0].image_cache, Some(cache));
     }

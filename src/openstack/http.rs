@@ -127,6 +127,10 @@ async fn build(tls: TlsOptions) -> Result<Client, Failure> {
                 .user_agent(concat!("scoria/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::custom(same_server))
                 .tls_danger_accept_invalid_certs(tls.insecure);
+            if cfg!(test) {
+                // The servers of the tests are in the process.
+                builder = builder.no_proxy();
+            }
             if let Some(identity) = identity.clone() {
                 builder = builder.identity(identity);
             }

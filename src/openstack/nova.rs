@@ -13,7 +13,7 @@ use super::auth::{Auth, Speaker};
 use super::catalog::Catalog;
 use super::http::{self, Answer, Connections, Failure};
 use super::keystone::{self, Identity, UserScope};
-use crate::config::{Named, NovaConfig};
+use crate::config::{Named, NovaConfig, identity_base};
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 
@@ -154,8 +154,7 @@ impl Nova {
                 "[nova] has no account and no token_auth_url, and the user's catalogue no identity service";
             Failure::NoEndpoint(text.to_owned())
         })?;
-        let url = url.trim_end_matches('/');
-        Ok(url.strip_suffix("/v3").unwrap_or(url).to_owned())
+        Ok(identity_base(&url))
     }
 
     /// A catalogue without nova is a failure like any other: somebody has said where to ask.
