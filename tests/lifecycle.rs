@@ -15,6 +15,8 @@ mod basics;
 mod cli;
 #[path = "lifecycle/copies.rs"]
 mod copies;
+#[path = "lifecycle/extend.rs"]
+mod extend;
 #[path = "lifecycle/failures.rs"]
 mod failures;
 #[path = "lifecycle/groups.rs"]

@@ -135,6 +135,19 @@ async fn run(stage: &Stage, operation: &Operation, volume: &str) {
     extend::extend(&stage.backend, &stage.context, operation, request).await.unwrap();
 }
 
+/// The service dies while it waits for nova.
+async fn die_at_nova(stage: &Stage, operation: &Operation, volume: &str, control: &Control) {
+    let heard = async {
+        while control.heard().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = run(stage, operation, volume) => panic!("nova hangs, and so must this"),
+        () = heard => {}
+    }
+}
+
 async fn is_extended(stage: &Stage, volume: &str) {
     assert_eq!(stage.status("volumes", volume).await, "in-use");
     assert_eq!(stage.column("volumes", "size", volume).await, "5");
@@ -188,9 +201,7 @@ async fn after_a_crash_nova_is_told_and_nothing_else_done_again() {
     let mut stage = Stage::with(&control.options()).await;
     let (volume, server) = attached(&stage).await;
     let operation = stage.operation("extend_volume", Some(("Volume", &volume))).await;
-    // The service dies while it waits for nova.
-    let waiting = tokio::time::timeout(Duration::from_secs(3), run(&stage, &operation, &volume)).await;
-    assert!(waiting.is_err(), "nova hangs");
+    die_at_nova(&stage, &operation, &volume, &control).await;
     is_extended(&stage, &volume).await;
     assert_eq!(stage.ended(&operation).await[0], "open");
     control.set(Nova::Takes);
@@ -211,7 +222,7 @@ async fn a_defect_after_the_extension_does_not_undo_it() {
     let mut stage = Stage::with(&control.options()).await;
     let (volume, _) = attached(&stage).await;
     let operation = stage.operation("extend_volume", Some(("Volume", &volume))).await;
-    let _ = tokio::time::timeout(Duration::from_secs(3), run(&stage, &operation, &volume)).await;
+    die_at_nova(&stage, &operation, &volume, &control).await;
     stage.restart();
     let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
     let request = Extend { volume_id: volume.clone(), new_size: 5, reservations: vec!["r".into()] };
