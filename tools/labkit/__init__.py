@@ -9,4 +9,5 @@ so that a developer can bring it up, break it and throw it away, twice on the sa
     component   what a component is           status      the table, health and memory
     ceph        two sites, mirroring          ceph_setup  (child process) pools, peers
     mariadb, rabbitmq, cinder, scoria         env         names that others build on
+    auth        with Keystone or without      keystone, glance, web
 """

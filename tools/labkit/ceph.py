@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 
-from . import procs
+from . import auth, procs
 from .component import Component
 from .state import LabError, REPO, write_if_changed
 
@@ -115,7 +115,8 @@ def write_conf(lab, site):
     write_if_changed(client_conf(lab, site), f"[global]\n{_common(lab, site)}"
                      "log_file =\nadmin_socket =\n" + "".join(
                          f"[{who}]\nkeyring = {keyring(lab, site, who)}\n"
-                         for who in ("client.admin", "client.cinder")))
+                         for who in ("client.admin", "client.cinder",
+                                     *(("client.glance",) if auth.on(lab) else ()))))
     write_if_changed(daemon_conf(lab, site), f"""[global]
 {_common(lab, site)}mon_initial_members = m
 public_addr = {ip}
@@ -228,13 +229,9 @@ def create_site(lab, site):
     for i in range(lab.state["osds"]):
         entities[f"osd.{i}"] = {"mon": "allow profile osd", "mgr": "allow profile osd",
                                 "osd": "allow *"}
-    # A cephx secret is type, creation time, length, 16 random bytes; making it here saves a
-    # process per key.
     text = {}
     for name, caps in entities.items():
-        key = base64.b64encode(struct.pack("<HIIH", 1, int(time.time()), 0, 16) + os.urandom(16))
-        text[name] = f"[{name}]\n\tkey = {key.decode()}\n" + "".join(
-            f'\tcaps {kind} = "{cap}"\n' for kind, cap in caps.items())
+        text[name] = _new_key(name, caps)
         write_if_changed(keyring(lab, site, name), text[name])
     write_if_changed(d / "all.keyring", "".join(text.values()))
     for name in MGR_MODULES:
@@ -246,6 +243,25 @@ def create_site(lab, site):
     _run(lab, ["ceph-mon", "-c", daemon_conf(lab, site), "-i", "m", "--mkfs", "--monmap",
           d / "monmap", "--keyring", d / "all.keyring"], f"{s}: mon mkfs")
     lab.mark(f"site-{site}-keys")
+
+
+def _new_key(name, caps):
+    """Text of a keyring. A cephx secret is type, creation time, length, 16 random bytes; making it here
+    saves a process per key."""
+    key = base64.b64encode(struct.pack("<HIIH", 1, int(time.time()), 0, 16) + os.urandom(16))
+    return f"[{name}]\n\tkey = {key.decode()}\n" + "".join(
+        f'\tcaps {kind} = "{cap}"\n' for kind, cap in caps.items())
+
+
+def add_entity(lab, site, name, caps):
+    """One more client of a running site, once."""
+    step = f"site-{site}-{name}"
+    if not lab.done(step):
+        path = keyring(lab, site, name)
+        if not path.exists():
+            write_if_changed(path, _new_key(name, caps))
+        setup_step(lab, "entity", daemon_conf(lab, site), path)
+        lab.mark(step)
 
 
 def make_pools(lab, site):

@@ -5,6 +5,7 @@ call can hang beyond any deadline. So each step is one child process with one co
 the lab kills when it does not come back.
 
     python3 -m labkit.ceph_setup osd-new CONF ID | pools CONF OSDS POOL... | peers CONF CONF POOL...
+                               | entity CONF KEYRING
 """
 
 import json
@@ -24,8 +25,8 @@ def connect(conf):
     return cluster
 
 
-def command(cluster, **words):
-    code, out, err = cluster.mon_command(json.dumps({**words, "format": "json"}), b"", timeout=30)
+def command(cluster, given=b"", **words):
+    code, out, err = cluster.mon_command(json.dumps({**words, "format": "json"}), given, timeout=30)
     if code:
         raise RuntimeError(f"{words}: {code} {err}")
     return json.loads(out) if out.strip() else None
@@ -75,5 +76,11 @@ def peers(conf_a, conf_b, *names):
         lib.mirror_peer_bootstrap_import(b, rbd.RBD_MIRROR_PEER_DIRECTION_RX_TX, token)
 
 
+def entity(conf, keyring):
+    """A client with the key and the capabilities that the file says; again is no harm."""
+    with open(keyring, "rb") as f:
+        command(connect(conf), f.read(), prefix="auth import")
+
+
 if __name__ == "__main__":
-    {"osd-new": osd_new, "pools": pools, "peers": peers}[sys.argv[1]](*sys.argv[2:])
+    {"osd-new": osd_new, "pools": pools, "peers": peers, "entity": entity}[sys.argv[1]](*sys.argv[2:])

@@ -4,16 +4,16 @@ The problem: Scoria must please the real cinder-api and cinder-scheduler, which 
 a web server and files in /etc. Here they run from the virtual environment with `noauth`, under
 uWSGI, on one configuration file in the lab. The stock cinder-volume (not started by default) has
 a host and files of its own; os-brick insists on keyrings in /etc/ceph, which it therefore sees
-through a mount namespace of its own.
+through a mount namespace of its own. In a lab with Keystone (`auth`) they have what it asks of them.
 """
 
-import http.client
 import os
 import shutil
 
-from . import amqp, ceph, rabbitmq
+from . import amqp, auth, ceph, rabbitmq
 from .component import Component
 from .state import write_if_changed
+from .web import Web, uwsgi
 
 BACKENDS = {"ceph": "volumes", "plain": "volumes2"}      # section: pool
 
@@ -40,7 +40,7 @@ connection = {database_url(lab)}
 [oslo_messaging_notifications]
 driver = messagingv2
 
-{rabbitmq.oslo_options(lab)}"""
+{rabbitmq.oslo_options(lab)}{auth.cinder_sections(lab)}"""
 
 
 def backend_sections(lab, prefix=""):
@@ -68,7 +68,7 @@ def write_conf(lab):
         (base / sub).mkdir(parents=True, exist_ok=True)
     write_if_changed(control_conf(lab), f"""[DEFAULT]
 host = lab
-auth_strategy = noauth
+auth_strategy = {auth.mode(lab)}
 transport_url = {rabbitmq.transport_url(lab)}
 state_path = {base}/state
 api_paste_config = {lab.venv}/etc/cinder/api-paste.ini
@@ -81,18 +81,20 @@ enable_new_services = true
 # The scheduler waits at most so long for the first report of a backend.
 periodic_interval = 10
 use_stderr = true
-
+{auth.cinder_defaults(lab)}
 [coordination]
 backend_url = file://{base}/state/coordination
 
 [oslo_concurrency]
 lock_path = {base}/locks
 
-{shared_sections(lab)}""")
+{shared_sections(lab)}""", mode=auth.conf_mode(lab))
 
 
 class _Service(Component):
-    needs = ("mariadb", "rabbitmq")
+    def __init__(self, lab):
+        super().__init__(lab)
+        self.needs = ("mariadb", "rabbitmq", *auth.needs(lab))
 
     def available(self):
         if not (self.lab.venv / ".scoria-hash").exists():
@@ -114,37 +116,15 @@ class _Service(Component):
         return "ok" if not deaf else "not consuming: " + ", ".join(deaf)
 
 
-class Api(_Service):
+class Api(Web, _Service):
     name = "cinder-api"
-    grace = 2.0
-
-    def listens(self):
-        return (("127.0.0.1", self.lab.state["ports"]["api"]),)
+    port_name = "api"
 
     def command(self):
         """Forked after loading: the workers share the memory of one import."""
-        port = self.lab.state["ports"]["api"]
-        return [self.lab.venv / "bin/uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master",
-                "--processes", "2", "--threads", "4", "--need-app", "--die-on-term",
-                "--buffer-size", "65535", "--post-buffering", "65536",
-                "--add-header", "Connection:close", "--virtualenv", self.lab.venv,
-                "--listen", "100", "--disable-logging", "--log-4xx", "--log-5xx",
-                "--module", "cinder.wsgi.api:application",
-                "--pyargv", f"--config-file {control_conf(self.lab)}"], {
-                    "PYTHONWARNINGS": "ignore"}
-
-    def ready(self):
-        conn = http.client.HTTPConnection("127.0.0.1", self.lab.state["ports"]["api"], timeout=3)
-        try:
-            conn.request("GET", "/")
-            return conn.getresponse().status in (200, 300)
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            conn.close()
-
-    def address(self):
-        return f"127.0.0.1:{self.lab.state['ports']['api']}"
+        return uwsgi(self.lab.venv, self.port, "cinder.wsgi.api", "--post-buffering", "65536",
+                     "--pyargv", f"--config-file {control_conf(self.lab)}", processes=2), {
+                         "PYTHONWARNINGS": "ignore"}
 
 
 class Scheduler(_Service):
@@ -197,14 +177,14 @@ state_path = {base}/stock
 enabled_backends = {",".join(BACKENDS)}
 periodic_interval = 10
 use_stderr = true
-
+{auth.cinder_defaults(self.lab)}
 [coordination]
 backend_url = file://{base}/stock/coordination
 
 [oslo_concurrency]
 lock_path = {base}/locks
 
-{shared_sections(self.lab)}{backend_sections(self.lab, prefix)}""")
+{shared_sections(self.lab)}{backend_sections(self.lab, prefix)}""", mode=auth.conf_mode(self.lab))
         etc.mkdir(exist_ok=True)
         for site, cluster in (("a", "ceph"), ("a", "site-a"), ("b", "site-b")):
             source = ceph.keyring(self.lab, site, "client.cinder")
@@ -231,6 +211,9 @@ lock_path = {base}/locks
 
 def client_environment(lab):
     """Environment that makes a plain `cinder` command work on the lab."""
+    if auth.on(lab):
+        return {**auth.client_environment(lab), "OS_VOLUME_API_VERSION": "3.71",
+                "CINDER_ENDPOINT": endpoint(lab)}
     return {
         "OS_AUTH_TYPE": "noauth",
         "OS_ENDPOINT": endpoint(lab),

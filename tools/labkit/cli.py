@@ -11,17 +11,26 @@ import subprocess
 import sys
 import time
 
-from . import ceph, cinder, env, mariadb, plan, procs, rabbitmq, scoria, status
-from .state import Lab, LabError
+from . import auth, ceph, cinder, env, mariadb, plan, procs, rabbitmq, scoria, status
+from .state import REPO, Lab, LabError
 
 EPILOG = """\
 components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
-cinder-api cinder-scheduler scoria-volume, and on demand cinder-volume (the stock service);
-site-a and site-b stand for everything of a site.
+cinder-api cinder-scheduler scoria-volume, on demand cinder-volume (the stock service), and with
+--auth keystone also keystone and glance-api; site-a and site-b stand for everything of a site.
+
+Keystone and Glance: `up --auth keystone` installs them if they are missing (tools/install auth), starts
+them and lets Cinder and Scoria use them. Glance has a store on either site: ceph (site a, the default)
+and ceph-b. Users are admin, demo (no administrator) and the services' own cinder, glance, nova; `env`,
+`cinder`, `glance` and `exec` act for admin or whom SCORIA_LAB_USER names. Nothing serves the compute
+endpoint: its port (SCORIA_NOVA_ENDPOINT in `env`) is left to a test that records what Nova is told.
+A lab stays in its mode. `up --auth noauth` or `up --auth keystone` changes it, and restarts what reads
+it; the data stays, volumes belonging to the project that they were made in.
 
 environment: SCORIA_LAB (the lab's directory, default target/lab), SCORIA_BIN_DIR (where
 scoria-volume is, default the newest of target/debug and target/release), SCORIA_VENV (Cinder's
-virtual environment, default target/cinder-venv), TMPDIR (where the sockets' directory is made)
+virtual environment, default target/cinder-venv), SCORIA_AUTH_VENV (that of Keystone and Glance,
+default target/auth-venv), SCORIA_LAB_USER (admin), TMPDIR (where the sockets' directory is made)
 """
 
 
@@ -52,10 +61,12 @@ def up(lab, args):
         lab.state["watch_timeout"] = args.watch_timeout
     lab.save()
     procs.kill(lab, [procs.SETUP])      # of an `up` that was killed
+    restarted = _new_auth(lab, args.auth)
     every = plan.components(lab)
     without = plan.expand(every, args.without or [])
     named = plan.expand(every, args.components)
     names = plan.with_needs(every, named or [c.name for c in every.values() if c.by_default])
+    names += [n for n in plan.with_needs(every, restarted) if n not in names]
     names = [n for n in names if n not in without]
     for name in list(names):
         reason = every[name].available()
@@ -73,6 +84,20 @@ def up(lab, args):
     if new_timeout:
         ceph.set_watch_timeout(lab)
     say(f"lab up in {time.monotonic() - begin:.1f} s: {lab.root}")
+
+
+def _new_auth(lab, wanted):
+    """Go over to another mode: everybody who reads it is stopped. Says who ran and is to run again."""
+    if (wanted or auth.mode(lab)) == "keystone" and not (lab.auth_venv / ".scoria-hash").exists():
+        if subprocess.call([REPO / "tools/install", "auth"], stdin=subprocess.DEVNULL):
+            raise LabError("Keystone and Glance could not be installed; once `tools/install auth` "
+                           "succeeds, run this again")
+    if wanted is None or wanted == auth.mode(lab):
+        return []
+    running = [n for n in (*auth.CLIENTS, *auth.COMPONENTS) if procs.leader(lab, n)]
+    plan.stop(lab, plan.components(lab), running)
+    auth.choose(lab, wanted)
+    return [n for n in running if n not in auth.COMPONENTS]
 
 
 def _new_rabbit_mode(lab, every, names, without):
@@ -196,10 +221,20 @@ def show_env(lab, _args):
 
 def run_cinder(lab, args):
     lab.require()
-    _pass_on([lab.venv / "bin/cinder", *args.args],
-             {**os.environ, **cinder.client_environment(lab),
-              "XDG_CACHE_HOME": str(lab.cache / "xdg"),
-              "CINDERCLIENT_UUID_CACHE_DIR": str(lab.path("tmp"))})
+    _pass_on([lab.venv / "bin/cinder", *args.args], env.applied(lab, {
+        **cinder.client_environment(lab), "XDG_CACHE_HOME": str(lab.cache / "xdg"),
+        "CINDERCLIENT_UUID_CACHE_DIR": str(lab.path("tmp"))}))
+
+
+def run_glance(lab, args):
+    """Its client keeps schemas in $HOME."""
+    lab.require()
+    if not auth.on(lab):
+        raise LabError(auth.unavailable(lab))
+    home = lab.path("home")
+    home.mkdir(exist_ok=True)
+    _pass_on([lab.venv / "bin/glance", *args.args],
+             env.applied(lab, {**auth.client_environment(lab), "HOME": str(home)}))
 
 
 def run_ceph_tool(lab, args):
@@ -231,11 +266,12 @@ def run_exec(lab, args):
         raise LabError("exec: no command given")
     variables = env.variables(lab)
     path = f"{lab.venv}/bin:{os.environ.get('PATH', '')}"
-    sys.exit(subprocess.call(args.args, env={**os.environ, **variables, "PATH": path}))
+    sys.exit(subprocess.call(args.args, env=env.applied(lab, {**variables, "PATH": path})))
 
 
 # Commands whose arguments belong to another program, and how many words are ours.
-PASSED_ON = {"cinder": 1, "sql": 1, "rabbitmqctl": 1, "exec": 1, "rbd": 2, "ceph": 2, "rados": 2}
+PASSED_ON = {"cinder": 1, "glance": 1, "sql": 1, "rabbitmqctl": 1, "exec": 1, "rbd": 2, "ceph": 2,
+             "rados": 2}
 CHANGING = (up, down, start, stop, kill, pause, resume, restart)
 
 
@@ -255,6 +291,9 @@ def _parser():
               "a second time it starts only what is missing")
     sub.add_argument("components", nargs="*", metavar="COMPONENT")
     sub.add_argument("--without", nargs="+", action="extend", metavar="NAME")
+    sub.add_argument("--auth", choices=list(auth.MODES),
+                     help="without Keystone and Glance (noauth, the default) or with them; remembered, and "
+                     "changed by naming the other")
     sub.add_argument("--rabbit-mode", choices=list(rabbitmq.MODES),
                      help="how queues are declared; remembered")
     sub.add_argument("--watch-timeout", type=int, metavar="SECONDS",
@@ -285,6 +324,7 @@ def _parser():
     sub.add_argument("-n", "--lines", type=int, default=200)
     add("env", show_env, "export lines for a shell: eval \"$(tools/lab env)\"")
     for name, work, text in (("cinder", run_cinder, "python-cinderclient on the lab's API"),
+                             ("glance", run_glance, "python-glanceclient on the lab's Glance"),
                              ("sql", run_sql, "mariadb client on the lab's Cinder database"),
                              ("rabbitmqctl", run_rabbitmqctl, "rabbitmqctl on the lab's node"),
                              ("exec", run_exec, "a command with the lab's environment")):

@@ -3,9 +3,10 @@
 The problem: others build on these names, so they are defined in one place and only ever added to.
 """
 
+import os
 import shlex
 
-from . import ceph, cinder, rabbitmq, scoria
+from . import auth, ceph, cinder, rabbitmq, scoria
 
 
 def variables(lab):
@@ -22,4 +23,11 @@ def variables(lab):
 
 
 def exports(lab):
-    return "".join(f"export {k}={shlex.quote(v)}\n" for k, v in variables(lab).items())
+    stale = f"unset {' '.join(auth.STALE)}\n" if auth.on(lab) else ""
+    return stale + "".join(f"export {k}={shlex.quote(v)}\n" for k, v in variables(lab).items())
+
+
+def applied(lab, variables_of_ours):
+    """Our environment with these in it, without what the other mode may have left there."""
+    stale = auth.STALE if auth.on(lab) else ()
+    return {**{k: v for k, v in os.environ.items() if k not in stale}, **variables_of_ours}

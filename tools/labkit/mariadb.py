@@ -1,9 +1,9 @@
-"""Cinder's database, on a MariaDB of the lab's own.
+"""Cinder's database, on a MariaDB of the lab's own; Keystone's and Glance's too in a lab that has them.
 
 The problem: making a datadir and running Cinder's 36-table schema sync costs several seconds of
 CPU, in every `up` from nothing. So an empty, synced database is made once beside the virtual
 environment (its cache, keyed by what it was made from) and a lab starts with a copy of that
-datadir; only the lab's own user and the volume types are added.
+datadir; only the lab's own users and the volume types are added.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import subprocess
 import time
 import uuid
 
-from . import procs
+from . import auth, procs
 from .component import Component
 from .state import LabError
 
@@ -68,12 +68,22 @@ def _accepts(sock):
 
 
 # ---- the cached, synced datadir -----------------------------------------------------------------
+def _schemas(lab):
+    """(environment, its name in tools/install, database, command that makes its tables)."""
+    found = [(lab.venv, "venv", "cinder", ["cinder-manage", "db", "sync"])]
+    if auth.on(lab):
+        found += [(lab.auth_venv, "auth", name, [f"{name}-manage", "db_sync"]) for name in auth.DATABASES]
+    return found
+
+
 def _template_key(lab):
-    try:
-        with open(lab.venv / ".scoria-hash", encoding="ascii") as f:
-            made_of = f.read()
-    except FileNotFoundError:
-        raise LabError(f"no Cinder environment in {lab.venv}: run tools/install venv") from None
+    made_of = ""
+    for venv, target in dict.fromkeys(schema[:2] for schema in _schemas(lab)):
+        try:
+            with open(venv / ".scoria-hash", encoding="ascii") as f:
+                made_of += f.read()
+        except FileNotFoundError:
+            raise LabError(f"no environment in {venv}: run tools/install {target}") from None
     version = subprocess.run([SERVER, "--no-defaults", "--version"], capture_output=True,
                              check=True).stdout
     with open(__file__, "rb") as f:
@@ -119,18 +129,19 @@ def _make_template(lab, work, target):
                     raise LabError(f"the database template could not be made: {work}/log")
                 time.sleep(0.05)
             env = procs.clean_env(lab, procs.SETUP)
-            subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
-                            "CREATE DATABASE cinder CHARACTER SET utf8mb3"], check=True,
-                           env=env)
-            conf = work / "sync.conf"
-            conf.write_text(
-                f"[DEFAULT]\nstate_path = {work}\n[database]\nconnection = "
-                f"mysql+pymysql://{owner}@localhost/cinder?unix_socket={sock}\n")
-            done = subprocess.run(
-                [lab.venv / "bin/cinder-manage", "--config-file", conf, "db", "sync"],
-                env=env, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise LabError(f"cinder-manage db sync: {done.stderr[-2000:]}")
+            for venv, _, name, words in _schemas(lab):
+                subprocess.run([CLIENT, "--no-defaults", f"--socket={sock}", f"-u{owner}", "-e",
+                                f"CREATE DATABASE {name} CHARACTER SET utf8mb3"], check=True,
+                               env=env)
+                conf = work / f"{name}-sync.conf"
+                conf.write_text(
+                    f"[DEFAULT]\nstate_path = {work}\n[database]\nconnection = "
+                    f"mysql+pymysql://{owner}@localhost/{name}?unix_socket={sock}\n")
+                done = subprocess.run(
+                    [venv / "bin" / words[0], "--config-file", conf, *words[1:]],
+                    env=env, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise LabError(f"{' '.join(words)}: {done.stderr[-2000:]}")
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -163,6 +174,8 @@ class MariaDb(Component):
             shutil.rmtree(data, ignore_errors=True)
             data.parent.mkdir(exist_ok=True)
             copy_template(self.lab, data)
+            for _, _, name, _ in _schemas(self.lab):
+                self.lab.mark(f"{name}-schema")
             self.lab.mark("mariadb-data")
         self.lab.path("mariadb", "tmp").mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -213,6 +226,16 @@ class MariaDb(Component):
 
     def address(self):
         return f"127.0.0.1:{self.port}"
+
+
+def add_database(lab, name):
+    """A database and a user of its own for another service."""
+    password = lab.state["secrets"][f"database-{name}"]
+    sql = [f"SET sql_notes=0; CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb3;"]
+    for host in ("127.0.0.1", "localhost"):
+        sql.append(f"CREATE USER IF NOT EXISTS {name}@'{host}' IDENTIFIED BY '{password}';"
+                   f"GRANT ALL ON {name}.* TO {name}@'{host}';")
+    MariaDb(lab).root(sql)
 
 
 def client(lab, args=()):

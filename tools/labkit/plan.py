@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 
-from . import ceph, cinder, mariadb, procs, rabbitmq, scoria
+from . import ceph, cinder, glance, keystone, mariadb, procs, rabbitmq, scoria
 from .state import LabError
 
 
 def components(lab):
     """All components by name, in the order of the table."""
     every = [mariadb.MariaDb(lab), rabbitmq.Epmd(lab), rabbitmq.RabbitMq(lab),
-             *ceph.components(lab), cinder.Api(lab), cinder.Scheduler(lab),
-             scoria.ScoriaVolume(lab), cinder.StockVolume(lab)]
+             *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab),
+             cinder.Api(lab), cinder.Scheduler(lab), scoria.ScoriaVolume(lab),
+             cinder.StockVolume(lab)]
     return {c.name: c for c in every}
 
 
@@ -147,8 +148,8 @@ def start(lab, every, names, say, args=(), wait=True):
 
 # Volume services first, while all they may still want to tell is there; a site's mirror daemon
 # before its cluster, so that it lets go of its locks; monitors last, since the others take leave.
-STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler", "rbd-mirror"),
-              ("site-a-osd", "site-b-osd", "site-a-mgr", "site-b-mgr", "mariadb", "rabbitmq"),
+STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler", "glance-api", "rbd-mirror"),
+              ("site-a-osd", "site-b-osd", "site-a-mgr", "site-b-mgr", "keystone", "mariadb", "rabbitmq"),
               ("",))
 
 

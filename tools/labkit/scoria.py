@@ -10,7 +10,7 @@ import os
 import pathlib
 import socket
 
-from . import amqp, cinder, procs, rabbitmq
+from . import amqp, auth, cinder, procs, rabbitmq
 from .component import Component
 from .state import LabError, REPO, write_if_changed
 
@@ -30,11 +30,11 @@ enabled_backends = {",".join(cinder.BACKENDS)}
 transport_url = {rabbitmq.transport_url(lab)}
 state_path = {base}
 use_stderr = true
-
+{auth.cinder_defaults(lab)}
 [oslo_concurrency]
 lock_path = {base}
 
-{cinder.shared_sections(lab)}{cinder.backend_sections(lab)}""")
+{cinder.shared_sections(lab)}{cinder.backend_sections(lab)}""", mode=auth.conf_mode(lab))
 
 
 def binary():
@@ -48,11 +48,11 @@ def binary():
 
 class ScoriaVolume(Component):
     name = BINARY
-    needs = ("mariadb", "rabbitmq")
     grace = 30.0          # it drains
 
     def __init__(self, lab):
         super().__init__(lab)
+        self.needs = ("mariadb", "rabbitmq", *auth.needs(lab))
         self.notify = None
 
     def available(self):

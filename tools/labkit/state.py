@@ -29,8 +29,9 @@ PORT_RANGE = (20000, 31000)
 PORTS = ("mariadb", "amqp", "rabbit-dist", "epmd", "api")
 SITES = ("a", "b")
 # What a lab puts into its directory, and therefore all that --purge removes.
-CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "conf", "log", "run", "home", "lab.json",
-            "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.queue", "tests.state")
+CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "keystone", "glance", "conf", "log", "run", "home",
+            "lab.json", "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.queue",
+            "tests.state")
 
 
 class LabError(Exception):
@@ -72,6 +73,10 @@ class Lab:
     @property
     def venv(self):
         return pathlib.Path(REPO, os.environ.get("SCORIA_VENV") or "target/cinder-venv")
+
+    @property
+    def auth_venv(self):
+        return pathlib.Path(REPO, os.environ.get("SCORIA_AUTH_VENV") or "target/auth-venv")
 
     @property
     def cache(self):
@@ -116,11 +121,12 @@ class Lab:
         self.state = {
             "version": STATE_VERSION,
             "id": uuid.uuid4().hex[:12],
-            "ports": self._choose_ports(),
+            "ports": self._choose_ports(PORTS),
             "ips": self._choose_addresses(),
-            "secrets": {k: secrets.token_hex(12) for k in ("database", "rabbit", "cookie")},
+            "secrets": {},
             "project_id": hashlib.md5(b"scoria lab project").hexdigest(),
             "user_id": hashlib.md5(b"scoria lab user").hexdigest(),
+            "auth": "noauth",
             "rabbit_mode": "default",
             "watch_timeout": 10,
             "osds": 1,
@@ -129,17 +135,29 @@ class Lab:
             "done": [],
             "sockdir": "",
         }
+        self.add_secrets("database", "rabbit", "cookie")
         self.ensure_sockdir()
         self.save()
 
+    def add_secrets(self, *names):
+        """Make the secrets that are not there yet."""
+        for name in names:
+            self.state["secrets"].setdefault(name, secrets.token_hex(12))
+
+    def add_ports(self, names):
+        """Choose the ports that are not there yet."""
+        new = [n for n in names if n not in self.state["ports"]]
+        self.state["ports"].update(self._choose_ports(new, self.state["ports"].values()))
+
     @staticmethod
-    def _choose_ports():
+    def _choose_ports(names, taken=()):
         rng = random.SystemRandom()
         for _ in range(200):
             base = rng.randrange(*PORT_RANGE, 10)
-            if all(port_free(base + i) for i in range(len(PORTS))):
-                return {name: base + i for i, name in enumerate(PORTS)}
-        raise LabError(f"no {len(PORTS)} free ports in a row between {PORT_RANGE}")
+            ports = {name: base + i for i, name in enumerate(names)}
+            if not set(ports.values()) & set(taken) and all(map(port_free, ports.values())):
+                return ports
+        raise LabError(f"no {len(names)} free ports in a row between {PORT_RANGE}")
 
     @staticmethod
     def _choose_addresses():

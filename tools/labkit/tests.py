@@ -7,6 +7,7 @@ that fails now and then makes every other test worthless.
     SCORIA_LAB_CYCLES=10 python3 -m unittest labkit.tests   (also: up, status, down, ten times)
 """
 
+import base64
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ import time
 import unittest
 from unittest import mock
 
-from . import env, plan, procs, scoria
+from . import auth, cinder, env, glance, keystone, plan, procs, scoria
 from .component import Component
 from .state import REPO, Lab, LabError, port_free
 
@@ -226,6 +227,128 @@ class Plan(WithLab):
             self.assertEqual(scoria.binary(), target / "debug" / "scoria-volume")
             os.environ["SCORIA_BIN_DIR"] = str(target)
             self.assertIsNone(scoria.binary())
+
+
+class Auth(WithLab):
+    """The mode, without any of its services."""
+
+    def _keystone(self):
+        auth.choose(self.lab, "keystone")
+        self.lab.state["keystone"] = {
+            "projects": {p: f"id-of-{p}" for p in ("admin", "service", "demo")},
+            "users": {u: f"id-of-{u}" for u in auth.USERS}}
+
+    def _confs(self):
+        cinder.write_conf(self.lab)
+        scoria.write_conf(self.lab)
+        cinder.StockVolume(self.lab).prepare()
+        return {name: self.lab.path("conf", name)
+                for name in ("cinder.conf", "scoria.conf", "cinder-volume.conf")}
+
+    def _by_default(self):
+        return [c.name for c in plan.components(self.lab).values() if c.by_default]
+
+    def test_a_lab_is_without_keystone_unless_told(self):
+        for _ in range(2):
+            self.assertFalse(set(auth.COMPONENTS) & set(self._by_default()))
+            self.assertFalse(set(auth.PORTS) & set(self.lab.state["ports"]))
+            self.assertEqual(env.variables(self.lab)["OS_AUTH_TYPE"], "noauth")
+            for name, path in self._confs().items():
+                text = path.read_text()
+                for word in ("keystone", "glance", "nova", "internal_tenant"):
+                    self.assertNotIn(word, text, name)
+            self.assertIn("auth_strategy = noauth\n", self.lab.path("conf", "cinder.conf").read_text())
+            del self.lab.state["auth"]          # as a lab that was made before there was a choice
+            self.assertNotIn("glance-api", self._by_default())
+            self.lab.state["auth"] = "noauth"
+
+    def test_with_keystone_the_services_have_what_an_operator_writes(self):
+        self._keystone()
+        self.assertLessEqual(set(auth.COMPONENTS), set(self._by_default()))
+        for name, path in self._confs().items():
+            text = path.read_text()
+            self.assertEqual(path.stat().st_mode & 0o777, 0o640, name)
+            for line in ("[keystone_authtoken]", "[service_user]", "send_service_user_token = true",
+                         "[glance]", "[nova]", f"glance_api_servers = {auth.image_url(self.lab)}",
+                         "cinder_internal_tenant_project_id = id-of-service",
+                         "cinder_internal_tenant_user_id = id-of-cinder"):
+                self.assertIn(line + "\n", text, name)
+            self.assertNotIn("image_volume_cache_enabled", text)
+        self.assertIn("auth_strategy = keystone\n", self.lab.path("conf", "cinder.conf").read_text())
+        for client in ("scoria-volume", "cinder-api"):
+            self.assertIn("keystone", plan.with_needs(plan.components(self.lab), [client]))
+
+    def test_the_mode_can_be_left_and_taken_again(self):
+        before = {name: path.read_text() for name, path in self._confs().items()}
+        ports = dict(self.lab.state["ports"])
+        self._keystone()
+        self.assertLessEqual(ports.items(), self.lab.state["ports"].items())
+        self.assertEqual(len(set(self.lab.state["ports"].values())), len(self.lab.state["ports"]))
+        kept = Lab(self.root).state
+        auth.choose(self.lab, "noauth")
+        self.assertEqual({name: path.read_text() for name, path in self._confs().items()}, before)
+        auth.choose(self.lab, "keystone")
+        self.assertEqual(self.lab.state["ports"], kept["ports"])
+        self.assertEqual(self.lab.state["secrets"], kept["secrets"])
+
+    def test_no_secret_is_on_a_command_line(self):
+        self._keystone()
+        keystone.write_conf(self.lab)
+        glance.write_conf(self.lab)
+        for name in auth.COMPONENTS:
+            argv, _ = plan.components(self.lab)[name].command()
+            for secret in self.lab.state["secrets"].values():
+                self.assertNotIn(secret, " ".join(map(str, argv)))
+
+    def test_names_that_clients_build_on(self):
+        self._keystone()
+        self.assertLessEqual(
+            {"SCORIA_LAB", "SCORIA_CONF", "CINDER_ENDPOINT", "SCORIA_NOVA_ENDPOINT", "OS_AUTH_TYPE",
+             "OS_AUTH_URL", "OS_USERNAME", "OS_PASSWORD", "OS_PROJECT_NAME", "OS_USER_DOMAIN_NAME",
+             "OS_PROJECT_DOMAIN_NAME", "OS_REGION_NAME", "OS_PROJECT_ID", "OS_USER_ID",
+             "OS_VOLUME_API_VERSION"}, set(env.variables(self.lab)))
+        self.assertTrue(env.exports(self.lab).startswith("unset OS_ENDPOINT\n"))
+        with mock.patch.dict(os.environ, {"SCORIA_LAB_USER": "demo", "OS_ENDPOINT": "old"}):
+            found = env.applied(self.lab, env.variables(self.lab))
+            self.assertEqual((found["OS_USERNAME"], found["OS_PROJECT_ID"]), ("demo", "id-of-demo"))
+            self.assertNotIn("OS_ENDPOINT", found)
+            os.environ["SCORIA_LAB_USER"] = "nobody"
+            with self.assertRaisesRegex(LabError, "SCORIA_LAB_USER=nobody.*demo"):
+                env.variables(self.lab)
+
+    def test_keys_are_made_once(self):
+        keystone.write_keys(self.lab)
+        made = {p: p.read_text() for p in self.lab.path("keystone").rglob("*") if p.is_file()}
+        self.assertEqual(len(made), 4)
+        for path, text in made.items():
+            self.assertEqual(len(base64.urlsafe_b64decode(text)), 32)
+            self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+        keystone.write_keys(self.lab)
+        self.assertEqual({p: p.read_text() for p in made}, made)
+
+    def test_what_keystone_has_is_not_made_again(self):
+        asked = []
+
+        class Api(keystone._Api):
+            def __init__(self):
+                pass
+
+            def _request(self, method, path, body=None):
+                asked.append((method, path, body))
+                return None, {"user": {"id": "new"}}
+
+        known = [{"name": "demo", "id": "old"}]
+        self.assertEqual(Api().ensure("users", known, name="demo"), "old")
+        self.assertEqual(asked, [])
+        self.assertEqual(Api().ensure("users", known, name="nova"), "new")
+        self.assertEqual(asked, [("POST", "/v3/users", {"user": {"name": "nova"}})])
+
+    def test_they_stop_before_what_they_need(self):
+        def wave(name):
+            return next(i for i, some in enumerate(plan.STOP_ORDER) if name.startswith(some))
+
+        self.assertLess(wave("glance-api"), wave("site-a-osd.0"))
+        self.assertLessEqual(wave("keystone"), wave("mariadb"))
 
 
 @unittest.skipUnless(os.environ.get("SCORIA_LAB_CYCLES"), "SCORIA_LAB_CYCLES is not set")
