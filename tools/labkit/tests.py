@@ -1,10 +1,11 @@
-"""Tests of the lab's own logic; `cycles` needs the packages and takes minutes.
+"""Tests of the lab's own logic; `Cycles` and `Images` need the packages and take minutes.
 
 The problem: a lab that signals a foreign process or removes a foreign file does harm, and one
 that fails now and then makes every other test worthless.
 
     cd tools && python3 -m unittest labkit.tests            (seconds)
     SCORIA_LAB_CYCLES=10 python3 -m unittest labkit.tests   (also: up, status, down, ten times)
+    SCORIA_LAB_AUTH=1 python3 -m unittest labkit.tests      (also: Keystone, Glance, a volume of an image)
 """
 
 import base64
@@ -379,6 +380,83 @@ class Cycles(unittest.TestCase):
                 subprocess.run([REPO / "tools/lab", "down", "--purge"], env=environ, check=False,
                                stdout=subprocess.DEVNULL)
             print({" ".join(k): round(v, 1) for k, v in slowest.items()}, file=sys.stderr)
+
+
+@unittest.skipUnless(os.environ.get("SCORIA_LAB_AUTH"), "SCORIA_LAB_AUTH is not set")
+class Images(unittest.TestCase):
+    """With the stock service, so that what fails is the lab."""
+
+    def test_a_volume_of_an_image_is_a_clone(self):
+        with tempfile.TemporaryDirectory(prefix="scoria-labtest-") as tmp:
+            self.environ = {**os.environ, "SCORIA_LAB": tmp + "/lab"}
+            image = pathlib.Path(tmp, "image.raw")
+            image.write_bytes(os.urandom(9 << 20))
+            try:
+                self._lab("up", "--auth", "keystone", "--without", "scoria-volume")
+                self._lab("start", "cinder-volume")
+                self._until(lambda: "stock@ceph" in self._lab("cinder", "get-pools"), "no report of the backend")
+                for store, site in glance.STORES.items():
+                    made = self._table("glance", "image-create", "--name", store, "--disk-format", "raw",
+                                       "--container-format", "bare", "--visibility", "public", "--store",
+                                       store, "--file", image)
+                    fsid = self._lab("ceph", site, "fsid").strip()
+                    self.assertEqual(made["direct_url"], f"rbd://{fsid}/images/{made['id']}/snap")
+                    self.assertEqual(made["status"], "active")
+                    volume = self._create("admin", made["id"])
+                    clone = self._lab("rbd", "a", "info", f"volumes/volume-{volume}")
+                    # Only what lies in the volume's own cluster can be cloned; the other is copied.
+                    check = self.assertIn if site == "a" else self.assertNotIn
+                    check(f"parent: images/{made['id']}@snap", clone)
+                theirs = self._create("demo", made["id"])
+                listed = self._lab("cinder", "list", user="demo")
+                self.assertIn(theirs, listed)
+                self.assertNotIn(volume, listed)
+                self._lab("down")
+                self._lab("up", "--without", "scoria-volume")
+                self.assertIn("keystone", self._lab("status"))
+                self.assertIn(theirs, self._lab("cinder", "list", user="demo"))
+                self._lab("up", "--auth", "noauth", "--without", "scoria-volume")
+                self.assertNotIn("keystone", self._lab("status"))
+                self.assertIn(theirs, self._lab("cinder", "list", "--all-tenants"))
+            finally:
+                subprocess.run([REPO / "tools/lab", "down", "--purge"], env=self.environ, check=False,
+                               stdout=subprocess.DEVNULL)
+
+    def _lab(self, *words, user="admin"):
+        done = subprocess.run([REPO / "tools/lab", *words], env={**self.environ, "SCORIA_LAB_USER": user},
+                              text=True, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        self.assertEqual(done.returncode, 0, f"{words}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _table(self, *words, user="admin"):
+        """A client's table of properties; a long value goes on in the next row."""
+        found, last = {}, None
+        for line in self._lab(*words, user=user).splitlines():
+            if line.startswith("|"):
+                name, value = (cell.strip() for cell in line.strip("|").split("|", 1))
+                last = name or last
+                found[last] = found.get(last, "") + value
+        return found
+
+    def _create(self, user, image):
+        volume = self._table("cinder", "create", "--image-id", image, "--volume-type", "stock-ceph", "1",
+                             user=user)["id"]
+        status = None
+
+        def settled():
+            nonlocal status
+            status = self._table("cinder", "show", volume, user=user)["status"]
+            return status == "available" or "error" in status
+
+        self._until(settled, "the volume is not made")
+        self.assertEqual(status, "available", self._lab("cinder", "message-list", user=user))
+        return volume
+
+    def _until(self, check, what):
+        end = time.monotonic() + 120
+        while not check():
+            self.assertLess(time.monotonic(), end, what)
+            time.sleep(1)
 
 
 if __name__ == "__main__":
