@@ -6,9 +6,9 @@
 //! was begun at the destination is deleted (reference volume_rpc.md 2.2; `cinder/volume/manager.py`,
 //! `migrate_volume`).
 //!
-//! Two ways lead there. What is in the same Ceph cluster is moved by Ceph ([`super::pool_move`]); for
+//! Two ways lead there. What is in the same Ceph cluster is moved by Ceph (`pool_move.rs`); for
 //! anything else the destination's service makes a volume, into which the content is copied
-//! ([`super::host_copy`]).
+//! (`host_copy.rs`).
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -16,13 +16,12 @@ use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message, ResourceType};
 use crate::db::moving::status_before;
-use crate::db::quota;
 use crate::db::snapshot::SnapshotChanges;
 use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn, Work};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{BackupEvent, SnapshotEvent, Volume, VolumeEvent};
+use crate::model::{BackupEvent, SnapshotEvent, VolumeEvent};
 
 pub use group::{GroupReplication, group_replication};
 
@@ -90,10 +89,6 @@ async fn fail_volume(conn: &mut Conn, id: &str, event: VolumeEvent, changes: &Vo
 
 async fn fail_snapshot(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Result<bool> {
     happened(db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await)
-}
-
-fn project(volume: Option<&Volume>, context: &RequestContext) -> String {
-    volume.and_then(|v| v.project_id.clone()).or_else(|| context.project_id.clone()).unwrap_or_default()
 }
 
 /// `copy_volume_to_image`: the volume becomes `in-use` or `available`, as its attachments say. The image

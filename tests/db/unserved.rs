@@ -5,7 +5,7 @@ use scoria::journal::{NewOperation, ReplyTo};
 use scoria::volume::unserved::{self, BackupDevice, GroupReplication};
 
 use crate::journal::accept;
-use crate::seed::{self, BACKEND, PROJECT};
+use crate::seed::{self, BACKEND};
 use crate::stage::Stage;
 use crate::support::TestDb;
 
@@ -15,28 +15,6 @@ async fn column(test: &TestDb, table: &str, column: &str, id: &str) -> String {
 
 async fn status(stage: &Stage, volume: &str) -> String {
     column(&stage.test, "volumes", "status", volume).await
-}
-
-/// Usage rows and open reservations of two GiB each, as the API leaves them.
-async fn reserve(test: &TestDb, uuids: &[&str], resource: &str, delta: i32) {
-    test.sql(&format!(
-        "INSERT INTO quota_usages (project_id, resource, in_use, reserved, race_preventer, deleted)
-         VALUES ('{PROJECT}', '{resource}', 10, {}, 1, 0)",
-        delta.max(0)
-    ))
-    .await;
-    for uuid in uuids {
-        test.sql(&format!(
-            "INSERT INTO reservations (uuid, usage_id, project_id, resource, delta, expire, deleted)
-             SELECT '{uuid}', id, project_id, resource, {delta}, '2099-01-01', 0
-             FROM quota_usages WHERE resource='{resource}'"
-        ))
-        .await;
-    }
-}
-
-async fn usages(test: &TestDb) -> Vec<Vec<String>> {
-    test.rows("SELECT resource, in_use, reserved FROM quota_usages ORDER BY resource").await
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ fn capabilities_are_those_of_stock() {
         keys,
         [
             "backend_state",
+            // Not stock's: its RBD driver cannot freeze several images.
+            "consistent_group_snapshot_enabled",
             "driver_version",
             "free_capacity_gb",
             "location_info",
