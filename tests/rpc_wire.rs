@@ -76,6 +76,17 @@ fn every_captured_request_is_decoded_and_survives_the_journal() {
     );
 }
 
+/// Clients that are pinned below 3.8 know the older name only.
+#[test]
+fn a_failover_is_understood_by_both_names() {
+    let (_, body, _) = requests().into_iter().find(|(name, ..)| name.starts_with("failover-cast")).unwrap();
+    assert!(body.contains(r#"\"failover\""#), "{body}");
+    let older = body.replace(r#"\"failover\""#, r#"\"failover_host\""#);
+    let of = |body: &str| Call::from_delivery(body.as_bytes(), None).unwrap();
+    assert_eq!((of(&body).name, of(&older).name), ("failover", "failover_host"));
+    assert_eq!(of(&body).method, of(&older).method);
+}
+
 #[test]
 fn what_arrives_is_what_was_sent() {
     let find = |part: &str| {

@@ -78,6 +78,19 @@ fn capabilities_are_those_of_stock() {
 }
 
 #[test]
+fn calls_that_change_nothing_are_answered() {
+    let lab = Lab::get();
+    let id = lab.volume_of_type("ceph");
+    let volume = lab.driver.call("volume_object", json!({"ident": id})).unwrap();
+    let secure = lab.rpc(CEPH_QUEUE, "secure_file_operations_enabled", "3.0", json!({"volume": volume}));
+    assert_eq!((&secure["result"], &secure["failure"]), (&json!(false), &Value::Null));
+    let removed = lab.rpc(CEPH_QUEUE, "remove_export", "3.0", json!({"volume_id": id}));
+    assert_eq!((&removed["result"], &removed["failure"]), (&Value::Null, &Value::Null));
+    assert_eq!(lab.volume(&id)["status"], "available");
+    lab.delete(&[&id]);
+}
+
+#[test]
 fn the_scheduler_knows_both_pools() {
     let lab = Lab::get();
     let id = lab.volume_of_type("ceph");

@@ -23,6 +23,13 @@ fn cast(lab: &Lab, method: &str, version: &str, args: Value) {
     );
 }
 
+/// The arguments of a message of `tests/wire`.
+fn captured_args(capture: &str) -> Value {
+    let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let body = parsed(parsed(capture)["body"].as_str().unwrap());
+    parsed(body["oslo.message"].as_str().unwrap())["args"].clone()
+}
+
 #[test]
 fn a_volume_from_an_image_ends_in_error() {
     let lab = Lab::get();
@@ -75,8 +82,21 @@ fn calls_that_are_not_served_are_refused_at_once() {
     if !lab.only_scoria(WHY) {
         return;
     }
-    let args = json!({"snapshot_id": "9c5f5d6e-0d7b-4c7a-9d2a-9d8a2c1f0e11", "connector": {}});
-    let reply = lab.rpc(CEPH_QUEUE, "initialize_connection_snapshot", "3.13", args);
-    assert_eq!(reply["failure"]["class"], "NoSuchMethod", "{reply}");
-    assert_eq!(reply["failure"]["module"], "oslo_messaging.rpc.dispatcher");
+    let of_snapshot = json!({"snapshot_id": "9c5f5d6e-0d7b-4c7a-9d2a-9d8a2c1f0e11", "connector": {}});
+    let mut of_termination = of_snapshot.clone();
+    of_termination["force"] = json!(false);
+    let calls = [
+        ("initialize_connection_snapshot", of_snapshot.clone()),
+        ("terminate_connection_snapshot", of_termination),
+        ("remove_export_snapshot", json!({"snapshot_id": of_snapshot["snapshot_id"]})),
+        (
+            "list_replication_targets",
+            captured_args(include_str!("../wire/list_replication_targets-call-to-cinder-volume.json")),
+        ),
+    ];
+    for (method, args) in calls {
+        let reply = lab.rpc(CEPH_QUEUE, method, "3.14", args);
+        assert_eq!(reply["failure"]["class"], "NoSuchMethod", "{method}: {reply}");
+        assert_eq!(reply["failure"]["module"], "oslo_messaging.rpc.dispatcher");
+    }
 }
