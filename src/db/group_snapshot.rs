@@ -87,29 +87,6 @@ pub async fn members_created(conn: &mut Conn, id: &str) -> Result<usize> {
         .await?)
 }
 
-/// Lets `event` happen to those of the snapshots `ids` whose status allows it. Returns how many changed.
-///
-/// # Errors
-/// `Database`.
-pub async fn transition_members(conn: &mut Conn, ids: &[String], event: SnapshotEvent) -> Result<usize> {
-    let arrow = transition::snapshot(event);
-    let mut changed = 0;
-    for chunk in ids.chunks(CHUNK) {
-        let mut update = diesel::update(snapshots::table)
-            .filter(snapshots::id.eq_any(chunk))
-            .filter(snapshots::deleted.eq(false))
-            .into_boxed::<Mysql>();
-        if !arrow.from.is_empty() {
-            update = update.filter(snapshots::status.eq_any(arrow.from.to_vec()));
-        }
-        changed += update
-            .set((arrow.to.map(|s| snapshots::status.eq(s)), snapshots::updated_at.eq(now())))
-            .execute(conn)
-            .await?;
-    }
-    Ok(changed)
-}
-
 /// Soft-deletes the group snapshot (`group_snapshot_destroy`); `updated_at` stays. Its snapshots are the
 /// caller's. Returns false when it was deleted before.
 ///

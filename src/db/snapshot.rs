@@ -189,6 +189,29 @@ pub async fn transition(
     apply(conn, id, event, arrow.from, arrow.to, changes).await
 }
 
+/// Lets `event` happen to every snapshot of `ids` whose status allows it. Returns how many changed.
+///
+/// # Errors
+/// `Database`.
+pub async fn transition_many(conn: &mut Conn, ids: &[String], event: SnapshotEvent) -> Result<usize> {
+    let arrow = transition::snapshot(event);
+    let mut changed = 0;
+    for chunk in ids.chunks(CHUNK) {
+        let mut update = diesel::update(snapshots::table)
+            .filter(snapshots::id.eq_any(chunk))
+            .filter(snapshots::deleted.eq(false))
+            .into_boxed::<Mysql>();
+        if !arrow.from.is_empty() {
+            update = update.filter(snapshots::status.eq_any(arrow.from.to_vec()));
+        }
+        changed += update
+            .set((arrow.to.map(|s| snapshots::status.eq(s)), snapshots::updated_at.eq(now())))
+            .execute(conn)
+            .await?;
+    }
+    Ok(changed)
+}
+
 /// Like [`transition()`], for an event that the table lets happen in any status: the row must be in the
 /// one that the caller has found, so that a late end overwrites nothing.
 ///

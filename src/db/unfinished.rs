@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 
 use diesel::dsl::sql;
-use diesel::mysql::Mysql;
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
 use diesel_async::RunQueryDsl;
@@ -18,7 +17,7 @@ use super::volume::CHUNK;
 use super::worker::Worker;
 use super::{Conn, now};
 use crate::error::Result;
-use crate::model::transition::{self, SnapshotEvent, VolumeEvent};
+use crate::model::transition::{self, VolumeEvent};
 
 /// The rows of `found` that are still exactly as they were found, locked until the transaction ends.
 ///
@@ -78,29 +77,6 @@ pub async fn snapshot_statuses(conn: &mut Conn, ids: &[String]) -> Result<HashMa
         statuses.extend(rows.into_iter().map(|(id, status)| (id, status.unwrap_or_default())));
     }
     Ok(statuses)
-}
-
-/// Lets `event` happen to every snapshot of `ids` whose status allows it. Returns how many changed.
-///
-/// # Errors
-/// `Database`.
-pub async fn transition_snapshots(conn: &mut Conn, ids: &[String], event: SnapshotEvent) -> Result<usize> {
-    let arrow = transition::snapshot(event);
-    let mut changed = 0;
-    for chunk in ids.chunks(CHUNK) {
-        let mut update = diesel::update(snapshots::table)
-            .filter(snapshots::id.eq_any(chunk))
-            .filter(snapshots::deleted.eq(false))
-            .into_boxed::<Mysql>();
-        if !arrow.from.is_empty() {
-            update = update.filter(snapshots::status.eq_any(arrow.from.to_vec()));
-        }
-        changed += update
-            .set((arrow.to.map(|s| snapshots::status.eq(s)), snapshots::updated_at.eq(now())))
-            .execute(conn)
-            .await?;
-    }
-    Ok(changed)
 }
 
 /// Volumes of `ids` that are uploading become `in-use` when they have an attachment, else `available`

@@ -285,6 +285,17 @@ impl Operation {
         }
     }
 
+    /// Data of the operation's own last step, if that is `name`.
+    ///
+    /// # Errors
+    /// As [`Step::parse`]; `Database`.
+    pub async fn reached<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        match self.last_step().await? {
+            Some(step) if step.name == name => Ok(Some(step.parse()?)),
+            Some(_) | None => Ok(None),
+        }
+    }
+
     /// The last step of each of its resources.
     ///
     /// # Errors

@@ -117,10 +117,7 @@ impl Telling {
 
     /// What a former owner of the operation had written down and may not have told.
     pub(super) async fn left(operation: &Operation) -> Result<Option<Telling>> {
-        match operation.last_step().await? {
-            Some(step) if step.name == TELLING => Ok(Some(step.parse()?)),
-            _ => Ok(None),
-        }
+        operation.reached(TELLING).await
     }
 
     pub(super) async fn record(&self, conn: &mut Conn, operation: &Operation) -> Result<()> {

@@ -209,7 +209,7 @@ async fn settle_rows(conn: &mut Conn, found: &[Worker], service_id: i32) -> Resu
     let none = VolumeChanges::default();
     db::failover::transition_many(conn, &failed_volumes, VolumeEvent::CreateFailed, &none).await?;
     unfinished::end_uploads(conn, &uploads).await?;
-    unfinished::transition_snapshots(conn, &failed_snapshots, SnapshotEvent::CreateFailed).await?;
+    db::snapshot::transition_many(conn, &failed_snapshots, SnapshotEvent::CreateFailed).await?;
     unfinished::remove(conn, &settled).await?;
     unfinished::take_over(conn, &deletions, service_id).await
 }

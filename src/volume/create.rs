@@ -193,10 +193,9 @@ pub(super) async fn place(backend: &Backend, operation: &Operation) -> Result<Pl
         return Ok(Place { site: backend.active_site()?, pool });
     }
     if operation.is_adopted()
-        && let Some(step) = operation.last_step().await?
-        && step.name == BEGUN
+        && let Some(site) = operation.reached::<String>(BEGUN).await?
     {
-        return Ok(Place { site: backend.site(&step.parse::<String>()?)?, pool });
+        return Ok(Place { site: backend.site(&site)?, pool });
     }
     let site = backend.active_site()?;
     operation.step(BEGUN, &site.name()).await?;

@@ -63,7 +63,7 @@ pub async fn manage(
     let id = &request.volume_id;
     let _passage = backend.gate.pass().await;
     let _lock = backend.locks.lock(id).await;
-    let taken = if operation.is_adopted() { taken(operation).await? } else { None };
+    let taken = if operation.is_adopted() { operation.reached(TAKEN).await? } else { None };
     let found = backend
         .db
         .read("volume to manage", async |conn| {
@@ -98,13 +98,6 @@ pub async fn give_up(
     failure: Error,
 ) -> Result<()> {
     fail(backend, context, operation, volume_id, failure).await
-}
-
-async fn taken(operation: &Operation) -> Result<Option<Taken>> {
-    match operation.last_step().await? {
-        Some(step) if step.name == TAKEN => Ok(Some(step.parse()?)),
-        _ => Ok(None),
-    }
 }
 
 async fn adopt(
@@ -357,7 +350,7 @@ async fn fail(
     error!(volume.id = volume_id, error = %failure, "image could not be managed");
     let volume =
         backend.db.read("volume not managed", async |conn| db::volume::find(conn, volume_id).await).await?;
-    let taken = taken(operation).await?;
+    let taken = operation.reached::<Taken>(TAKEN).await?;
     if let Some(taken) = &taken {
         let name_id = volume.as_ref().and_then(|v| v.name_id.as_deref());
         if let Err(error) = give_back(backend, volume_id, name_id, taken).await {

@@ -94,13 +94,6 @@ pub async fn give_up(
     fail(backend, context, operation, snapshot_id, failure).await
 }
 
-async fn taken(operation: &Operation) -> Result<Option<Taken>> {
-    match operation.last_step().await? {
-        Some(step) if step.name == TAKEN => Ok(Some(step.parse()?)),
-        _ => Ok(None),
-    }
-}
-
 async fn adopt(
     backend: &Backend,
     context: &RequestContext,
@@ -117,7 +110,7 @@ async fn adopt(
     }
     backend.notify_snapshot(context, "manage_existing_snapshot.start", snapshot, volume).await;
     backend.require_up()?;
-    let known = if operation.is_adopted() { taken(operation).await? } else { None };
+    let known = if operation.is_adopted() { operation.reached(TAKEN).await? } else { None };
     let taken = match known {
         Some(taken) => taken,
         None => take(backend, context, operation, snapshot, volume, request).await?,
@@ -239,7 +232,7 @@ async fn fail(
     failure: Error,
 ) -> Result<()> {
     error!(snapshot.id = snapshot_id, error = %failure, "snapshot could not be managed");
-    let taken = taken(operation).await?;
+    let taken = operation.reached::<Taken>(TAKEN).await?;
     if let Some(taken) = &taken {
         if let Err(error) = give_back(backend, snapshot_id, taken).await {
             warn!(snapshot.id = snapshot_id, source = taken.source, %error, "could not give a snapshot its name back");

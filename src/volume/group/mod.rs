@@ -113,7 +113,7 @@ impl Failed {
             }
             Failed::DeleteSnapshot { id, busy } => {
                 db::group::transition_snapshot(conn, id, GroupSnapshotEvent::DeleteFailed).await?;
-                db::group_snapshot::transition_members(conn, busy, SnapshotEvent::DeleteBusy).await?;
+                db::snapshot::transition_many(conn, busy, SnapshotEvent::DeleteBusy).await?;
                 db::group::transition_snapshots(conn, id, SnapshotEvent::GroupDeleteFailed).await?;
             }
         }
