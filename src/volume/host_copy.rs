@@ -153,8 +153,8 @@ async fn fill(job: &Job<'_>, volume: &Volume, source: &Place, dest: &Place, copy
         job.operation.step(COPYING, copy).await?;
         crash::point("migrate_volume:copying");
     }
-    let seconds = began.elapsed().as_secs_f64();
-    info!(volume.id = volume.id, bytes = size, written_bytes = written, seconds, "volume copied");
+    let copy_ms = began.elapsed().as_millis() as u64;
+    info!(volume.id = volume.id, bytes = size, written_bytes = written, copy_ms, "volume copied");
     if let Err(error) = source.refuse_watched(&image).await {
         warn!(volume.id = volume.id, %error, "somebody opened the volume while it was copied");
         return Err(failed(error));
