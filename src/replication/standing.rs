@@ -27,8 +27,9 @@ pub(super) async fn exclusive(backend: &Backend) -> NamedGuard {
     backend.locks.lock("active-site").await
 }
 
-/// Replication status of volumes, groups and service once `target` is active.
-pub(super) fn settled(target: &str) -> ReplicationStatus {
+/// Replication status of volumes, groups and service once `target` is active, and of a mirrored volume whose
+/// primary is there.
+pub(crate) fn settled(target: &str) -> ReplicationStatus {
     match target {
         DEFAULT => ReplicationStatus::Enabled,
         _ => ReplicationStatus::FailedOver,

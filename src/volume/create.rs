@@ -20,7 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{GIB, ReplicationStatus, Volume, VolumeEvent, VolumeType, pool_of};
 use crate::rbd::{RbdError, RbdErrorKind};
-use crate::replication::{enable, failover, target};
+use crate::replication::{enable, failover, standing, target};
 
 /// The request.
 #[derive(Debug, Clone, Default)]
@@ -278,10 +278,7 @@ pub(super) async fn make(
                     .caused_by(e)
             })?;
         crash::point("create_volume:mirrored");
-        let status = match place.site.name() {
-            crate::backend::DEFAULT_SITE => ReplicationStatus::Enabled,
-            _ => ReplicationStatus::FailedOver,
-        };
+        let status = standing::settled(place.site.name());
         changes.replication_status = Some(Some(status.as_str().to_owned()));
         changes.replication_driver_data = Some(Some(data.to_text()));
     } else if backend.is_replicated() {

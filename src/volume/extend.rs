@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use tracing::{error, info};
 
-use super::{compute, crash, transition_if_still};
+use super::{compute, crash, project_of, transition_if_still};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message};
@@ -185,7 +185,7 @@ async fn succeed(
     request: &Extend,
     servers: &[String],
 ) -> Result<()> {
-    let project = volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default();
+    let project = project_of(volume, context);
     let recorded = if servers.is_empty() {
         let work = async |conn: &mut Conn| record(conn, &project, &volume.id, request).await;
         backend.journal.complete(operation, &backend.done(), work).await
@@ -280,7 +280,7 @@ async fn fail(
     error!(volume.id = volume.id, error = %failure, "volume could not be extended");
     let detail = Detail::of(failure.code(), Detail::DriverFailedExtend);
     let message = Message::volume(&volume.id, Action::ExtendVolume, detail);
-    let project = volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default();
+    let project = project_of(volume, context);
     let ttl = backend.globals.message_ttl;
     backend
         .journal

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use tracing::{error, info, warn};
 
 use super::image::{Place, Shape};
-use super::{crash, create, mode_of, setup};
-use crate::backend::{Backend, DEFAULT_SITE};
+use super::{crash, create, mode_of, project_of, setup};
+use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::message::{Action, Detail, Message};
@@ -24,7 +24,7 @@ use crate::journal::{Operation, Outcome};
 use crate::model::{DriverData, GIB, ReplicationStatus, Volume, VolumeEvent, VolumeType};
 use crate::rbd::protocol::{ImageFeatures, MirrorInfo};
 use crate::rbd::types::{MirrorState, features};
-use crate::replication::enable;
+use crate::replication::{enable, standing};
 
 /// The request.
 #[derive(Debug, Clone, Default)]
@@ -129,7 +129,7 @@ async fn adopt(
     let changes = set_up(backend, &place, volume, volume_type, &taken).await?;
     let changes =
         VolumeChanges { size: Some(taken.gib), launched_at: Some(Some(Utc::now().naive_utc())), ..changes };
-    let project = project(volume, context);
+    let project = project_of(volume, context);
     let after = backend
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
@@ -293,20 +293,12 @@ async fn set_up(
             })?;
         crash::point("manage_existing:mirrored");
         changes.replication_driver_data = Some(Some(data.to_text()));
-        if place.site.name() == DEFAULT_SITE {
-            ReplicationStatus::Enabled
-        } else {
-            ReplicationStatus::FailedOver
-        }
+        standing::settled(place.site.name())
     } else {
         ReplicationStatus::Disabled
     };
     changes.replication_status = Some(Some(status.as_str().to_owned()));
     Ok(changes)
-}
-
-pub(super) fn project(volume: &Volume, context: &RequestContext) -> String {
-    volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default()
 }
 
 /// Gives the image back under its name, as far as it was taken.

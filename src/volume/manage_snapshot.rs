@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::{error, info, warn};
 
-use super::crash;
 use super::image::{Place, is_helper_snapshot, is_named_as_backup};
-use super::manage::{id_in, invalid_reference, project, size_gib, source_name};
+use super::manage::{id_in, invalid_reference, size_gib, source_name};
+use super::{crash, project_of};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -122,7 +122,7 @@ async fn adopt(
     crash::point("manage_existing_snapshot:renamed");
     place.protect(&taken.image, &name).await?;
     crash::point("manage_existing_snapshot:protected");
-    let project = project(volume, context);
+    let project = project_of(volume, context);
     let changes = SnapshotChanges { volume_size: Some(taken.gib), ..SnapshotChanges::default() };
     let after = backend
         .journal
@@ -159,7 +159,7 @@ async fn take(
     let gib = size_gib(found.size, source)?;
     let rules = &backend.globals.quota;
     let counted = snapshot.use_quota && !rules.no_snapshot_gb_quota;
-    let project = project(volume, context);
+    let project = project_of(volume, context);
     let mut taken = Taken {
         site: place.site.name().to_owned(),
         image,

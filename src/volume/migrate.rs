@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::pool_move::{self, Way};
 use super::retype::Retype;
-use super::{crash, host_copy, migrated};
+use super::{crash, host_copy, migrated, project_of};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -340,13 +340,9 @@ impl Job<'_> {
     /// Makes what a retype has reserved count.
     pub(super) async fn commit(&self, conn: &mut Conn, volume: &Volume) -> Result<()> {
         let Some(retyping) = self.retyping else { return Ok(()) };
-        let project = self.project(volume);
+        let project = project_of(volume, self.context);
         quota::commit(conn, &project, &retyping.old_reservations).await?;
         quota::commit(conn, &project, &retyping.reservations).await
-    }
-
-    fn project(&self, volume: &Volume) -> String {
-        volume.project_id.clone().or_else(|| self.context.project_id.clone()).unwrap_or_default()
     }
 
     /// Says that the volume is where it was to be moved, and ends the operation.
@@ -408,7 +404,9 @@ impl Job<'_> {
         };
         for reservations in self.retyping.iter().flat_map(|r| [&r.old_reservations, &r.reservations]) {
             match &volume {
-                Some(volume) => quota::roll_back(conn, &self.project(volume), reservations).await?,
+                Some(volume) => {
+                    quota::roll_back(conn, &project_of(volume, self.context), reservations).await?
+                }
                 None => quota::roll_back_of_anybody(conn, reservations).await?,
             }
         }

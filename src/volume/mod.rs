@@ -32,10 +32,11 @@ pub mod trash;
 pub mod unserved;
 
 use crate::config::BackendConfig;
+use crate::context::RequestContext;
 use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
-use crate::model::{VolumeEvent, VolumeType};
+use crate::model::{Volume, VolumeEvent, VolumeType};
 use crate::rbd::types::MirrorMode;
 
 /// How volumes of a type are mirrored: its extra spec `replication:mode`, else the backend's
@@ -56,6 +57,11 @@ pub fn mode_of(config: &BackendConfig, volume_type: &VolumeType) -> Result<Mirro
             ),
         )),
     }
+}
+
+/// Whose quota a volume counts in: its project's, or that of whoever asks when its row has none.
+pub(crate) fn project_of(volume: &Volume, context: &RequestContext) -> String {
+    volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default()
 }
 
 /// Writes the status of a failure unless somebody else has changed the row meanwhile: an administrator's

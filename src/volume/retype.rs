@@ -13,8 +13,8 @@ use super::image::Place;
 use super::migrate::{self, Destination, Retyping};
 use super::reshape::{self, Form};
 use super::setup::OF_ONE_WRITER;
-use super::{crash, mode_of};
-use crate::backend::{Backend, DEFAULT_SITE};
+use super::{crash, mode_of, project_of};
+use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::message::{Action, Detail, Message};
@@ -24,7 +24,7 @@ use crate::db::volume_type::Content;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{DriverData, ReplicationStatus, Volume, VolumeEvent, backend_of};
-use crate::replication::{failover, target};
+use crate::replication::{failover, standing, target};
 
 /// Journal step with the form that the image had before.
 const BEFORE: &str = "before";
@@ -359,7 +359,7 @@ fn row_of(
     match to.mirror {
         Some(_) => {
             if !claims {
-                changes.replication_status = Some(Some(mirrored_on(&before.site).as_str().to_owned()));
+                changes.replication_status = Some(Some(standing::settled(&before.site).as_str().to_owned()));
             }
             if data.is_some() || before.form.mirror != to.mirror {
                 // Also when the enabling was done by an attempt that a crash ended: it is known what was added.
@@ -386,10 +386,6 @@ fn row_of(
         (true, Some(_)) | (false, None) => {}
     }
     changes
-}
-
-fn mirrored_on(site: &str) -> ReplicationStatus {
-    if site == DEFAULT_SITE { ReplicationStatus::Enabled } else { ReplicationStatus::FailedOver }
 }
 
 /// What enabling mirroring remembers of an image of these features.
@@ -421,7 +417,7 @@ async fn take_back(
                 Some(_) => {
                     let data = added_by(before.form.features);
                     changes.replication_driver_data = Some(Some(data.to_text()));
-                    mirrored_on(&before.site)
+                    standing::settled(&before.site)
                 }
                 None => {
                     changes.replication_driver_data = Some(None);
@@ -454,7 +450,7 @@ async fn succeed(
     ended: Ended,
 ) -> Result<()> {
     let id = &volume.id;
-    let project = volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default();
+    let project = project_of(volume, context);
     let closed = backend
         .journal
         .complete(operation, &backend.done(), async |conn| {
@@ -552,8 +548,7 @@ async fn fail(
                 }
                 return Ok(());
             };
-            let project =
-                volume.project_id.clone().or_else(|| context.project_id.clone()).unwrap_or_default();
+            let project = project_of(&volume, context);
             for uuids in reservations {
                 quota::roll_back(conn, &project, uuids).await?;
             }

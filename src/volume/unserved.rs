@@ -1,6 +1,6 @@
 //! Requests that Cinder's API sends and that this service does not carry out.
 //!
-//! The API has put the resource into a status that nothing but an answer ends (`uploading`, `managing` …)
+//! The API has put the resource into a status that nothing but an answer ends (`uploading`, `downloading` …)
 //! and waits for nobody. So each of them ends in the status that `cinder/volume/manager.py` leaves when the
 //! driver refuses, with reserved quota returned and a user message: in one transaction with the end of the
 //! journalled operation, so a crash before it repeats all and a crash after it nothing.
