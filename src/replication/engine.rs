@@ -105,16 +105,28 @@ pub async fn look_at(site: &Site, pool: &str, image: &str, within: Duration) -> 
 
 /// Whether the daemon of `site` replays an image, and the copy's peer can follow it.
 pub async fn peer_of(site: &Site, pool: &str, image: &str, within: Duration) -> Result<Peer, RbdError> {
+    reported_of(site, pool, image, within).await.map(|(peer, _)| peer)
+}
+
+/// The same, and when the daemon reported it (seconds since the epoch, by the site's clock; 0 for never).
+pub(super) async fn reported_of(
+    site: &Site,
+    pool: &str,
+    image: &str,
+    within: Duration,
+) -> Result<(Peer, i64), RbdError> {
     let ask = MirrorStatus { pool: pool.to_owned(), image: image.to_owned() };
-    match site.call_within(within, ask).await {
-        Ok(report) if !replays(&report) => Ok(Peer::NotReplaying),
-        Ok(report) if report.info.mode == MirrorMode::Journal && report.registered.is_empty() => {
-            Ok(Peer::Unlinked)
-        }
-        Ok(_) => Ok(Peer::Replaying),
-        Err(error) if error.is_not_found() => Ok(Peer::NotReplaying),
-        Err(error) => Err(error),
-    }
+    let report = match site.call_within(within, ask).await {
+        Ok(report) => report,
+        Err(error) if error.is_not_found() => return Ok((Peer::NotReplaying, 0)),
+        Err(error) => return Err(error),
+    };
+    let peer = match (replays(&report), report.info.mode) {
+        (false, _) => Peer::NotReplaying,
+        (true, MirrorMode::Journal) if report.registered.is_empty() => Peer::Unlinked,
+        (true, _) => Peer::Replaying,
+    };
+    Ok((peer, report.local.map_or(0, |local| local.last_update)))
 }
 
 fn replays(report: &MirrorReport) -> bool {

@@ -133,6 +133,9 @@ pub struct SimConfig {
     pub promote_races_percent: u32,
     /// A forced promotion with the peer away leaves the exclusive lock with the local rbd-mirror (journal mode).
     pub daemon_keeps_lock: bool,
+    /// A daemon's last word on a copy that is thrown away is that it replays, and it stands until the first
+    /// word on the new copy: reports are kept under the id that both copies share.
+    pub stale_reports: bool,
     /// A lost worker leaves its watch on the image that it had open for writing, for `timing.watch`.
     pub lost_worker_leaves_watch: bool,
     /// Client may remove blocklist entries. False with the `profile rbd` capability (EACCES, measured).
@@ -153,6 +156,7 @@ impl Default for SimConfig {
             promote_read_only_percent: 10,
             promote_races_percent: 0,
             daemon_keeps_lock: true,
+            stale_reports: true,
             lost_worker_leaves_watch: true,
             may_unblock: false,
         }

@@ -424,7 +424,10 @@ impl World {
             }
             Step::Register => self.register(peer.as_deref(), key),
         }
-        self.refresh_report(site, key);
+        let stale = self.config.stale_reports && step == Step::Create;
+        if !stale {
+            self.refresh_report(site, key);
+        }
     }
 
     /// The daemon becomes a client of the journal of its peer's image.
@@ -597,6 +600,10 @@ impl World {
             // A resync makes a new image of the same pair: the old one must let go of the global id.
             pool.by_global_id.remove(&key.1);
             s.replayers.remove(key);
+            if self.config.stale_reports {
+                let report = Report { at: self.now, state: "replaying", description: "replaying, {}".into() };
+                s.replayers.entry(key.clone()).or_default().report = Some(report);
+            }
             match pool.images.get_mut(&id) {
                 Some(image) if needed => image.mirror = None,
                 _ => {

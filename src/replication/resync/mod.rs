@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::plan::{Action, Case, Reason, Step, plan};
-use super::engine::{Ledger, Pause, look_at, peer_of};
+use super::engine::{Ledger, Pause, look_at, reported_of};
 use super::plan::{Peer, Side};
 use crate::error::Result;
 use crate::rbd::Site;
@@ -82,16 +82,18 @@ async fn volume(
     // A semaphore that is never closed always grants.
     let _slot = slots.acquire().await;
     let (mut step, mut since, mut pause) = (job.step.clone(), Instant::now(), Pause::default());
-    let (started, mut told) = (since, false);
+    let (started, mut told, mut last_word) = (since, false, None);
     loop {
         let (kept, lost) = tokio::join!(
             look_at(keeper, pool, &job.image, limits.answer),
             look_at(loser, pool, &job.image, limits.answer)
         );
         let (kept, lost) = (kept.unwrap_or(Side::Unknown), lost.unwrap_or(Side::Unknown));
-        let peer = match lost {
-            Side::Secondary => peer_of(loser, pool, &job.image, limits.answer).await.unwrap_or(Peer::Unknown),
-            _ => Peer::Unknown,
+        let (mut peer, reported) = match lost {
+            Side::Secondary => {
+                reported_of(loser, pool, &job.image, limits.answer).await.unwrap_or((Peer::Unknown, 0))
+            }
+            _ => (Peer::Unknown, 0),
         };
         let limit = match step {
             Step::Pending => limits.settle,
@@ -109,6 +111,14 @@ async fn volume(
             }
             _ => (true, told),
         };
+        // Reports are kept under the id that both copies share: what stood there when the new copy was first
+        // seen may be the last word on the one thrown away.
+        if renewed && peer != Peer::Unknown && matches!(step, Step::Resyncing { discarded: Some(_) }) {
+            let stale = *last_word.get_or_insert(reported);
+            if reported <= stale {
+                peer = Peer::Unknown;
+            }
+        }
         let expired = since.elapsed() >= limit;
         let case = Case { step: step.clone(), keeper: kept, loser: lost, peer, renewed, ordered, expired };
         let action = plan(&case);

@@ -126,6 +126,17 @@ async fn a_split_brain_is_healed_wherever_the_service_is_killed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_reported_of_the_copy_thrown_away_is_not_believed_of_its_successor() {
+    let split = split().await;
+    let ends = split.run().await;
+    assert!(ends.values().all(|s| *s == Step::Replaying), "{ends:?}");
+    for v in &split.world.volumes {
+        let copy = split.world.sim.image("a", POOL, &v.image).unwrap();
+        assert_eq!(copy.checksum, v.checksum, "{} was said to replay before it had been copied", v.id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn lost_answers_do_not_matter() {
     for request in ["MirrorDemote", "MirrorResync", "MirrorInfo", "MirrorStatus", "ImageStat"] {
         for when in [When::Before, When::After] {
