@@ -89,6 +89,8 @@ pub enum Code {
     NotAuthorized,
     /// Nova could not be told, or answered with an error (`CinderException`).
     Compute,
+    /// The key of an encrypted volume could not be had (`KeyManagerError`).
+    KeyManager,
     /// No catalogue and no option says where another service is (`CinderException`).
     NoEndpoint,
     /// The operation exists in Cinder but not (yet) here (`NotSupportedOperation`).
@@ -184,6 +186,7 @@ impl Code {
             | Code::MetadataCopy
             | Code::Glance
             | Code::NotAuthorized
+            | Code::KeyManager
             | Code::NoEndpoint
             | Code::Config
             | Code::Internal => Kind::Permanent,

@@ -11,6 +11,7 @@ mod backend;
 mod build;
 pub mod ini;
 mod interpolate;
+mod keys;
 mod openstack;
 pub mod options;
 pub mod problem;
@@ -25,6 +26,7 @@ mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use keys::{BarbicanConfig, KeyBackend, KeyManagerConfig};
 pub use openstack::{
     Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
     NovaConfig, OpenStackConfig, TlsOptions, identity_base,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::keys::{self, KeyManagerConfig};
 use super::options::Group::{Default as Defaults, Glance, Nova, ServiceUser};
 use super::problem::{Severity, shown};
 use super::reader::{Reader, Scope};
@@ -32,6 +33,8 @@ pub struct OpenStackConfig {
     pub glance: GlanceConfig,
     /// `[nova]`.
     pub nova: NovaConfig,
+    /// `[key_manager]` and `[barbican]`.
+    pub keys: KeyManagerConfig,
 }
 
 /// A keystone account (`auth_type = password`).
@@ -180,6 +183,7 @@ pub(super) fn openstack(reader: &Reader<'_>) -> OpenStackConfig {
         service_user,
         glance: glance(reader),
         nova: nova(reader),
+        keys: keys::key_manager(reader),
     }
 }
 
@@ -268,7 +272,7 @@ pub(super) fn image_cache(reader: &Reader<'_>, scope: Scope<'_>) -> Option<Image
 
 /// The account of a section, or of the section that its `auth_section` names. Where it cannot be used the
 /// service works without it, as it would if the section were empty.
-fn account(reader: &Reader<'_>, section: &str) -> Option<Account> {
+pub(super) fn account(reader: &Reader<'_>, section: &str) -> Option<Account> {
     let other = reader.optional(Scope::Auth(section), "auth_section");
     let place = other.as_deref().unwrap_or(section);
     let scope = Scope::Auth(place);

@@ -23,6 +23,12 @@ pub enum Group {
     Glance,
     /// What only `[nova]` has.
     Nova,
+    /// `[key_manager]`.
+    KeyManager,
+    /// `[barbican]`.
+    Barbican,
+    /// `[barbican_service_user]`: an account and nothing else.
+    BarbicanUser,
     /// `[scoria]`.
     Scoria,
     /// A section named in `enabled_backends`, then `[backend_defaults]`.
@@ -31,7 +37,7 @@ pub enum Group {
 
 impl Group {
     /// All groups, in the order of the sample file.
-    pub const ALL: [Group; 9] = [
+    pub const ALL: [Group; 12] = [
         Group::Default,
         Group::Database,
         Group::Rabbit,
@@ -39,6 +45,9 @@ impl Group {
         Group::ServiceUser,
         Group::Glance,
         Group::Nova,
+        Group::KeyManager,
+        Group::Barbican,
+        Group::BarbicanUser,
         Group::Scoria,
         Group::Backend,
     ];
@@ -53,6 +62,9 @@ impl Group {
             Group::ServiceUser => "service_user",
             Group::Glance => "glance",
             Group::Nova => "nova",
+            Group::KeyManager => "key_manager",
+            Group::Barbican => "barbican",
+            Group::BarbicanUser => "barbican_service_user",
             Group::Scoria => "scoria",
             Group::Backend => "backend_defaults",
         }
@@ -164,8 +176,8 @@ const fn between(min: i64, max: i64) -> Kind {
 }
 
 use Group::{
-    Backend as Be, Database as Db, Default as De, Glance as Gl, Notifications as No, Nova as Nv,
-    Rabbit as Ra, Scoria as Sc, ServiceUser as Su,
+    Backend as Be, Barbican as Ba, Database as Db, Default as De, Glance as Gl, KeyManager as Km,
+    Notifications as No, Nova as Nv, Rabbit as Ra, Scoria as Sc, ServiceUser as Su,
 };
 use Kind::{Bool, Choice, List, Multi, MultiDict, Text};
 
@@ -297,6 +309,16 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Nv, "region_name", Text, None, "Region of nova in the catalogue."),
     opt(Nv, "interface", Choice(&["public", "admin", "internal"]), Some("public"), "Endpoint of nova: public, internal or admin."),
     opt(Nv, "token_auth_url", Text, None, "Keystone for requests with the user's token. Unset: that of the user's catalogue."),
+    // The keys of encrypted volumes.
+    opt(Km, "backend", Text, Some("barbican"), "Who keeps the keys of encrypted volumes: barbican, or cinder.keymgr.conf_key_mgr.ConfKeyManager (fixed_key).").deprecated(&[("key_manager", "api_class")]),
+    opt(Km, "fixed_key", Text, None, "Key of all volumes of ConfKeyManager, in hex; with barbican, of those from before it.").secret().deprecated(&[("keymgr", "fixed_key")]),
+    opt(Ba, "barbican_endpoint", Text, None, "Barbican. Unset: that of the user's catalogue."),
+    opt(Ba, "barbican_api_version", Text, None, "Version in its paths. Unset: v1."),
+    opt(Ba, "barbican_endpoint_type", Choice(&["public", "internal", "admin"]), Some("public"), "Endpoint in the catalogue: public, internal or admin."),
+    opt(Ba, "barbican_region_name", Text, None, "Region in the catalogue."),
+    opt(Ba, "verify_ssl", Bool, Some("true"), "Whether Barbican's certificate is verified."),
+    opt(Ba, "verify_ssl_path", Text, None, "CA file. Unset: the system's certificates."),
+    opt(Ba, "send_service_user_token", Bool, Some("false"), "Send the token of [barbican_service_user] along with the user's."),
     // Scoria's own.
     opt(Sc, "scoria_worker_path", Text, None, "The worker program. Unset: scoria-rbd-worker beside the service."),
     opt(Sc, "scoria_workers_per_site", between(2, 64), Some("2"), "Worker processes for each Ceph cluster in use."),

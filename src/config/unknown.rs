@@ -33,9 +33,10 @@ pub(super) fn is_known(section: &str, option: &str) -> bool {
         })
 }
 
-/// The options of a group's section: `[glance]` and `[nova]` have an account as `[service_user]` has.
+/// The options of a group's section: some have an account as `[service_user]` has.
 fn options_of(group: Group) -> impl Iterator<Item = &'static OptionSpec> {
-    let shared = matches!(group, Group::Glance | Group::Nova).then_some(Group::ServiceUser);
+    let shared =
+        matches!(group, Group::Glance | Group::Nova | Group::BarbicanUser).then_some(Group::ServiceUser);
     OPTIONS
         .iter()
         .filter(move |o| o.group == group || (Some(o.group) == shared && o.name != "send_service_user_token"))

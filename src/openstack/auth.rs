@@ -26,21 +26,33 @@ pub(super) struct Auth {
     pub(super) keystone: bool,
     /// `[service_user]`.
     service: Option<Arc<Identity>>,
-    /// Its token goes along with others.
-    send_service_token: bool,
+    /// Whose token goes along with others: most often its.
+    companion: Option<Arc<Identity>>,
     connections: Arc<Connections>,
 }
 
 impl Auth {
     pub(super) fn new(config: &OpenStackConfig, connections: &Arc<Connections>) -> Auth {
-        let mut auth = Auth {
-            keystone: config.keystone,
-            service: None,
-            send_service_token: config.send_service_token,
-            connections: connections.clone(),
-        };
-        auth.service = auth.identity(config.service_user.as_ref());
+        let service = config.service_user.as_ref();
+        Auth::of(config.keystone, service, config.send_service_token, connections)
+    }
+
+    /// The account of `[service_user]`, and whether its token goes along.
+    pub(super) fn of(
+        keystone: bool,
+        service: Option<&Account>,
+        send: bool,
+        connections: &Arc<Connections>,
+    ) -> Auth {
+        let mut auth = Auth { keystone, service: None, companion: None, connections: connections.clone() };
+        auth.service = auth.identity(service);
+        auth.companion = auth.service.clone().filter(|_| send);
         auth
+    }
+
+    /// The same, with the token of another account, or of none, going along.
+    pub(super) fn accompanied_by(&self, account: Option<&Account>) -> Auth {
+        Auth { companion: self.identity(account), ..self.clone() }
     }
 
     /// An account's identity, when there is an account.
@@ -89,7 +101,7 @@ impl Auth {
 
     fn speaker(&self, voice: Voice) -> Speaker {
         // Without keystone nobody asks for a service's word (`nova.novaclient`).
-        let service = self.service.clone().filter(|_| self.send_service_token && self.keystone);
+        let service = self.companion.clone().filter(|_| self.keystone);
         Speaker { voice, service }
     }
 }

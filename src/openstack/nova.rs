@@ -219,7 +219,7 @@ mod tests {
 
     use super::super::testing::{self, Reply, Seen, Server, account};
     use super::*;
-    use crate::config::{Account, CatalogInfo, GlanceConfig, OpenStackConfig, TlsOptions};
+    use crate::config::{Account, CatalogInfo, GlanceConfig, KeyManagerConfig, OpenStackConfig, TlsOptions};
     use crate::openstack::OpenStack;
 
     fn config(nova: Option<Account>, service: Option<Account>) -> OpenStackConfig {
@@ -246,6 +246,7 @@ mod tests {
                 tls: TlsOptions::default(),
                 timeout,
             },
+            keys: KeyManagerConfig::default(),
         }
     }
 

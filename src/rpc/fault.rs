@@ -113,6 +113,7 @@ fn class(code: Code) -> Class {
             cinder("GlanceConnectionFailed", 500, ("Connection to glance failed: ", "reason", ""))
         }
         Code::NotAuthorized => plain(CINDER, "NotAuthorized", Some(403)),
+        Code::KeyManager => cinder("KeyManagerError", 500, ("key manager error: ", "reason", "")),
         Code::NotSupported => {
             cinder("NotSupportedOperation", 405, ("Operation not supported: ", "operation", "."))
         }

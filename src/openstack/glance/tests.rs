@@ -40,6 +40,7 @@ fn config(servers: &[&Server], retries: usize) -> OpenStackConfig {
             tls: TlsOptions::default(),
             timeout,
         },
+        keys: crate::config::KeyManagerConfig::default(),
     }
 }
 

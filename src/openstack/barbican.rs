@@ -1,0 +1,112 @@
+//! Barbican: the bytes of a key.
+//!
+//! A key belongs to the project of the user who made the volume, and Barbican gives it to nobody else: it is
+//! asked with the user's token. After a crash that token is gone, and the service user stands in for him, who
+//! then needs a right of his own to read secrets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use secrecy::SecretSlice;
+
+use super::auth::Auth;
+use super::catalog::Catalog;
+use super::http::{self, Answer, Connections, Failure};
+use crate::config::BarbicanConfig;
+use crate::context::RequestContext;
+
+const SERVICE_TYPE: &str = "key-manager";
+/// Of the API, when `barbican_api_version` is not set (barbicanclient's own default).
+const VERSION: &str = "v1";
+/// How long Barbican may be silent. castellan waits for ever.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The client.
+#[derive(Debug, Clone)]
+pub(super) struct Barbican {
+    config: Arc<BarbicanConfig>,
+    auth: Auth,
+    connections: Arc<Connections>,
+}
+
+impl Barbican {
+    pub(super) fn new(config: &BarbicanConfig, auth: &Auth, connections: Arc<Connections>) -> Barbican {
+        // Its own account speaks along with users, not that of [service_user] (castellan).
+        let auth = auth.accompanied_by(config.service_user.as_ref());
+        Barbican { config: Arc::new(config.clone()), auth, connections }
+    }
+
+    /// The payload of a secret.
+    ///
+    /// # Errors
+    /// `Refused` with 404 when there is none.
+    pub(super) async fn payload(
+        &self,
+        context: &RequestContext,
+        id: &str,
+    ) -> Result<SecretSlice<u8>, Failure> {
+        // It is put into a path.
+        if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err(Failure::Refused { status: 404, text: "that is no id of a secret".to_owned() });
+        }
+        let version = self.config.version.as_deref().unwrap_or(VERSION);
+        let url = format!("{}/{version}/secrets/{id}/payload", base(&self.endpoint(context).await?));
+        let payload = self.get(context, &url).await?.body;
+        if payload.is_empty() {
+            return Err(Failure::Malformed("the secret has no payload".to_owned()));
+        }
+        Ok(SecretSlice::from(payload.to_vec()))
+    }
+
+    /// A refused token of ours is renewed once.
+    async fn get(&self, context: &RequestContext, url: &str) -> Result<Answer, Failure> {
+        let client = self.connections.client(&self.config.tls).await?;
+        let speaker = self.auth.user(context, None)?;
+        let mut again = true;
+        loop {
+            let tokens = speaker.tokens().await?;
+            let request = client.get(url).headers(headers(context)).headers(tokens.headers.clone());
+            let answer = http::ask(request, LIMIT).await;
+            let refused = answer.as_ref().is_err_and(|failure| failure.status() == Some(401));
+            if !(refused && again && tokens.refused().await) {
+                return answer;
+            }
+            again = false;
+        }
+    }
+
+    /// As configured, or from the user's catalogue, or from that of who stands in for him.
+    async fn endpoint(&self, context: &RequestContext) -> Result<String, Failure> {
+        let BarbicanConfig { endpoint, interface, region, .. } = &*self.config;
+        if let Some(endpoint) = endpoint {
+            return Ok(endpoint.clone());
+        }
+        let find = |catalog: &Catalog| catalog.find(SERVICE_TYPE, interface, region.as_deref());
+        if let Some(url) = find(&Catalog::new(context.field("service_catalog"))) {
+            return Ok(url);
+        }
+        if let Some(identity) = self.auth.stand_in(None).filter(|_| self.auth.keystone)
+            && let Some(url) = find(&identity.token().await?.catalog)
+        {
+            return Ok(url);
+        }
+        let text = format!("barbican_endpoint is not set, and no catalogue has a {SERVICE_TYPE} service");
+        Err(Failure::NoEndpoint(text))
+    }
+}
+
+/// A URL without its version, which catalogues of old have.
+fn base(url: &str) -> &str {
+    let url = url.trim_end_matches('/');
+    url.strip_suffix("/v1").unwrap_or(url)
+}
+
+fn headers(context: &RequestContext) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("accept", HeaderValue::from_static("application/octet-stream"));
+    if let Ok(id) = HeaderValue::from_str(context.global_id()) {
+        headers.insert("x-openstack-request-id", id);
+    }
+    headers
+}
