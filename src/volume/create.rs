@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::image::{Attempt, Place, Shape};
-use super::{crash, mode_of, setup, transition_if_still};
+use super::{crash, encryption, mode_of, setup, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
@@ -240,25 +240,20 @@ async fn build(
     backend.notify_volume(context, "create.start", volume).await;
     backend.require_up()?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
-    make(backend, volume, volume_type, source, place, attempt).await
+    make(backend, context, volume, volume_type, source, place, attempt).await
 }
 
 /// Makes the image of a volume whose source is held, with all that its type asks for, and answers what to write
 /// into the row.
 pub(super) async fn make(
     backend: &Backend,
+    context: &RequestContext,
     volume: &Volume,
     volume_type: &VolumeType,
     source: &Source,
     place: &Place,
     attempt: Attempt,
 ) -> Result<VolumeChanges> {
-    if volume.encryption_key_id.is_some() {
-        return Err(Error::new(
-            Code::NotSupported,
-            "Encrypted volumes are not supported by this service yet",
-        ));
-    }
     if volume_type.wants_replication() && volume_type.wants_multiattach() {
         return Err(Error::new(
             Code::UnsupportedCombination,
@@ -266,7 +261,7 @@ pub(super) async fn make(
         ));
     }
     let shape = backend.shape(&place.site).await?;
-    fill(backend, place, volume, source, shape, attempt).await?;
+    fill(backend, context, place, volume, source, shape, attempt).await?;
     crash::point("create_volume:image_created");
     let image = backend.image_name(volume);
     let mut changes = setup::from_type(backend, place, &image, volume_type, shape).await?;
@@ -289,6 +284,7 @@ pub(super) async fn make(
 
 async fn fill(
     backend: &Backend,
+    context: &RequestContext,
     place: &Place,
     volume: &Volume,
     source: &Source,
@@ -297,7 +293,14 @@ async fn fill(
 ) -> Result<()> {
     let image = backend.image_name(volume);
     let bytes = u64::try_from(volume.size).unwrap_or(0) * GIB;
+    let encrypted = volume.encryption_key_id.is_some();
+    // What a clone of an encrypted image has of a header is only known when it is there.
+    let clone_bytes = if encrypted { 0 } else { bytes };
     match source {
+        Source::Raw if encrypted => {
+            Box::pin(encryption::create_image(backend, context, volume, place, bytes, shape, attempt))
+                .await?;
+        }
         Source::Raw => place.create(&image, bytes, shape, attempt).await?,
         Source::Snapshot(snapshot_id) => {
             let parent = backend
@@ -309,7 +312,9 @@ async fn fill(
                 .await?;
             require_beside(backend, place, &parent).await?;
             let snap = backend.snap_name(snapshot_id);
-            place.clone_from(&backend.image_name(&parent), &snap, &image, bytes, shape, attempt).await?;
+            place
+                .clone_from(&backend.image_name(&parent), &snap, &image, clone_bytes, shape, attempt)
+                .await?;
             if backend.config.flatten_volume_from_snapshot && volume.use_quota {
                 place.flatten(&image).await?;
             }
@@ -325,7 +330,7 @@ async fn fill(
                 (depth, true) => depth,
             };
             place
-                .clone_volume(&backend.image_name(&parent), &image, bytes, shape, max_depth, attempt)
+                .clone_volume(&backend.image_name(&parent), &image, clone_bytes, shape, max_depth, attempt)
                 .await?;
         }
         Source::Image(id) => {
@@ -340,6 +345,9 @@ async fn fill(
                 format!("Creating a volume from backup {id} is not supported by this service yet"),
             ));
         }
+    }
+    if encrypted {
+        place.grow_behind_header(&image, bytes).await?;
     }
     Ok(())
 }

@@ -172,8 +172,13 @@ async fn grow(backend: &Backend, volume: &Volume, new_size: i32) -> Result<()> {
     let gib = u64::try_from(new_size).ok().filter(|gib| *gib > 0).ok_or_else(|| {
         Error::new(Code::InvalidInput, format!("Volume {} cannot be extended to {new_size} GiB", volume.id))
     })?;
-    let place = backend.place(volume).await?;
-    Ok(place.grow(&backend.image_name(volume), gib.saturating_mul(GIB)).await?)
+    let (place, image) = (backend.place(volume).await?, backend.image_name(volume));
+    let bytes = gib.saturating_mul(GIB);
+    match volume.encryption_key_id {
+        Some(_) => place.grow_behind_header(&image, bytes).await?,
+        None => place.grow(&image, bytes).await?,
+    }
+    Ok(())
 }
 
 /// Writes size, status and quota; ends the operation unless servers are to be told.

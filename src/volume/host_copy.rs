@@ -25,6 +25,8 @@ use crate::rbd::protocol::{Connection, Fsid};
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of the image that one request copies, and that a crash makes us copy again.
 const PIECE: u64 = 8 << 30;
+/// No smaller than the header of an encrypted volume.
+const HEAD: u64 = 4 << 20;
 
 /// Moves a volume that has no row at its destination yet.
 pub(super) async fn begin(job: &Job<'_>, volume: &Volume, attachments: &[Attachment]) -> Result<()> {
@@ -37,12 +39,7 @@ pub(super) async fn begin(job: &Job<'_>, volume: &Volume, attachments: &[Attachm
             ),
         ));
     }
-    if volume.encryption_key_id.is_some() {
-        return Err(Error::new(
-            Code::NotSupported,
-            "Migrating encrypted volumes is not supported by this service yet",
-        ));
-    }
+    require_same_encryption(job, volume).await?;
     // Looked at before anybody is asked to make something.
     let source = job.backend.place(volume).await?;
     destination(job, &source).await?;
@@ -60,6 +57,27 @@ pub(super) async fn begin(job: &Job<'_>, volume: &Volume, attachments: &[Attachm
         .await?;
     crash::point("migrate_volume:target");
     go_on(job, volume, TARGET, copy).await
+}
+
+/// What is copied is what lies in the image. Stock's service would copy what can be read with the keys through
+/// dm-crypt, which it cannot set up for RBD.
+async fn require_same_encryption(job: &Job<'_>, volume: &Volume) -> Result<()> {
+    let Some(retyping) = job.retyping else { return Ok(()) };
+    let (old, new) = job
+        .backend
+        .db
+        .read("encryption before and after", async |conn| {
+            let old = db::volume_type::encryption_of(conn, &volume.volume_type_id).await?;
+            Ok((old, db::volume_type::encryption_of(conn, &retyping.new_type_id).await?))
+        })
+        .await?;
+    if old == new {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::VolumeMigration,
+        format!("Volume {} cannot be encrypted in another way than it is", volume.id),
+    ))
 }
 
 /// Goes on after `step`.
@@ -146,6 +164,12 @@ async fn fill(job: &Job<'_>, volume: &Volume, source: &Place, dest: &Place, copy
     let size = source.stat(&image).await.map_err(failed)?.size;
     let began = Instant::now();
     let mut written = 0;
+    if copy.offset == 0 && volume.encryption_key_id.is_some() {
+        // It has a header of its own, on which what is zero in ours would not be written.
+        dest.grow(&new_image, size).await.map_err(failed)?;
+        let head = source.read_head(&image, HEAD.min(size)).await.map_err(failed)?;
+        dest.write_head(&new_image, &head).await.map_err(failed)?;
+    }
     while copy.offset < size {
         let length = PIECE.min(size - copy.offset);
         written += source.transfer(&image, dest, &new_image, copy.offset, length).await.map_err(failed)?;

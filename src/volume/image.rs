@@ -7,6 +7,7 @@
 //! share pools.
 
 mod adoption;
+mod header;
 mod movement;
 mod removal;
 mod rollback;

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod crash;
 pub mod create;
 pub mod delete;
+mod encryption;
 pub mod extend;
 pub mod group;
 mod host_copy;

@@ -121,7 +121,7 @@ pub async fn retype(
         }
         InPlace::Impossible(why) => why,
     };
-    if let Some(failure) = may_move(&volume, &old, &new, snapshots, &request) {
+    if let Some(failure) = may_move(&volume, snapshots, &request) {
         let failure = match why {
             Some(why) => failure.caused_by(why),
             None => failure,
@@ -133,8 +133,9 @@ pub async fn retype(
     }
     // As upstream, the backend may copy only what is the same there in all but its place.
     let place = ["volume_backend_name", "RESKEY:availability_zones"];
-    let assisted =
-        !old.limits_differ(&new) && old.differing(&new).iter().all(|key| place.contains(&key.as_str()));
+    let assisted = !old.limits_differ(&new)
+        && old.encryption == new.encryption
+        && old.differing(&new).iter().all(|key| place.contains(&key.as_str()));
     let order = migrate::Order { destination: &request.destination, assisted, retyping: Some(&retyping) };
     Box::pin(migrate::begin(backend, context, operation, &volume, order)).await
 }
@@ -171,13 +172,7 @@ pub async fn give_up(
 }
 
 /// Why the volume must not be moved to get its type.
-fn may_move(
-    volume: &Volume,
-    old: &Content,
-    new: &Content,
-    snapshots: usize,
-    request: &Retype,
-) -> Option<Error> {
+fn may_move(volume: &Volume, snapshots: usize, request: &Retype) -> Option<Error> {
     let replicated = volume
         .replication_status
         .as_deref()
@@ -188,8 +183,6 @@ fn may_move(
         (Code::InvalidVolume, "Volume must not have snapshots.")
     } else if replicated {
         (Code::InvalidVolume, "Volume must not be replicated.")
-    } else if old.encryption.is_some() || new.encryption.is_some() || volume.encryption_key_id.is_some() {
-        (Code::NotSupported, "Retyping encrypted volumes is not supported by this service yet")
     } else {
         return None;
     };

@@ -128,7 +128,13 @@ async fn roll_back(
     // The API reverts to a snapshot of the volume's size only. Should they differ nevertheless, the row is
     // right; an image that is managed need not be a whole number of GiB large, so equal sizes stay as they are.
     let gib = if snapshot.volume_size == volume.size { 0 } else { u64::try_from(volume.size).unwrap_or(0) };
-    place.revert(&image, &snap, gib.saturating_mul(GIB)).await?;
+    let bytes = gib.saturating_mul(GIB);
+    if volume.encryption_key_id.is_some() {
+        place.revert(&image, &snap, 0).await?;
+        place.grow_behind_header(&image, bytes).await?;
+    } else {
+        place.revert(&image, &snap, bytes).await?;
+    }
     crash::point("revert_to_snapshot:reverted");
     // The other site of a failover that came meanwhile need not have it.
     let volume =
