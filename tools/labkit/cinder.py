@@ -31,6 +31,17 @@ def control_conf(lab):
     return lab.path("conf", "cinder.conf")
 
 
+def _key_section(lab):
+    """The key of all encrypted volumes; a lab that is older than this has none before its next `up`."""
+    key = lab.state["secrets"].get("fixed-key")
+    return "" if key is None else f"""\
+[key_manager]
+backend = cinder.keymgr.conf_key_mgr.ConfKeyManager
+fixed_key = {key}
+
+"""
+
+
 def shared_sections(lab):
     """What a control plane and a volume service must agree on."""
     return f"""\
@@ -40,7 +51,7 @@ connection = {database_url(lab)}
 [oslo_messaging_notifications]
 driver = messagingv2
 
-{rabbitmq.oslo_options(lab)}{auth.cinder_sections(lab)}"""
+{_key_section(lab)}{rabbitmq.oslo_options(lab)}{auth.cinder_sections(lab)}"""
 
 
 def backend_sections(lab, prefix=""):

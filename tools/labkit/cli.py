@@ -12,7 +12,7 @@ import sys
 import time
 
 from . import auth, ceph, cinder, env, mariadb, plan, procs, rabbitmq, scoria, status
-from .state import REPO, Lab, LabError
+from .state import REPO, SECRETS, Lab, LabError
 
 EPILOG = """\
 components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
@@ -61,7 +61,7 @@ def up(lab, args):
         lab.state["watch_timeout"] = args.watch_timeout
     lab.save()
     procs.kill(lab, [procs.SETUP])      # of an `up` that was killed
-    restarted = _new_auth(lab, args.auth)
+    restarted = [*_new_auth(lab, args.auth), *_new_secrets(lab)]
     every = plan.components(lab)
     without = plan.expand(every, args.without or [])
     named = plan.expand(every, args.components)
@@ -98,6 +98,16 @@ def _new_auth(lab, wanted):
     plan.stop(lab, plan.components(lab), running)
     auth.choose(lab, wanted)
     return [n for n in running if n not in auth.COMPONENTS]
+
+
+def _new_secrets(lab):
+    """Give an older lab what later ones are made with: who reads it is stopped. Says who ran."""
+    if not lab.add_secrets(*SECRETS):
+        return []
+    lab.save()
+    running = [n for n in auth.CLIENTS if procs.leader(lab, n)]
+    plan.stop(lab, plan.components(lab), running)
+    return running
 
 
 def _new_rabbit_mode(lab, every, names, without):

@@ -28,6 +28,8 @@ STATE_VERSION = 1
 PORT_RANGE = (20000, 31000)
 PORTS = ("mariadb", "amqp", "rabbit-dist", "epmd", "api")
 SITES = ("a", "b")
+# What every lab keeps secret, and of how many bytes; `fixed-key` is a key of AES-256.
+SECRETS = {"database": 12, "rabbit": 12, "cookie": 12, "fixed-key": 32}
 # What a lab puts into its directory, and therefore all that --purge removes.
 CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "keystone", "glance", "conf", "log", "run", "home",
             "lab.json", "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.queue",
@@ -135,14 +137,16 @@ class Lab:
             "done": [],
             "sockdir": "",
         }
-        self.add_secrets("database", "rabbit", "cookie")
+        self.add_secrets(*SECRETS)
         self.ensure_sockdir()
         self.save()
 
     def add_secrets(self, *names):
-        """Make the secrets that are not there yet."""
-        for name in names:
-            self.state["secrets"].setdefault(name, secrets.token_hex(12))
+        """Make the secrets that are not there yet; true when there were such."""
+        new = [name for name in names if name not in self.state["secrets"]]
+        for name in new:
+            self.state["secrets"][name] = secrets.token_hex(SECRETS.get(name, 12))
+        return bool(new)
 
     def add_ports(self, names):
         """Choose the ports that are not there yet."""
