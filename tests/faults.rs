@@ -9,6 +9,8 @@ mod common;
 mod backends;
 #[path = "faults/crash.rs"]
 mod crash;
+#[path = "faults/crash_encryption.rs"]
+mod crash_encryption;
 #[path = "faults/crash_extend.rs"]
 mod crash_extend;
 #[path = "faults/crash_failover.rs"]

@@ -15,6 +15,8 @@ mod basics;
 mod cli;
 #[path = "lifecycle/copies.rs"]
 mod copies;
+#[path = "lifecycle/encryption.rs"]
+mod encryption;
 #[path = "lifecycle/extend.rs"]
 mod extend;
 #[path = "lifecycle/failures.rs"]

@@ -4,7 +4,7 @@
 //! get an id of their own for it. What is left for a volume service is to read it once, when an empty volume is
 //! formatted (`cinder/keymgr`, castellan).
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use secrecy::{ExposeSecret, SecretSlice, SecretString, zeroize::Zeroizing};
 use tracing::warn;
@@ -18,6 +18,7 @@ use crate::error::{Code, Error, Result};
 
 /// The id under which the key of the configuration file goes (`ConfKeyManager`).
 const FIXED_ID: &str = "00000000-0000-0000-0000-000000000000";
+static TOLD: Once = Once::new();
 
 /// The client; cheap to clone.
 #[derive(Debug, Clone)]
@@ -29,8 +30,13 @@ pub struct Keys {
 
 impl Keys {
     pub(super) fn new(config: &KeyManagerConfig, auth: &Auth, connections: Arc<Connections>) -> Keys {
-        if config.backend == KeyBackend::Fixed {
-            warn!("all encrypted volumes have the one key of [key_manager] fixed_key: not for production");
+        if config.backend == KeyBackend::Fixed && config.fixed_key.is_some() {
+            // Each backend has a client.
+            TOLD.call_once(|| {
+                warn!(
+                    "all encrypted volumes have the one key of [key_manager] fixed_key: not for production"
+                );
+            });
         }
         Keys {
             backend: config.backend.clone(),

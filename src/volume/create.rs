@@ -346,7 +346,7 @@ async fn fill(
             ));
         }
     }
-    if encrypted {
+    if encrypted && matches!(source, Source::Snapshot(_) | Source::Volume(_)) {
         place.grow_behind_header(&image, bytes).await?;
     }
     Ok(())

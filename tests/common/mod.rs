@@ -18,6 +18,7 @@ mod driver;
 mod env;
 mod lab;
 mod leftovers;
+pub(crate) mod luks;
 
 use std::time::{Duration, Instant};
 

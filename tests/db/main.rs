@@ -13,6 +13,7 @@ mod create;
 mod create_site;
 mod defects;
 mod deletes;
+mod encryption;
 mod extend_in_use;
 mod extends;
 mod failover;
