@@ -60,7 +60,7 @@ impl Worker {
 
     fn receive(&mut self) -> (u64, Result<Reply, RbdError>) {
         let body = frame::read(&mut self.stdout).unwrap().expect("an answer");
-        match frame::decode::<Event>(&body).unwrap() {
+        match frame::decode::<Event>(&body.json).unwrap() {
             Event::Answer { id, result } => (id, result),
             other => panic!("{other:?}"),
         }

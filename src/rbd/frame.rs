@@ -1,11 +1,16 @@
 //! How requests and answers are cut out of a byte stream between the service and a worker process.
 //!
 //! A frame is a length of four bytes (big endian) and that many bytes of JSON. JSON because a frame
-//! must be readable in a log and by a test worker in another language; the volume of data is small.
+//! must be readable in a log and by a test worker in another language. Where an image's data flows, JSON would be
+//! dear: a frame whose length has its highest bit set has a second length of four bytes, and behind its JSON
+//! comes that many bytes of data as they are.
+//!
 //! A length beyond [`MAX_FRAME`] means that something else wrote into the pipe: the stream is then lost
 //! and the worker with it.
 
 use std::io::{self, Read, Write};
+
+use bytes::Bytes;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,6 +21,19 @@ use super::protocol::{Connection, Reply, Request};
 
 /// Largest frame in bytes: far above any answer (a listing of 100,000 images is about 6 MB).
 pub const MAX_FRAME: usize = 64 << 20;
+/// Most bytes of data behind a frame's JSON; far above a part.
+pub const MAX_DATA: usize = 16 << 20;
+/// Set in the length of a frame with data behind its JSON.
+const WITH_DATA: u32 = 1 << 31;
+
+/// What was read of a stream: JSON, and the data behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// To be given to [`decode`].
+    pub json: Vec<u8>,
+    /// Empty data is not the same as none.
+    pub data: Option<Bytes>,
+}
 
 /// One request on its way to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +46,43 @@ pub struct Call {
     pub request: Request,
     /// Milliseconds left when the frame was written.
     pub deadline_ms: u64,
+}
+
+/// What the service tells a worker about a call that is under way, with or without data: always a frame with data,
+/// which is what tells it from a [`Call`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// The frame's data is to be written.
+    Part {
+        /// Of [`Call::id`].
+        id: u64,
+        /// Where to, in the image.
+        offset: u64,
+    },
+    /// All parts have been sent.
+    End {
+        /// Of [`Call::id`].
+        id: u64,
+    },
+    /// A part that the worker sent has gone on its way: there is room for one more.
+    Taken {
+        /// Of [`Call::id`].
+        id: u64,
+    },
+    /// Nobody wants the call's outcome any more: it is to let go of its image, and to answer.
+    CallOff {
+        /// Of [`Call::id`].
+        id: u64,
+    },
+}
+
+impl Word {
+    /// Of [`Call::id`].
+    pub fn id(self) -> u64 {
+        match self {
+            Word::Part { id, .. } | Word::End { id } | Word::Taken { id } | Word::CallOff { id } => id,
+        }
+    }
 }
 
 /// What a worker tells.
@@ -48,6 +103,18 @@ pub enum Event {
         done: u64,
         /// Units in all.
         total: u64,
+    },
+    /// The frame's data was read; with data.
+    Part {
+        /// Of [`Call::id`].
+        id: u64,
+        /// Where it was, in the image.
+        offset: u64,
+    },
+    /// A part that the service sent is written: there is room for one more.
+    Taken {
+        /// Of [`Call::id`].
+        id: u64,
     },
     /// The worker has a new connection to a site. `address` is what a blocklist entry would name.
     Connected {
@@ -73,20 +140,53 @@ pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Reads one frame's JSON; `None` at the end of the stream.
+/// Turns a value into the beginning of a frame, behind which `length` bytes of data are to be written.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_before_data<T: Serialize>(value: &T, length: usize) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; 8];
+    serde_json::to_writer(&mut frame, value)?;
+    let json = frame.len() - 8;
+    match (u32::try_from(json), u32::try_from(length)) {
+        (Ok(json), Ok(data)) if json as usize <= MAX_FRAME && length <= MAX_DATA => {
+            frame[..4].copy_from_slice(&(json | WITH_DATA).to_be_bytes());
+            frame[4..8].copy_from_slice(&data.to_be_bytes());
+        }
+        _ => return Err(too_long(json.max(length))),
+    }
+    Ok(frame)
+}
+
+/// Reads one frame; `None` at the end of the stream.
 ///
 /// # Errors
 /// I/O errors, a stream that ends inside a frame, or a length that cannot be true.
-pub fn read(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+pub fn read(from: &mut impl Read) -> io::Result<Option<Frame>> {
     let mut header = [0; 4];
     match from.read_exact(&mut header) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(e) => return Err(e),
     }
-    let mut body = vec![0; length(header)?];
-    from.read_exact(&mut body)?;
-    Ok(Some(body))
+    let (json, more) = length(header)?;
+    let data = if more {
+        from.read_exact(&mut header)?;
+        Some(data_length(header)?)
+    } else {
+        None
+    };
+    let mut json = vec![0; json];
+    from.read_exact(&mut json)?;
+    let data = match data {
+        Some(length) => {
+            let mut data = vec![0; length];
+            from.read_exact(&mut data)?;
+            Some(data.into())
+        }
+        None => None,
+    };
+    Ok(Some(Frame { json, data }))
 }
 
 /// Writes a frame made by [`encode`] at once.
@@ -102,16 +202,31 @@ pub fn write(to: &mut impl Write, frame: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`read`].
-pub async fn read_async(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+pub async fn read_async(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
     let mut header = [0; 4];
     match from.read_exact(&mut header).await {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(e) => return Err(e),
     }
-    let mut body = vec![0; length(header)?];
-    from.read_exact(&mut body).await?;
-    Ok(Some(body))
+    let (json, more) = length(header)?;
+    let data = if more {
+        from.read_exact(&mut header).await?;
+        Some(data_length(header)?)
+    } else {
+        None
+    };
+    let mut json = vec![0; json];
+    from.read_exact(&mut json).await?;
+    let data = match data {
+        Some(length) => {
+            let mut data = vec![0; length];
+            from.read_exact(&mut data).await?;
+            Some(data.into())
+        }
+        None => None,
+    };
+    Ok(Some(Frame { json, data }))
 }
 
 /// Reads a frame's JSON.
@@ -122,9 +237,16 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(body)?)
 }
 
-fn length(header: [u8; 4]) -> io::Result<usize> {
+/// Length of the JSON, and whether there is data behind it.
+fn length(header: [u8; 4]) -> io::Result<(usize, bool)> {
+    let header = u32::from_be_bytes(header);
+    let length = (header & !WITH_DATA) as usize;
+    if length > MAX_FRAME { Err(too_long(length)) } else { Ok((length, header & WITH_DATA != 0)) }
+}
+
+fn data_length(header: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_be_bytes(header) as usize;
-    if length > MAX_FRAME { Err(too_long(length)) } else { Ok(length) }
+    if length > MAX_DATA { Err(too_long(length)) } else { Ok(length) }
 }
 
 fn too_long(length: usize) -> io::Error {
@@ -181,8 +303,9 @@ mod tests {
         }
         let mut stream = &stream[..];
         for event in &events {
-            let body = read(&mut stream).unwrap().unwrap();
-            assert_eq!(&decode::<Event>(&body).unwrap(), event);
+            let frame = read(&mut stream).unwrap().unwrap();
+            assert_eq!(&decode::<Event>(&frame.json).unwrap(), event);
+            assert_eq!(frame.data, None);
         }
         assert!(read(&mut stream).unwrap().is_none());
     }
@@ -201,6 +324,25 @@ mod tests {
         assert_eq!(read(&mut &cut[..]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
+    #[tokio::test]
+    async fn data_follows_as_it_is() {
+        for data in [&b"\0\xff{}"[..], b""] {
+            let word = Word::Part { id: 3, offset: 1 << 40 };
+            let mut stream = encode_before_data(&word, data.len()).unwrap();
+            stream.extend_from_slice(data);
+            stream.extend(encode(&call()).unwrap());
+            let mut rest = &stream[..];
+            let frame = read(&mut rest).unwrap().unwrap();
+            assert_eq!(decode::<Word>(&frame.json).unwrap(), word);
+            assert_eq!(frame.data.as_deref(), Some(data));
+            assert_eq!(read(&mut rest).unwrap().unwrap().data, None);
+            assert_eq!(read_async(&mut &stream[..]).await.unwrap().unwrap(), frame);
+            let cut = &mut &stream[..stream.len() - encode(&call()).unwrap().len() - 1];
+            assert_eq!(read(cut).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
+        assert!(encode_before_data(&Word::End { id: 1 }, MAX_DATA + 1).is_err());
+    }
+
     #[test]
     fn text_in_the_pipe_is_recognised_as_garbage() {
         let mut text = &b"terminate called after throwing an instance of"[..];
@@ -210,8 +352,9 @@ mod tests {
     #[tokio::test]
     async fn both_readers_agree() {
         let frame = encode(&call()).unwrap();
-        let body = read_async(&mut &frame[..]).await.unwrap().unwrap();
-        assert_eq!(decode::<Call>(&body).unwrap(), call());
+        let read = read_async(&mut &frame[..]).await.unwrap().unwrap();
+        assert_eq!(decode::<Call>(&read.json).unwrap(), call());
+        assert_eq!(read.data, None);
         assert!(read_async(&mut &b""[..]).await.unwrap().is_none());
         let huge =
             ImageWrite { pool: String::new(), image: String::new(), offset: 0, data: vec![200; 17 << 20] };

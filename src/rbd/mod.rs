@@ -11,6 +11,7 @@ pub mod frame;
 pub mod pool;
 pub mod protocol;
 pub mod sim;
+pub mod stream;
 pub mod types;
 pub mod worker;
 
@@ -22,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::{RbdError, RbdErrorKind};
 pub use protocol::{Command, Connection, Reply, Request};
+use stream::Flow;
 
 /// Something that carries out requests against Ceph sites: the pool of worker processes, or the
 /// simulator.
@@ -38,6 +40,16 @@ pub trait Ceph: Send + Sync + 'static {
         connection: &Connection,
         request: Request,
         deadline: Duration,
+    ) -> Result<Reply, RbdError>;
+
+    /// Runs one request whose data flows through `flow` meanwhile; of those only. The deadline bounds the time that
+    /// the worker takes for a part, not the time that it waits for the next one or for somebody to take one.
+    async fn stream(
+        &self,
+        connection: &Connection,
+        request: Request,
+        deadline: Duration,
+        flow: Flow,
     ) -> Result<Reply, RbdError>;
 }
 

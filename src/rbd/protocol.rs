@@ -40,6 +40,9 @@ pub enum Class {
     /// Removal: takes as long as there is data. What is removed stays removed, so losing its worker costs
     /// nothing but asking again: removals share workers, and a hundred of them cost threads, not processes.
     Removal,
+    /// Data that flows between the service and Ceph (an image that is downloaded, or uploaded), at the pace of the
+    /// slower end: sessions share workers, or ten downloads would cost ten processes.
+    Stream,
     /// Work that has to be begun anew when its worker is lost (flatten, copy): runs in a worker of its own,
     /// which no other call can bring down.
     Long,
@@ -54,6 +57,8 @@ impl Class {
             // Each object removed is progress, and a single operation is given up long before.
             Class::Removal => Duration::from_secs(600),
             Class::Long => Duration::from_secs(3600),
+            // Of one part: whoever fills or empties the other end may take as long as he likes.
+            Class::Stream => Duration::from_secs(300),
         }
     }
 
@@ -62,7 +67,7 @@ impl Class {
     pub fn starts_anew_with_progress(self) -> bool {
         match self {
             Class::Probe | Class::Short => false,
-            Class::Removal | Class::Long => true,
+            Class::Removal | Class::Stream | Class::Long => true,
         }
     }
 }
@@ -210,6 +215,13 @@ commands! {
     Short ImageWrite { pool: String, image: String, offset: u64, data: Vec<u8> } -> ();
     /// Reads bytes at an offset, of the head or of a snapshot.
     Short ImageRead { pool: String, image: String, snap: Option<String>, offset: u64, length: u64 } -> Vec<u8>;
+    /// Writes the parts that the caller sends meanwhile ([`Site::import`](super::Site::import)) into an image that
+    /// exists, opened once. Answers the bytes written. `blank`: the image reads as zeros, so that zeros need not
+    /// be written; otherwise they are, where there is something else.
+    Stream ImageImport { pool: String, image: String, blank: bool } -> u64;
+    /// Reads `length` bytes from `offset` on, or what there is of them, of the head or of a snapshot, and sends what
+    /// is not zero in parts, in order ([`Site::export`](super::Site::export)). Answers the bytes sent.
+    Stream ImageExport { pool: String, image: String, snap: Option<String>, offset: u64, length: u64 } -> u64;
     /// Sets an image metadata key (`conf_rbd_qos_…` and our own marks).
     Short MetadataSet { pool: String, image: String, key: String, value: String } -> ();
     /// All image metadata.

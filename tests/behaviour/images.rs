@@ -1,6 +1,7 @@
 //! Images that are not mirrored.
 
 use super::*;
+use scoria::rbd::stream::{PART, Part};
 
 pub async fn create_list_stat_remove(env: &Env) -> Case {
     let image = env.image("i").await?;
@@ -254,4 +255,128 @@ pub async fn transfer(env: &Env) -> Case {
     ensure!(middle.iter().all(|b| *b == 0), "zeros stay zeros");
     refused(Kind::NotFound, env.a.call(ImageTransfer { dest: env.name("nothing"), ..part(0, half) }).await)?;
     refused(Kind::NotFound, env.a.call(ImageTransfer { image: env.name("nothing"), ..part(0, half) }).await)
+}
+
+fn import_of(env: &Env, image: &str, blank: bool) -> ImageImport {
+    ImageImport { pool: env.pool.clone(), image: image.to_owned(), blank }
+}
+
+/// All parts of an export, each checked against the one before it.
+async fn exported(env: &Env, command: ImageExport) -> anyhow::Result<Vec<Part>> {
+    let mut export = env.a.export(command);
+    let mut parts: Vec<Part> = Vec::new();
+    while let Some(part) = export.next().await? {
+        let before = parts.last().map_or(0, |p| p.offset + p.data.len() as u64);
+        ensure!(part.offset >= before && !part.data.is_empty(), "{} after {before}", part.offset);
+        ensure!(part.data.len() <= PART, "a part of {} bytes", part.data.len());
+        parts.push(part);
+    }
+    ensure!(export.next().await?.is_none(), "it stays at its end");
+    Ok(parts)
+}
+
+pub async fn import(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    let mut data = vec![0; 5 << 20];
+    data[..4].copy_from_slice(b"head");
+    data[(5 << 20) - 4..].copy_from_slice(b"tail");
+    let mut import = env.a.import(import_of(env, &image, true));
+    import.write(0, data.into()).await?;
+    import.write(SIZE - 3, b"end".to_vec().into()).await?;
+    let written = import.finish().await?;
+    ensure!((11..5 << 20).contains(&written), "{written} bytes written");
+    let read = |offset: u64, length: u64| ImageRead {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        snap: None,
+        offset,
+        length,
+    };
+    ensure!(env.a.call(read(0, 5)).await? == b"head\0", "the first part");
+    ensure!(env.a.call(read((5 << 20) - 5, 6)).await? == b"\0tail\0", "the third part");
+    ensure!(env.a.call(read(SIZE - 4, 8)).await? == b"\0end", "the last bytes");
+    ensure!(
+        env.a.call(ImageWatchers { pool: env.pool.clone(), image: image.clone() }).await?.is_empty(),
+        "the image is closed"
+    );
+    env.a.import(import_of(env, &image, true)).finish().await.context("of nothing")?;
+
+    let mut over = env.a.import(import_of(env, &image, true));
+    over.write(SIZE - 1, b"xy".to_vec().into()).await?;
+    refused(Kind::Invalid, over.finish().await)?;
+    refused(Kind::NotFound, env.a.import(import_of(env, &env.name("nothing"), true)).finish().await)?;
+    let mut endless = env.a.import(import_of(env, &env.name("nothing"), true));
+    let told = async {
+        loop {
+            endless.write(0, vec![1; PART].into()).await?;
+        }
+    };
+    refused::<()>(Kind::NotFound, told.await)?;
+
+    let mut given_up = env.a.import(import_of(env, &image, true));
+    given_up.write(0, b"HEAD".to_vec().into()).await?;
+    given_up.abandon().await;
+    ensure!(
+        env.a.call(ImageWatchers { pool: env.pool.clone(), image: image.clone() }).await?.is_empty(),
+        "an abandoned session closes the image"
+    );
+    env.a.call(env.remove(&image)).await?;
+    Ok(())
+}
+
+pub async fn import_over(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.write(&env.a, &image, 0, &[7; 4096]).await?;
+    env.write(&env.a, &image, 4 << 20, b"stays").await?;
+    let mut data = vec![0; 2 << 20];
+    data[(1 << 20) - 1] = 9;
+    let mut import = env.a.import(import_of(env, &image, false));
+    import.write(0, data.clone().into()).await?;
+    import.finish().await?;
+    let read =
+        ImageRead { pool: env.pool.clone(), image: image.clone(), snap: None, offset: 0, length: 2 << 20 };
+    ensure!(env.a.call(read.clone()).await? == data, "zeros take the place of what was there");
+    ensure!(
+        env.a.call(ImageRead { offset: 4 << 20, length: 5, ..read }).await? == b"stays",
+        "the rest stays"
+    );
+    Ok(())
+}
+
+pub async fn export(env: &Env) -> Case {
+    let parent = env.parent("parent", b"of the parent").await?;
+    let image = env.name("i");
+    env.a.call(env.clone_of(&parent, &image)).await?;
+    env.write(&env.a, &image, SIZE - 4, b"end.").await?;
+    env.a.call(env.snap_create(&image, "then")).await?;
+    env.write(&env.a, &image, 5 << 20, b"later").await?;
+    let all = |snap: Option<&str>| ImageExport {
+        pool: env.pool.clone(),
+        image: image.clone(),
+        snap: snap.map(str::to_owned),
+        offset: 0,
+        length: u64::MAX,
+    };
+    let assemble = |parts: &[Part]| {
+        let mut whole = vec![0; usize::try_from(SIZE).unwrap_or(0)];
+        for part in parts {
+            let at = usize::try_from(part.offset).unwrap_or(0);
+            whole[at..at + part.data.len()].copy_from_slice(&part.data);
+        }
+        whole
+    };
+    let parts = exported(env, all(None)).await?;
+    let whole = assemble(&parts);
+    ensure!(whole.starts_with(b"of the parent\0") && whole.ends_with(b"\0end."), "both ends");
+    ensure!(whole[5 << 20..].starts_with(b"later\0"), "the middle");
+    ensure!(parts.iter().map(|p| p.data.len()).sum::<usize>() < whole.len(), "zeros are left out");
+    let then = assemble(&exported(env, all(Some("then"))).await?);
+    ensure!(then[5 << 20..].starts_with(b"\0\0\0\0\0") && then.ends_with(b"end."), "of the snapshot");
+    let some = exported(env, ImageExport { offset: 3, length: 4, ..all(None) }).await?;
+    ensure!(some == [Part { offset: 3, data: b"the "[..].into() }], "{some:?}");
+    ensure!(exported(env, ImageExport { offset: SIZE, ..all(None) }).await?.is_empty(), "nothing behind it");
+    refused(Kind::NotFound, env.a.export(ImageExport { image: env.name("none"), ..all(None) }).next().await)?;
+    refused(Kind::NotFound, env.a.export(all(Some("never"))).next().await)?;
+    drop(env.a.export(all(None)));
+    Ok(())
 }

@@ -76,7 +76,7 @@ impl Image<'_> {
     /// ```c
     /// ssize_t rbd_write(rbd_image_t image, uint64_t ofs, size_t len, const char *buf);
     /// ```
-    pub(super) fn put(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn put(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
         // SAFETY: the data is as long as said.
         let result =
             unsafe { (self.api().io.rbd_write)(self.handle, offset, data.len(), data.as_ptr().cast()) };

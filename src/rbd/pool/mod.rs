@@ -6,13 +6,15 @@
 //! with a back-off when new workers die before they answer anything.
 //!
 //! Calls are kept apart by what losing a worker costs them ([`Duty`]): short calls share two workers that
-//! are always there, removals share one while there are any, a long call has one for itself.
+//! are always there, removals share one while there are any, so does data that flows, a long call has one for
+//! itself.
 //!
 //! A *site* here is one (conf, user, cluster name): its workers serve nothing else, so a site that hangs
 //! keeps no worker of another busy. `process` is one worker, `site` chooses and starts them.
 
 mod process;
 mod site;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,7 @@ use tracing::Instrument;
 
 use super::error::{RbdError, RbdErrorKind};
 use super::protocol::{Connection, Reply, Request};
+use super::stream::Flow;
 use super::{Ceph, protocol::Class};
 use process::{Order, Process};
 use site::Site;
@@ -55,6 +58,10 @@ pub struct Settings {
     pub removal_workers_per_site: usize,
     /// Removals per site at once. Each has up to `rbd_concurrent_management_ops` objects under way.
     pub removals_per_site: usize,
+    /// Workers per site that share the sessions through which data flows, while there are any.
+    pub stream_workers_per_site: usize,
+    /// Sessions per site at once. Each has a few parts in memory, here and in the worker.
+    pub streams_per_site: usize,
     /// Long calls per site at once, each in a worker of its own.
     pub long_calls_per_site: usize,
     /// How long a worker that takes no short calls is kept without work.
@@ -76,6 +83,8 @@ impl Settings {
             calls_per_worker: 48,
             removal_workers_per_site: 1,
             removals_per_site: 16,
+            stream_workers_per_site: 1,
+            streams_per_site: 16,
             long_calls_per_site: 8,
             idle: Duration::from_secs(30),
             back_off: Duration::from_millis(100),
@@ -139,6 +148,8 @@ pub enum Duty {
     Short,
     /// Removals, many at once.
     Removal,
+    /// Sessions through which data flows, many at once.
+    Stream,
     /// Long calls, one at a time.
     Long,
 }
@@ -148,6 +159,7 @@ impl From<Class> for Duty {
         match class {
             Class::Probe | Class::Short => Duty::Short,
             Class::Removal => Duty::Removal,
+            Class::Stream => Duty::Stream,
             Class::Long => Duty::Long,
         }
     }
@@ -302,11 +314,30 @@ impl Ceph for WorkerPool {
         let connection = connection.clone();
         // A task of its own: a caller that is cancelled must not leave a call that nobody watches, which
         // could keep a hung worker in use for ever.
-        let call = async move { site.execute(connection, request, deadline, turn).await };
+        let call = async move { site.execute(connection, request, deadline, turn, None).await };
         match tokio::spawn(call.in_current_span()).await {
             Ok(result) => result,
             Err(_) => failed(RbdErrorKind::WorkerLost, "the call was dropped with the runtime"),
         }
+    }
+
+    async fn stream(
+        &self,
+        connection: &Connection,
+        request: Request,
+        deadline: Duration,
+        flow: Flow,
+    ) -> Result<Reply, RbdError> {
+        let (op, name) = (request.name(), connection.site.as_str());
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(error(RbdErrorKind::Unreachable, op, name, "the service is shutting down"));
+        }
+        let site = self.site(connection);
+        let Some(turn) = site.turn(request.class(), deadline).await else {
+            return Err(error(RbdErrorKind::TimedOut, op, name, "all workers were busy"));
+        };
+        // Not in a task of its own: `Site` runs it in one, and ends it by ending the flow.
+        site.execute(connection.clone(), request, deadline, turn, Some(flow)).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -13,10 +14,12 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::site::Site;
+use super::stream::{Outgoing, Told};
 use super::{Duty, Ending, RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::frame::{self, Call, Event};
 use crate::rbd::protocol::{Class, Connection, Reply, Request};
+use crate::rbd::stream::Part;
 
 /// What the pool wants of a worker. Later ones outrank earlier ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +52,7 @@ pub(super) struct Process {
 struct State {
     calls: HashMap<u64, Pending>,
     /// Frames on their way to the worker; `None` closes its stdin.
-    to_worker: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    to_worker: Option<mpsc::UnboundedSender<Outgoing>>,
     /// When the last call ended; of no meaning while there are calls.
     idle_since: Instant,
     condemned: Option<Instant>,
@@ -63,9 +66,20 @@ struct State {
 struct Pending {
     answer: oneshot::Sender<Result<Reply, RbdError>>,
     progress: Arc<Notify>,
+    /// What the worker tells of the data that flows through the call.
+    flow: Option<mpsc::UnboundedSender<Told>>,
     op: &'static str,
     site: String,
     probe: bool,
+}
+
+/// A call that was sent.
+pub(super) struct Begun {
+    pub(super) id: u64,
+    at: Instant,
+    pub(super) answered: oneshot::Receiver<Result<Reply, RbdError>>,
+    /// The worker has told that it moves on.
+    pub(super) progress: Arc<Notify>,
 }
 
 /// Why no more events come from a worker.
@@ -181,56 +195,83 @@ impl Process {
         mut by: Instant,
         bound: Option<Duration>,
     ) -> Outcome {
-        let began = Instant::now();
+        let mut call = match self.begin(connection, request, by, None) {
+            Ok(call) => call,
+            Err(outcome) => return outcome,
+        };
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut call.answered => {
+                    return Outcome::Done(result.unwrap_or_else(|_| Err(lost(connection, request))));
+                }
+                () = call.progress.notified() => {
+                    if let Some(bound) = bound {
+                        by = Instant::now() + bound;
+                    }
+                }
+                () = sleep_until(by) => return self.overdue(call, connection, request).await,
+            }
+        }
+    }
+
+    /// Sends a request. `flow` is told of the data that flows through it.
+    ///
+    /// # Errors
+    /// What came of the call instead.
+    pub(super) fn begin(
+        &self,
+        connection: &Connection,
+        request: &Request,
+        by: Instant,
+        flow: Option<mpsc::UnboundedSender<Told>>,
+    ) -> Result<Begun, Outcome> {
+        let at = Instant::now();
         let op = request.name();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let frame = frame::encode(&Call {
             id,
             connection: connection.clone(),
             request: request.clone(),
-            deadline_ms: ms(by.saturating_duration_since(began)),
+            deadline_ms: ms(by.saturating_duration_since(at)),
         });
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(e) => {
-                return Outcome::Done(Err(error(RbdErrorKind::Invalid, op, &connection.site, e.to_string())));
-            }
-        };
-        let (answer, mut answered) = oneshot::channel();
+        let frame = frame.map_err(|e| {
+            Outcome::Done(Err(error(RbdErrorKind::Invalid, op, &connection.site, e.to_string())))
+        })?;
+        let (answer, answered) = oneshot::channel();
         let progress = Arc::new(Notify::new());
-        {
-            let mut state = lock(&self.state);
-            if state.condemned.is_some() {
-                return Outcome::NotSent;
-            }
-            let sent = state.to_worker.as_ref().is_some_and(|to_worker| to_worker.send(frame).is_ok());
-            if !sent {
-                // Nobody reads any more: so that it is not chosen again.
-                state.to_worker = None;
-                return Outcome::NotSent;
-            }
-            let (site, probe) = (connection.site.clone(), request.class() == Class::Probe);
-            state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), op, site, probe });
-            self.load.store(state.calls.len(), Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        if state.condemned.is_some() {
+            return Err(Outcome::NotSent);
         }
-        let lost = || error(RbdErrorKind::WorkerLost, op, &connection.site, "the worker was lost");
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut answered => return Outcome::Done(result.unwrap_or_else(|_| Err(lost()))),
-                () = progress.notified() => {
-                    if let Some(bound) = bound {
-                        by = Instant::now() + bound;
-                    }
-                }
-                () = sleep_until(by) => break,
-            }
+        let sent = state.to_worker.as_ref().is_some_and(|to_worker| to_worker.send(frame.into()).is_ok());
+        if !sent {
+            // Nobody reads any more: so that it is not chosen again.
+            state.to_worker = None;
+            return Err(Outcome::NotSent);
         }
+        let (site, probe) = (connection.site.clone(), request.class() == Class::Probe);
+        state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), flow, op, site, probe });
+        self.load.store(state.calls.len(), Ordering::Relaxed);
+        Ok(Begun { id, at, answered, progress })
+    }
+
+    /// Sends more about a call that is under way.
+    pub(super) fn send(&self, outgoing: Outgoing) {
+        if let Some(to_worker) = &lock(&self.state).to_worker {
+            // Nobody reads any more: the call ends with the worker.
+            let _ = to_worker.send(outgoing);
+        }
+    }
+
+    /// A call's time is over.
+    pub(super) async fn overdue(&self, call: Begun, connection: &Connection, request: &Request) -> Outcome {
+        let op = request.name();
         // An answer that is being delivered right now still counts.
-        if !self.condemn(id, op, began) {
-            return Outcome::Done(answered.await.unwrap_or_else(|_| Err(lost())));
+        if !self.condemn(call.id, op, call.at) {
+            return Outcome::Done(call.answered.await.unwrap_or_else(|_| Err(lost(connection, request))));
         }
-        let after = format!("no answer from the worker after {:.1} s", began.elapsed().as_secs_f64());
+        let after = format!("no answer from the worker after {:.1} s", call.at.elapsed().as_secs_f64());
         Outcome::Done(Err(RbdError {
             errno: libc::ETIMEDOUT,
             ..error(RbdErrorKind::TimedOut, op, &connection.site, after)
@@ -276,7 +317,7 @@ impl Process {
     }
 
     /// Delivers what the worker tells.
-    fn receive(&self, event: Event) {
+    fn receive(&self, event: Event, data: Option<Bytes>) {
         match event {
             Event::Answer { id, result } => {
                 let mut state = lock(&self.state);
@@ -300,12 +341,23 @@ impl Process {
                     call.progress.notify_one();
                 }
             }
+            Event::Part { id, offset } => {
+                self.tell(id, Told::Part(Part { offset, data: data.unwrap_or_default() }));
+            }
+            Event::Taken { id } => self.tell(id, Told::Taken),
             Event::Connected { connection, address } => {
                 if let Some(observer) = &self.shared.observer {
                     observer.started(&connection, self.pid, &address);
                 }
                 lock(&self.state).clients.push((connection, address));
             }
+        }
+    }
+
+    fn tell(&self, id: u64, what: Told) {
+        if let Some(flow) = lock(&self.state).calls.get(&id).and_then(|call| call.flow.as_ref()) {
+            // Nobody listening: the call is about to end.
+            let _ = flow.send(what);
         }
     }
 
@@ -351,13 +403,13 @@ impl Process {
 
     async fn read_events(self: Arc<Self>, mut stdout: ChildStdout) -> StreamEnd {
         loop {
-            let event = match frame::read_async(&mut stdout).await {
-                Ok(Some(body)) => frame::decode::<Event>(&body),
+            let (event, data) = match frame::read_async(&mut stdout).await {
+                Ok(Some(frame)) => (frame::decode::<Event>(&frame.json), frame.data),
                 Ok(None) => return StreamEnd::Closed,
                 Err(e) => return StreamEnd::Garbage(e),
             };
             match event {
-                Ok(event) => self.receive(event),
+                Ok(event) => self.receive(event, data),
                 Err(e) => return StreamEnd::Garbage(e),
             }
         }
@@ -414,10 +466,14 @@ impl Process {
     async fn write_frames(
         self: Arc<Self>,
         mut stdin: ChildStdin,
-        mut frames: mpsc::UnboundedReceiver<Vec<u8>>,
+        mut frames: mpsc::UnboundedReceiver<Outgoing>,
     ) {
         while let Some(frame) = frames.recv().await {
-            if stdin.write_all(&frame).await.is_err() {
+            let written = async {
+                stdin.write_all(&frame.head).await?;
+                stdin.write_all(&frame.data).await
+            };
+            if written.await.is_err() {
                 drop(frames);
                 lock(&self.state).to_worker = None;
                 // Its end is normally seen by the reader; a worker that only closed its pipe is of no use.
@@ -427,6 +483,10 @@ impl Process {
             }
         }
     }
+}
+
+pub(super) fn lost(connection: &Connection, request: &Request) -> RbdError {
+    error(RbdErrorKind::WorkerLost, request.name(), &connection.site, "the worker was lost")
 }
 
 /// Ends a worker that has had nothing to do for `limit`. A call that was about to be sent to it finds that out

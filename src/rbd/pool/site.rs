@@ -10,6 +10,7 @@ use super::process::{Outcome, Process};
 use super::{Class, Duty, Shared, error, lock};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::protocol::{Connection, Reply, Request};
+use crate::rbd::stream::Flow;
 
 /// Fewest workers of a site in use: one stuck image must never stop the rest.
 const MIN_WORKERS: usize = 2;
@@ -23,15 +24,18 @@ pub(super) struct Site {
     state: Mutex<State>,
     short_calls: Arc<Semaphore>,
     removals: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     long_calls: Arc<Semaphore>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Workers for short calls; in all three lists those that ended or are condemned are dropped when seen.
+    /// Workers for short calls; in all these lists those that ended or are condemned are dropped when seen.
     short: Vec<Arc<Process>>,
     /// Workers for removals.
     removal: Vec<Arc<Process>>,
+    /// Workers for data that flows.
+    stream: Vec<Arc<Process>>,
     /// Idle workers for long calls.
     idle_long: Vec<Arc<Process>>,
     /// Workers in a row that died before they answered anything.
@@ -64,6 +68,7 @@ impl Site {
             state: Mutex::default(),
             short_calls: calls(settings.workers_per_site.max(MIN_WORKERS) * per_worker),
             removals: calls(settings.removals_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
+            streams: calls(settings.streams_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
             long_calls: calls(settings.long_calls_per_site.max(1)),
         }
     }
@@ -78,6 +83,7 @@ impl Site {
             Class::Probe => return Some(Turn { by, _permit: None }),
             Class::Short => &self.short_calls,
             Class::Removal => &self.removals,
+            Class::Stream => &self.streams,
             Class::Long => &self.long_calls,
         };
         let permit = Arc::clone(calls).acquire_owned();
@@ -97,6 +103,7 @@ impl Site {
         request: Request,
         deadline: Duration,
         turn: Turn,
+        mut flow: Option<Flow>,
     ) -> Result<Reply, RbdError> {
         let class = request.class();
         let (duty, by) = (Duty::from(class), turn.by);
@@ -117,7 +124,11 @@ impl Site {
                 }
             };
             let bound = class.starts_anew_with_progress().then_some(deadline);
-            match worker.call(&connection, &request, by, bound).await {
+            let outcome = match &mut flow {
+                Some(flow) => worker.stream(&connection, &request, by, deadline, flow).await,
+                None => worker.call(&connection, &request, by, bound).await,
+            };
+            match outcome {
                 // Condemned or dead since it was chosen.
                 Outcome::NotSent => {}
                 Outcome::Done(result) => {
@@ -169,6 +180,7 @@ impl Site {
         let wanted = match duty {
             Duty::Short => settings.workers_per_site.max(MIN_WORKERS),
             Duty::Removal => settings.removal_workers_per_site,
+            Duty::Stream => settings.stream_workers_per_site,
             Duty::Long => 0,
         };
         state.shared(duty).is_some_and(|workers| workers.len() < wanted) && state.may_start()
@@ -206,12 +218,13 @@ impl State {
         match duty {
             Duty::Short => Some(&mut self.short),
             Duty::Removal => Some(&mut self.removal),
+            Duty::Stream => Some(&mut self.stream),
             Duty::Long => None,
         }
     }
 
     fn forget_unusable(&mut self) {
-        for list in [&mut self.short, &mut self.removal, &mut self.idle_long] {
+        for list in [&mut self.short, &mut self.removal, &mut self.stream, &mut self.idle_long] {
             list.retain(|worker| worker.usable());
         }
     }

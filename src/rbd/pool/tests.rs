@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::*;
 use crate::rbd::Site as SiteHandle;
-use crate::rbd::protocol::{Fsid, ImageFlatten, ImageRemove, ImageStat, ProbeOsd};
+use crate::rbd::protocol::{Fsid, ImageExport, ImageFlatten, ImageImport, ImageRemove, ImageStat, ProbeOsd};
+use crate::rbd::stream::PART;
 
 const FAKE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/fake-rbd-worker");
 /// Longer than any answer of a healthy worker takes, on any machine.
@@ -484,4 +485,105 @@ async fn workers_end_with_a_pool_that_is_dropped() {
     let pids: Vec<u32> = f.pool.workers().iter().map(|w| w.pid).collect();
     drop(f);
     until("ended", || pids.iter().all(|pid| !exists(*pid))).await;
+}
+
+fn import(image: &str) -> ImageImport {
+    ImageImport { pool: "volumes".to_owned(), image: image.to_owned(), blank: true }
+}
+
+fn export(image: &str) -> ImageExport {
+    ImageExport {
+        pool: "volumes".to_owned(),
+        image: image.to_owned(),
+        snap: None,
+        offset: 0,
+        length: 1 << 30,
+    }
+}
+
+#[tokio::test]
+async fn data_flows_into_a_worker_that_sessions_share() {
+    let f = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |n: usize| dir.path().join(n.to_string());
+    let data: Vec<u8> = (0..2 * PART + 17).map(|n| (n % 251) as u8).collect();
+    let mut sessions: Vec<_> =
+        (0..3).map(|n| f.site.import(import(&format!("sink:{}", file(n).display())))).collect();
+    for session in &mut sessions {
+        session.write(5, data.clone().into()).await.unwrap();
+    }
+    assert_eq!(duties(&f.pool, Duty::Stream).len(), 1);
+    for (n, session) in sessions.into_iter().enumerate() {
+        assert_eq!(session.finish().await.unwrap(), data.len() as u64);
+        let written = std::fs::read(file(n)).unwrap();
+        assert_eq!((&written[..5], &written[5..]), (&[0; 5][..], &data[..]));
+    }
+}
+
+#[tokio::test]
+async fn data_flows_out_of_a_worker_as_fast_as_it_is_taken() {
+    let f = fixture();
+    let mut session = f.site.export(export("source:20"));
+    for n in 0..20u64 {
+        let part = session.next().await.unwrap().unwrap();
+        assert_eq!((part.offset, &part.data[..]), (n * 10, n.to_string().as_bytes()));
+    }
+    assert_eq!(session.next().await, Ok(None));
+    let mut session = f.site.export(export("source:1000000"));
+    session.next().await.unwrap().unwrap();
+    drop(session);
+    until("called off", || duties(&f.pool, Duty::Stream).iter().all(|w| w.calls == 0)).await;
+    assert_eq!(f.pool.counters().condemned, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_is_dropped_is_called_off_in_the_worker() {
+    let f = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    let sink = dir.path().join("sink").display().to_string();
+    let mut session = f.site.import(import(&format!("sink:{sink}")));
+    session.write(0, vec![1; 10].into()).await.unwrap();
+    session.abandon().await;
+    assert!(Path::new(&format!("{sink}.called-off")).exists());
+    drop(f.site.import(import(&format!("sink:{sink}2"))));
+    until("called off", || Path::new(&format!("{sink}2.called-off")).exists()).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_no_part_is_condemned_and_one_that_waits_for_parts_is_not() {
+    let f = fixture();
+    let flow = |image: String| {
+        let (parts, feed) = tokio::sync::mpsc::channel(1);
+        let pool = Arc::clone(&f.pool);
+        let connection = f.site.connection().clone();
+        let run = async move {
+            let request = crate::rbd::Command::into_request(import(&image));
+            pool.stream(&connection, request, SHORT, Flow::In(feed)).await
+        };
+        (parts, tokio::spawn(run))
+    };
+    let part =
+        || crate::rbd::stream::Feed::Part(crate::rbd::stream::Part { offset: 0, data: vec![1].into() });
+    let dir = tempfile::tempdir().unwrap();
+    let (parts, idle) = flow(format!("sink:{}", dir.path().join("sink").display()));
+    parts.send(part()).await.unwrap();
+    tokio::time::sleep(3 * SHORT).await;
+    parts.send(part()).await.unwrap();
+    parts.send(crate::rbd::stream::Feed::End).await.unwrap();
+    assert_eq!(idle.await.unwrap().unwrap(), Reply::ImageImport(2));
+    assert_eq!(f.pool.counters().condemned, 0);
+    let (parts, stuck) = flow("full".to_owned());
+    parts.send(part()).await.unwrap();
+    assert_eq!(stuck.await.unwrap().unwrap_err().kind, RbdErrorKind::TimedOut);
+    assert_eq!(f.pool.counters().condemned, 1);
+}
+
+#[tokio::test]
+async fn a_session_dies_with_its_worker() {
+    let f = fixture();
+    let mut session = f.site.import(import("full"));
+    session.write(0, vec![1; 10].into()).await.unwrap();
+    until("under way", || duties(&f.pool, Duty::Stream).iter().any(|w| w.calls == 1)).await;
+    signal(duties(&f.pool, Duty::Stream)[0].pid, "-KILL");
+    assert_eq!(session.finish().await.unwrap_err().kind, RbdErrorKind::WorkerLost);
 }

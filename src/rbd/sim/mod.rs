@@ -37,6 +37,7 @@ mod mirror_daemon;
 mod mirroring;
 mod snapshots;
 mod state;
+mod stream;
 mod subject;
 mod tear;
 
@@ -49,6 +50,7 @@ use tokio::sync::watch;
 
 use super::error::{RbdError, RbdErrorKind};
 use super::protocol::{Connection, Reply, Request};
+use super::stream::Flow;
 use super::{Ceph, Site};
 
 pub use check::ImageView;
@@ -348,6 +350,28 @@ impl Ceph for Sim {
         request: Request,
         deadline: Duration,
     ) -> Result<Reply, RbdError> {
+        self.perform(connection, request, deadline, None).await
+    }
+
+    async fn stream(
+        &self,
+        connection: &Connection,
+        request: Request,
+        deadline: Duration,
+        flow: Flow,
+    ) -> Result<Reply, RbdError> {
+        self.perform(connection, request, deadline, Some(flow)).await
+    }
+}
+
+impl Sim {
+    async fn perform(
+        &self,
+        connection: &Connection,
+        request: Request,
+        deadline: Duration,
+        flow: Option<Flow>,
+    ) -> Result<Reply, RbdError> {
         let op = request.name();
         let client = self.client_id();
         let (name, fate, index) = {
@@ -372,7 +396,18 @@ impl Ceph for Sim {
             (name, fate, world.log.len() - 1)
         };
         tokio::time::sleep(fate.wait).await;
-        let result = self.carry_out(&name, client, request, &fate);
+        let flowed = match flow {
+            Some(flow) if fate.effect => self.flow(&name, &request, flow, fate.half).await,
+            _ => Ok(0),
+        };
+        let result = match flowed {
+            Ok(bytes) => self.carry_out(&name, client, request, &fate).map(|reply| match reply {
+                Reply::ImageImport(_) => Reply::ImageImport(bytes),
+                Reply::ImageExport(_) => Reply::ImageExport(bytes),
+                other => other,
+            }),
+            Err(refusal) => Err(refusal),
+        };
         let outcome = match &result {
             Ok(_) => Outcome::Done,
             Err(refusal) => Outcome::Failed(refusal.kind),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use super::stream::Link;
 use super::{monitor, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
@@ -119,6 +120,10 @@ pub(super) fn execute(
             let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
             Reply::ImageRead(image.read(c.offset, read_length(c.length, &c.image)?)?)
         }
+        Request::ImageImport(_) | Request::ImageExport(_) => {
+            let what = format!("{} without its data", request.name());
+            return Err(Failure::new("rbd_open", what, -i64::from(libc::EINVAL)));
+        }
         Request::MetadataSet(c) => {
             let io = pool(&c.pool)?;
             Reply::MetadataSet(Image::open(&io, &c.image)?.set_metadata(&c.key, &c.value)?)
@@ -215,6 +220,25 @@ pub(super) fn execute(
             Reply::MirrorSnapshot(Image::open(&io, &c.image)?.mirror_snapshot()?)
         }
     })
+}
+
+/// Runs one request through which data flows.
+pub(super) fn flow(cluster: &Arc<Cluster>, request: &Request, link: &Link<'_>) -> Result<Reply, Failure> {
+    match request {
+        Request::ImageImport(c) => {
+            let io = IoCtx::open(cluster, &c.pool)?;
+            Ok(Reply::ImageImport(link.import(&Image::open(&io, &c.image)?, c.blank)?))
+        }
+        Request::ImageExport(c) => {
+            let io = IoCtx::open(cluster, &c.pool)?;
+            let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+            Ok(Reply::ImageExport(link.export(&image, c.offset, c.length)?))
+        }
+        other => {
+            let what = format!("{} has no data that flows", other.name());
+            Err(Failure::new("rbd_open", what, -i64::from(libc::EINVAL)))
+        }
+    }
 }
 
 /// Writes, reads back and removes one small object.
@@ -317,7 +341,7 @@ fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
 /// side by side.
 const PIECE: u64 = 16 << 20;
 /// Runs of zeros of this many bytes are not written.
-const GRAIN: usize = 64 << 10;
+pub(super) const GRAIN: usize = 64 << 10;
 
 /// Copies a part of an image, piece by piece, leaving out what is zero.
 fn transfer(io: &IoCtx, dest_io: &IoCtx, c: &ImageTransfer, progress: Progress<'_>) -> Result<u64, Failure> {
@@ -347,7 +371,7 @@ fn transfer(io: &IoCtx, dest_io: &IoCtx, c: &ImageTransfer, progress: Progress<'
 }
 
 /// The runs of whole grains that are not all zero.
-fn filled(data: &[u8]) -> Vec<(usize, usize)> {
+pub(super) fn filled(data: &[u8]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (n, grain) in data.chunks(GRAIN).enumerate() {
         if grain.iter().all(|b| *b == 0) {

@@ -6,17 +6,18 @@
 //! closes: a service that died leaves no client behind that could still change an image.
 //!
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
-//! request to calls of `rbd::ffi`; `together` is the one that takes several images at once.
+//! request to calls of `rbd::ffi`; `stream` is the data of images, and `together` is the one that takes several images at once.
 
 mod commands;
 mod connections;
 mod monitor;
+mod stream;
 mod threads;
 mod together;
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,9 +29,10 @@ use serde::Deserialize;
 
 use super::error::{RbdError, RbdErrorKind};
 use super::ffi::{self, Failure, process};
-use super::frame::{self, Call, Event};
+use super::frame::{self, Call, Event, Frame, Word};
 use super::protocol::{Class, Connection, Reply};
 use connections::Connections;
+use stream::{Link, Streams};
 use threads::Threads;
 
 /// Most calls at once; the service sends fewer (`pool::Settings::calls_per_worker`).
@@ -65,6 +67,7 @@ struct Worker {
     connections: Connections,
     leftovers: commands::Leftovers,
     hung_probes: AtomicUsize,
+    streams: Streams,
 }
 
 /// Serves requests until stdin closes; never returns then.
@@ -81,12 +84,20 @@ pub fn run(settings: Settings) -> io::Result<()> {
         connections: Connections::new(settings),
         leftovers: commands::Leftovers::default(),
         hung_probes: AtomicUsize::new(0),
+        streams: Streams::default(),
     });
     let threads = Arc::new(Threads::new(MAX_THREADS));
     let mut stdin = io::stdin().lock();
     loop {
         match frame::read(&mut stdin) {
-            Ok(Some(body)) => accept(&worker, &threads, &body),
+            Ok(Some(Frame { json, data: Some(data) })) => match frame::decode::<Word>(&json) {
+                Ok(word) => worker.streams.deliver(word, data),
+                Err(e) => {
+                    eprintln!("scoria-rbd-worker: a frame with data that is no word, giving up: {e}");
+                    process::exit_now(1)
+                }
+            },
+            Ok(Some(Frame { json, data: None })) => accept(&worker, &threads, &json),
             Ok(None) => process::exit_now(0),
             Err(e) => {
                 eprintln!("scoria-rbd-worker: cannot read a request, giving up: {e}");
@@ -101,9 +112,18 @@ fn accept(worker: &Arc<Worker>, threads: &Arc<Threads>, body: &[u8]) {
     match frame::decode::<Call>(body) {
         Ok(call) => {
             let worker = Arc::clone(worker);
+            // Before anything more can come for it.
+            let words = (call.request.class() == Class::Stream).then(|| worker.streams.open(call.id));
             let job = Box::new(move || {
                 let id = call.id;
-                let result = worker.serve(call, arrived);
+                let link = words.map(|words| Link::new(&worker, id, words));
+                let result = match &link {
+                    Some(link) => worker.guarded(&call, Some(link), arrived),
+                    None => worker.serve(call, arrived),
+                };
+                if link.is_some() {
+                    worker.streams.close(id);
+                }
                 worker.send(&Event::Answer { id, result });
             });
             if threads.submit(job).is_err() {
@@ -121,7 +141,7 @@ impl Worker {
         if call.request.class() == Class::Probe {
             self.serve_probe(call, arrived)
         } else {
-            self.guarded(&call, arrived)
+            self.guarded(&call, None, arrived)
         }
     }
 
@@ -147,7 +167,7 @@ impl Worker {
         let worker = Arc::clone(self);
         self.hung_probes.fetch_add(1, Ordering::Relaxed);
         let thread = thread::Builder::new().name("probe".to_owned()).spawn(move || {
-            let result = worker.guarded(&call, arrived);
+            let result = worker.guarded(&call, None, arrived);
             worker.hung_probes.fetch_sub(1, Ordering::Relaxed);
             // Nobody listens any more when it is late.
             let _ = done.send(result);
@@ -161,14 +181,14 @@ impl Worker {
     }
 
     /// Turns a panic, a defect, into an answer: the caller must not wait for its deadline.
-    fn guarded(&self, call: &Call, arrived: Instant) -> Result<Reply, RbdError> {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.attempt(call, arrived)));
+    fn guarded(&self, call: &Call, link: Option<&Link<'_>>, arrived: Instant) -> Result<Reply, RbdError> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.attempt(call, link, arrived)));
         outcome.unwrap_or_else(|_| {
             Err(error(call, RbdErrorKind::Other, 0, "the worker panicked; its log has the place".to_owned()))
         })
     }
 
-    fn attempt(&self, call: &Call, arrived: Instant) -> Result<Reply, RbdError> {
+    fn attempt(&self, call: &Call, link: Option<&Link<'_>>, arrived: Instant) -> Result<Reply, RbdError> {
         let api =
             ffi::load().map_err(|message| error(call, RbdErrorKind::Unreachable, 0, message.to_owned()))?;
         let left = Duration::from_millis(call.deadline_ms).saturating_sub(arrived.elapsed());
@@ -195,7 +215,10 @@ impl Worker {
             None => None,
         };
         let second = other.as_ref().map(|(_, cluster)| cluster);
-        let result = commands::execute(&cluster, second, &call.request, &self.leftovers, &progress);
+        let result = match link {
+            Some(link) => commands::flow(&cluster, &call.request, link),
+            None => commands::execute(&cluster, second, &call.request, &self.leftovers, &progress),
+        };
         result.map_err(|failure| {
             if matches!(failure.kind(), RbdErrorKind::Blocklisted | RbdErrorKind::Unreachable) {
                 self.connections.discard(&call.connection, &cluster);
@@ -252,6 +275,15 @@ impl Worker {
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         if frame::write(&mut *out, &frame).is_err() {
+            process::exit_now(0);
+        }
+    }
+
+    /// Writes one event with data behind it.
+    fn send_with_data(&self, event: &Event, data: &[u8]) {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = frame::encode_before_data(event, data.len());
+        if head.and_then(|head| out.write_all(&head)).and_then(|()| out.write_all(data)).is_err() {
             process::exit_now(0);
         }
     }
