@@ -13,30 +13,73 @@ import datetime
 import decimal
 import json
 import os
+import pathlib
+import shlex
+import subprocess
 import sys
 import time
+import types
 import urllib.parse
 import uuid
 
 import wire
 
-CLIENTS = {}
+CLIENTS, ACCOUNTS = {}, {}
 STATE = {"sql": None, "amqp": None, "channel": None, "collect": {}}
 
 
 # ---- API ------------------------------------------------------------------------------------------
-def client(version, project=None):
-    """One cinderclient per microversion (and project)."""
-    key = (version, project)
+def with_keystone():
+    return os.environ["OS_AUTH_TYPE"] == "password"
+
+
+def account(user):
+    """The environment of one of the lab's users (admin is the one that the test was started for)."""
+    if user == os.environ.get("OS_USERNAME"):
+        return os.environ
+    if user not in ACCOUNTS:
+        lab = pathlib.Path(__file__).parents[2] / "tools/lab"
+        said = subprocess.run([lab, "env"], env={**os.environ, "SCORIA_LAB_USER": user}, text=True,
+                              check=True, capture_output=True, stdin=subprocess.DEVNULL).stdout
+        words = (line.removeprefix("export ") for line in said.splitlines() if line.startswith("export "))
+        ACCOUNTS[user] = dict("".join(shlex.split(word)).split("=", 1) for word in words)
+    return ACCOUNTS[user]
+
+
+def password(user):
+    """How keystoneauth logs in."""
+    from keystoneauth1.identity import v3
+    env = account(user)
+    return v3.Password(auth_url=env["OS_AUTH_URL"], username=env["OS_USERNAME"],
+                       password=env["OS_PASSWORD"], project_name=env["OS_PROJECT_NAME"],
+                       user_domain_name=env["OS_USER_DOMAIN_NAME"],
+                       project_domain_name=env["OS_PROJECT_DOMAIN_NAME"])
+
+
+def authenticated(user, service=False):
+    """A session with Keystone; `service` sends nova's token beside it, as nova itself does."""
+    from keystoneauth1 import service_token, session
+    auth = password(user)
+    if service:
+        auth = service_token.ServiceTokenAuthWrapper(user_auth=auth, service_auth=password("nova"))
+    return session.Session(auth=auth)
+
+
+def client(version, project=None, user=None):
+    """One cinderclient per microversion, project (without Keystone) and user (with it)."""
+    key = (version, project, user)
     if key not in CLIENTS:
         from cinderclient import client as cinderclient
-        from cinderclient.contrib import noauth
-        from keystoneauth1 import session
-        project_id = project or os.environ["OS_PROJECT_ID"]
-        auth = noauth.CinderNoAuthPlugin(os.environ["OS_USER_ID"], project_id, None,
-                                         os.environ["CINDER_ENDPOINT"])
         # Deleting an attachment of a server needs a service token; noauth takes the role's name.
-        sess = session.Session(auth=auth, additional_headers={"X-Service-Roles": "service"})
+        if with_keystone():
+            sess = authenticated(user or "admin", service=True)
+        else:
+            from cinderclient.contrib import noauth
+            from keystoneauth1 import session
+            project_id = project or os.environ["OS_PROJECT_ID"]
+            auth = noauth.CinderNoAuthPlugin(os.environ["OS_USER_ID"], project_id, None,
+                                             os.environ["CINDER_ENDPOINT"])
+            sess = session.Session(auth=auth, additional_headers={"X-Service-Roles": "service"})
         CLIENTS[key] = cinderclient.Client(version, session=sess)
     return CLIENTS[key]
 
@@ -47,7 +90,7 @@ def plain(value):
         return value._info
     if isinstance(value, tuple):          # (response, body)
         return plain(value[-1])
-    if isinstance(value, (list, set)) or type(value).__name__ == "ListWithMeta":
+    if isinstance(value, (list, set, types.GeneratorType)) or type(value).__name__ == "ListWithMeta":
         return [plain(v) for v in value]
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
@@ -62,12 +105,15 @@ def plain(value):
     return str(value)
 
 
-def api(call, args=(), kwargs=None, version="3.71", project=None):
-    """`call` is a method of the client, such as volumes.create."""
-    target = client(version, project)
+def method(target, call):
     for name in call.split("."):
         target = getattr(target, name)
-    return target(*args, **(kwargs or {}))
+    return target
+
+
+def api(call, args=(), kwargs=None, version="3.71", project=None, user=None):
+    """`call` is a method of the client, such as volumes.create."""
+    return method(client(version, project, user), call)(*args, **(kwargs or {}))
 
 
 def http(method, path, body=None, version="3.71"):
@@ -75,6 +121,57 @@ def http(method, path, body=None, version="3.71"):
     kwargs = {"body": body} if body is not None else {}
     response, answer = getattr(client(version).client, method.lower())(path, **kwargs)
     return {"status": response.status_code, "body": answer}
+
+
+# ---- images ---------------------------------------------------------------------------------------
+def glance(user=None):
+    """One glanceclient per user."""
+    key = ("glance", user)
+    if key not in CLIENTS:
+        from glanceclient import client as glanceclient
+        CLIENTS[key] = glanceclient.Client("2", session=authenticated(user or "admin"))
+    return CLIENTS[key]
+
+
+def image(call, args=(), kwargs=None, user=None):
+    """`call` is a method of glanceclient, such as images.get."""
+    return method(glance(user), call)(*args, **(kwargs or {}))
+
+
+def image_of_file(path, user=None, store=None, **attributes):
+    """An active image with this file's content; its attributes."""
+    images = glance(user).images
+    made = images.create(**{"container_format": "bare", "disk_format": "raw", **attributes})
+    with open(path, "rb") as data:
+        images.upload(made["id"], data, **({"backend": store} if store else {}))
+    return images.get(made["id"])
+
+
+def image_to_file(ident, path, user=None):
+    """Downloads an image; the number of its bytes. Its checksum has been looked at."""
+    size = 0
+    with open(path, "wb") as out:
+        for part in glance(user).images.data(ident):
+            size += out.write(part)
+    return size
+
+
+def image_list():
+    """Every image there is, whoever may see it."""
+    return [dict(found) for found in glance().images.list(filters={"visibility": "all"})]
+
+
+def forget_images():
+    """Removes every image; what is left, with the reason."""
+    left = {}
+    for found in image_list():
+        try:
+            if found.get("protected"):
+                glance().images.update(found["id"], protected=False)
+            glance().images.delete(found["id"])
+        except Exception as e:             # the caller judges what is left
+            left[found["id"]] = f"{found['status']}: {type(e).__name__}: {e}"
+    return left
 
 
 # ---- database -------------------------------------------------------------------------------------
@@ -329,7 +426,8 @@ def depth(queue):
         conn.close()
 
 
-OPS = {f.__name__: f for f in (api, http, sql, publish, publish_all, rpc, cast, collect, collected,
+OPS = {f.__name__: f for f in (api, http, image, image_of_file, image_to_file, image_list, forget_images,
+                               sql, publish, publish_all, rpc, cast, collect, collected,
                                depth, forget_connections, envelope, context, insert_volume,
                                creations, deletions, volume_object, snapshot_object, create_args)}
 

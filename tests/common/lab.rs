@@ -120,8 +120,25 @@ fn service_pids(subject: Subject) -> Vec<i32> {
     pids
 }
 
+/// What differs between the labs of two tests.
+#[derive(Debug, Clone, Copy)]
+struct Mode<'a> {
+    /// How queues are declared.
+    queues: &'a str,
+    /// Whether there are Keystone and Glance.
+    auth: &'a str,
+    /// Ceph's `osd_client_watch_timeout`.
+    watch_timeout: &'a str,
+}
+
+/// What most tests want: stock's default queues, nobody asks for a token.
+const USUAL: Mode<'static> = Mode { queues: "default", auth: NOAUTH, watch_timeout: SHORT_WATCH };
+/// Modes of `tools/lab up --auth`.
+const NOAUTH: &str = "noauth";
+const KEYSTONE: &str = "keystone";
+
 /// What has to be the same for a test to take over what the former one left running.
-fn identity(subject: Subject, mode: &str) -> String {
+fn identity(subject: Subject, queues: &str, auth: &str) -> String {
     let changed = |p: PathBuf| {
         fs::metadata(p)
             .and_then(|m| m.modified())
@@ -130,39 +147,47 @@ fn identity(subject: Subject, mode: &str) -> String {
     let dir = bin_dir();
     let built: Vec<u128> =
         ["scoria-volume", "scoria-rbd-worker"].iter().map(|b| changed(dir.join(b))).collect();
-    format!("clean {} {mode} {} {built:?}", subject.name(), dir.display())
+    format!("clean {} {queues} {auth} {} {built:?}", subject.name(), dir.display())
 }
 
 /// Everything but the volume services, whose state belongs to the test.
-const OTHERS: &[&str] = &["site-a", "site-b", "mariadb", "rabbitmq", "cinder-api", "cinder-scheduler"];
+const OTHERS: &[&str] =
+    &["site-a", "site-b", "mariadb", "rabbitmq", "keystone", "glance-api", "cinder-api", "cinder-scheduler"];
 
 impl Lab {
     /// Wait for the lab, make it healthy, and take it, with stock's default queues.
     pub(crate) fn get() -> Lab {
-        Lab::with_queues("default")
+        Lab::made(USUAL)
     }
 
     /// The same with queues of another kind (`tools/lab up --rabbit-mode`).
-    pub(crate) fn with_queues(mode: &str) -> Lab {
-        Lab::made(mode, SHORT_WATCH)
+    pub(crate) fn with_queues(queues: &str) -> Lab {
+        Lab::made(Mode { queues, ..USUAL })
     }
 
     /// The same with Ceph's own `osd_client_watch_timeout`, which is three times the lab's.
     pub(crate) fn with_ceph_default_watches() -> Lab {
-        Lab::made("default", "30")
+        Lab::made(Mode { watch_timeout: "30", ..USUAL })
     }
 
-    fn made(mode: &str, watch_timeout: &str) -> Lab {
+    /// The same with Keystone and Glance; `api` acts for admin, `api_as` for whom it is told.
+    pub(crate) fn with_images() -> Lab {
+        Lab::made(Mode { auth: KEYSTONE, ..USUAL })
+    }
+
+    fn made(mode: Mode<'_>) -> Lab {
         let subject = Subject::chosen();
         let root = env::root();
         let lock = env::turn(true);
-        let same = fs::read_to_string(root.join(STATE)).is_ok_and(|state| state == identity(subject, mode));
+        let clean = identity(subject, mode.queues, mode.auth);
+        let same = fs::read_to_string(root.join(STATE)).is_ok_and(|state| state == clean);
         // What a test has handed back whole, and what still runs, needs no looking after.
-        if !same || watch_timeout != SHORT_WATCH || service_pids(subject).is_empty() {
+        if !same || mode.watch_timeout != SHORT_WATCH || service_pids(subject).is_empty() {
             if root.join("lab.json").exists() {
                 tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
             }
-            let wanted = ["--rabbit-mode", mode, "--watch-timeout", watch_timeout];
+            let wanted =
+                ["--rabbit-mode", mode.queues, "--auth", mode.auth, "--watch-timeout", mode.watch_timeout];
             tool_ok(&[&["up", "--without", "scoria-volume"], &wanted[..]].concat(), &[]);
         }
         let env: BTreeMap<String, String> = tool_ok(&["env"], &[])
@@ -175,9 +200,14 @@ impl Lab {
         let mut lab =
             Lab { subject, env, root, driver, ceph, altered: Mutex::new(false), log_from: 0, _lock: lock };
         lab.restore(mode);
-        *lab.altered.lock().unwrap() = watch_timeout != SHORT_WATCH;
+        *lab.altered.lock().unwrap() = mode.watch_timeout != SHORT_WATCH;
         lab.log_from = fs::metadata(lab.log_path()).map_or(0, |m| m.len());
         lab
+    }
+
+    /// Whether there are Keystone and Glance.
+    pub(crate) fn has_images(&self) -> bool {
+        self.env["OS_AUTH_TYPE"] == "password"
     }
 
     /// True when the subject is Scoria; otherwise says that the test does not apply.
@@ -361,15 +391,27 @@ impl Lab {
         self.driver.call("api", json!({"call": call, "args": args, "kwargs": kwargs}))
     }
 
+    /// `try_api` for one of the lab's other users (`demo` is no administrator), with Keystone.
+    pub(crate) fn try_api_as(&self, user: &str, call: &str, args: Value, kwargs: Value) -> Answer {
+        self.driver.call("api", json!({"call": call, "args": args, "kwargs": kwargs, "user": user}))
+    }
+
+    /// The same when it has to succeed.
+    #[track_caller]
+    pub(crate) fn api_as(&self, user: &str, call: &str, args: Value, kwargs: Value) -> Value {
+        self.try_api_as(user, call, args.clone(), kwargs.clone())
+            .unwrap_or_else(|e| panic!("{call} {args} {kwargs} for {user}: {e}"))
+    }
+
     /// Another driver process, to do something at the same time.
     pub(crate) fn second_driver(&self) -> Driver {
         Driver::new(Path::new(&self.env["SCORIA_VENV"]).join("bin/python"), "driver.py", self.env.clone())
     }
 
     // ---- restoring --------------------------------------------------------------------------------
-    fn restore(&self, mode: &str) {
+    fn restore(&self, mode: Mode<'_>) {
         let state = fs::read_to_string(self.root.join(STATE)).unwrap_or_default();
-        let clean = state == identity(self.subject, mode);
+        let clean = state == identity(self.subject, mode.queues, mode.auth);
         fs::write(self.root.join(STATE), IN_USE).unwrap();
         if !clean || self.service_pids().is_empty() || !self.leftovers_now().is_empty() {
             tool_ok(&["stop", "scoria-volume", "cinder-volume"], &[]);
@@ -389,14 +431,15 @@ impl Lab {
 
     /// Told by `Drop`: whether the next test may go on with what runs.
     pub(super) fn hand_back(&self, clean: bool) {
-        let mode = fs::read_to_string(self.root.join("lab.json"))
+        let made: Value = fs::read_to_string(self.root.join("lab.json"))
             .ok()
-            .and_then(|t| serde_json::from_str::<Value>(&t).ok())
-            .and_then(|v| v["rabbit_mode"].as_str().map(str::to_owned))
+            .and_then(|t| serde_json::from_str(&t).ok())
             .unwrap_or_default();
+        let queues = made["rabbit_mode"].as_str().unwrap_or_default();
+        let auth = made["auth"].as_str().unwrap_or(NOAUTH);
         let altered = *self.altered.lock().unwrap_or_else(|e| e.into_inner());
         let text = match (clean, altered) {
-            (true, false) => identity(self.subject, &mode),
+            (true, false) => identity(self.subject, queues, auth),
             (true, true) => "to be restored".to_owned(),
             (false, _) => IN_USE.to_owned(),
         };

@@ -52,6 +52,14 @@ impl Lab {
         for (what, query) in UNDONE.iter().chain(ours) {
             found.extend(self.rows(query, &[]).iter().map(|row| format!("{what}: {row}")));
         }
+        if self.has_images() {
+            match self.driver.call("image_list", json!({})) {
+                Ok(list) => found.extend(list.as_array().into_iter().flatten().map(|image| {
+                    format!("glance image {}: {} {}", image["id"], image["name"], image["status"])
+                })),
+                Err(e) => found.push(format!("glance does not answer: {e}")),
+            }
+        }
         for site in ["a", "b"] {
             for pool in POOLS {
                 for op in ["images", "trash"] {
@@ -129,6 +137,11 @@ impl Lab {
             answer => Some(answer),
         });
         assert_eq!(left.expect("a helper that lives").unwrap(), json!({}), "images that cannot be removed");
+        // After their data: what volumes are still clones of, glance would keep.
+        if self.has_images() {
+            let left = self.driver.call("forget_images", json!({})).unwrap();
+            assert_eq!(left, json!({}), "images that glance does not give up");
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 mod cinder;
 mod driver;
 mod env;
+mod images;
 mod lab;
 mod leftovers;
 pub(crate) mod luks;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use cinder::{Notification, connector, is_up, row_str};
 pub(crate) use driver::{Answer, CallError, Driver};
+pub(crate) use images::{ImageFile, checksum, qemu_info};
 pub(crate) use lab::{Lab, Subject, is_gone, signal};
 
 /// Service hosts of the lab's two backends, and the queue that each one's requests go to.
