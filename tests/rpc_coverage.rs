@@ -100,7 +100,12 @@ const TESTS: &[(&str, &str, &str, &str)] = &[
     ),
     ("get_manageable_volumes", "served", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
     ("get_manageable_snapshots", "served", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
-    ("copy_volume_to_image", REFUSED, "lifecycle/unserved", "uploads_and_reimages_end"),
+    (
+        "copy_volume_to_image",
+        "served",
+        "images/upload",
+        "what_a_volume_holds_becomes_an_image_in_the_format_that_was_asked_for",
+    ),
     ("reimage", REFUSED, "lifecycle/unserved", "uploads_and_reimages_end"),
     ("accept_transfer", "served", "db/unserved", "a_transfer_is_accepted_for_any_volume_that_exists"),
     ("get_backup_device", REFUSED, "db/unserved", "a_backup_without_a_device_fails_and_frees_its_source"),

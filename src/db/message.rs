@@ -170,6 +170,7 @@ impl Detail {
             Code::DriverNotInitialized => Detail::DriverNotInitialized,
             Code::InvalidVolumeAttachMode => Detail::VolumeAttachModeInvalid,
             Code::SnapshotBusy => Detail::SnapshotIsBusy,
+            Code::ImageLimitExceeded => Detail::QuotaExceed,
             _ => otherwise,
         }
     }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::replication::failover;
 use crate::rpc::Method;
-use crate::volume::{create, delete, extend, manage, manage_snapshot, migrate, revert, snapshot};
+use crate::volume::{create, delete, extend, manage, manage_snapshot, migrate, revert, snapshot, upload};
 
 /// The answer to whoever asked.
 pub(super) fn failure() -> Error {
@@ -79,6 +79,10 @@ pub(super) async fn settle(
         Method::ManageExisting(a) => Box::pin(manage::give_up(b, c, o, &a.volume.volume.id, f)).await,
         Method::ManageExistingSnapshot(a) => {
             Box::pin(manage_snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, f)).await
+        }
+        Method::CopyVolumeToImage(a) => {
+            let request = upload::Upload::new(&a.volume_id, &a.image_meta);
+            Box::pin(upload::give_up(b, c, o, request, f)).await
         }
         Method::Retype(a) => moving::give_up_retype(b, c, o, a, f).await,
         Method::MigrateVolume(a) => migrate::give_up_migration(b, c, o, &a.volume.volume.id, f).await,

@@ -31,7 +31,7 @@ use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
 use crate::volume::{
-    attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, revert, snapshot,
+    attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, revert, snapshot, upload,
 };
 
 /// Serves the requests of one backend.
@@ -304,6 +304,11 @@ impl BackendHandler {
             | Method::CreateGroupSnapshot { .. }
             | Method::DeleteGroupSnapshot { .. } => {
                 super::group::run(backend, context, operation, method).await?;
+                Ok(Value::Null)
+            }
+            Method::CopyVolumeToImage(a) => {
+                let request = upload::Upload::new(&a.volume_id, &a.image_meta);
+                Box::pin(upload::upload(backend, context, operation, request)).await?;
                 Ok(Value::Null)
             }
             Method::Retype(a) => moving::retype(backend, context, operation, a).await,

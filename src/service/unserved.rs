@@ -27,10 +27,6 @@ pub(super) async fn settle(
 ) -> Result<Value> {
     let (b, c, o) = (backend, context, operation);
     match method {
-        Method::CopyVolumeToImage(a) => {
-            let image = a.image_meta.get("id").and_then(Value::as_str).unwrap_or_default();
-            unserved::copy_volume_to_image(b, c, o, &a.volume_id, image).await
-        }
         Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
         Method::GetBackupDevice(a) if o.reply_to().is_none() => {
             let request = unserved::BackupDevice {

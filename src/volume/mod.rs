@@ -31,6 +31,7 @@ mod setup;
 pub mod snapshot;
 pub mod trash;
 pub mod unserved;
+pub mod upload;
 
 use crate::config::BackendConfig;
 use crate::context::RequestContext;

@@ -1,6 +1,6 @@
 //! Requests that Cinder's API sends and that this service does not carry out.
 //!
-//! The API has put the resource into a status that nothing but an answer ends (`uploading`, `downloading` …)
+//! The API has put the resource into a status that nothing but an answer ends (`downloading` …)
 //! and waits for nobody. So each of them ends in the status that `cinder/volume/manager.py` leaves when the
 //! driver refuses, with reserved quota returned and a user message: in one transaction with the end of the
 //! journalled operation, so a crash before it repeats all and a crash after it nothing.
@@ -89,32 +89,6 @@ async fn fail_volume(conn: &mut Conn, id: &str, event: VolumeEvent, changes: &Vo
 
 async fn fail_snapshot(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Result<bool> {
     happened(db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await)
-}
-
-/// `copy_volume_to_image`: the volume becomes `in-use` or `available`, as its attachments say. The image
-/// stays in Glance in `queued` or `saving`, where stock would delete it.
-///
-/// # Errors
-/// Only when nothing could be recorded.
-pub async fn copy_volume_to_image(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    volume_id: &str,
-    image_id: &str,
-) -> Result<()> {
-    let message = Message::volume(volume_id, Action::CopyVolumeToImage, Detail::FailedToUploadVolume);
-    let ids = [volume_id.to_owned()];
-    refuse(backend, context, operation, &message, async |conn| {
-        Ok(db::unfinished::end_uploads(conn, &ids).await? > 0)
-    })
-    .await?;
-    warn!(
-        volume.id = volume_id,
-        image.id = image_id,
-        "the image was not uploaded and stays in Glance: delete it there (openstack image delete)"
-    );
-    Ok(())
 }
 
 /// `reimage`: the volume becomes `error`, with `downloading` remembered as stock does.

@@ -176,6 +176,11 @@ def create(site, image, size=1 << 30, pool="volumes"):
         rbd.RBD().create(ctx, image, size)
 
 
+def rename(site, image, to, pool="volumes"):
+    with ioctx(site, pool, "admin") as ctx:
+        rbd.RBD().rename(ctx, image, to)
+
+
 def hold(site, image, pool="volumes"):
     """Open an image and keep its watch, as a virtual machine does, until `release`."""
     key = ("held", site, pool, image)
@@ -311,7 +316,7 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
 
 
 OPS = {f.__name__: f for f in (write, checksum, try_write, images, trash, status_of_pool, info, status, owners, mirrored,
-                               caught_up, mirror_snapshot, demote, promote, create, hold, release,
+                               caught_up, mirror_snapshot, demote, promote, create, rename, hold, release,
                                wipe)}
 
 

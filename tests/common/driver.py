@@ -147,6 +147,12 @@ def image_of_file(path, user=None, store=None, **attributes):
     return images.get(made["id"])
 
 
+def image_from_file(ident, path, user=None):
+    """Uploads data into an image that has none."""
+    with open(path, "rb") as data:
+        glance(user).images.upload(ident, data)
+
+
 def image_to_file(ident, path, user=None):
     """Downloads an image; the number of its bytes. Its checksum has been looked at."""
     size = 0
@@ -426,7 +432,7 @@ def depth(queue):
         conn.close()
 
 
-OPS = {f.__name__: f for f in (api, http, image, image_of_file, image_to_file, image_list, forget_images,
+OPS = {f.__name__: f for f in (api, http, image, image_of_file, image_from_file, image_to_file, image_list, forget_images,
                                sql, publish, publish_all, rpc, cast, collect, collected,
                                depth, forget_connections, envelope, context, insert_volume,
                                creations, deletions, volume_object, snapshot_object, create_args)}

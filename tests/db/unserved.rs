@@ -3,6 +3,7 @@
 use scoria::error::Code;
 use scoria::journal::{NewOperation, ReplyTo};
 use scoria::volume::unserved::{self, BackupDevice, GroupReplication};
+use scoria::volume::upload::{self, Upload};
 
 use crate::journal::accept;
 use crate::seed::{self, BACKEND};
@@ -39,7 +40,7 @@ async fn what_somebody_changed_meanwhile_is_left_alone_and_nobody_is_told() {
 }
 
 #[tokio::test]
-async fn a_refused_upload_leaves_what_the_attachments_say_and_drops_the_worker() {
+async fn an_upload_that_fails_leaves_what_the_attachments_say_and_drops_the_worker() {
     let stage = Stage::new().await;
     let loose = seed::volume(&stage.test, 1, "uploading", "").await;
     let attached = seed::volume(&stage.test, 2, "uploading", "").await;
@@ -54,9 +55,9 @@ async fn a_refused_upload_leaves_what_the_attachments_say_and_drops_the_worker()
         .await;
     for volume in [&loose, &attached] {
         let operation = stage.operation("copy_volume_to_image", Some(("Volume", volume))).await;
-        unserved::copy_volume_to_image(&stage.backend, &stage.context, &operation, volume, "i")
-            .await
-            .unwrap();
+        // There is no Glance that would have the image.
+        let request = Upload { volume_id: volume.clone(), image_id: "i".to_owned(), ..Upload::default() };
+        upload::upload(&stage.backend, &stage.context, &operation, request).await.unwrap();
     }
     assert_eq!(status(&stage, &loose).await, "available");
     assert_eq!(status(&stage, &attached).await, "in-use");

@@ -8,3 +8,5 @@
 mod common;
 
 mod accounts;
+mod crash;
+mod upload;

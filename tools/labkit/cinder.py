@@ -89,6 +89,7 @@ osapi_volume_listen = 127.0.0.1
 osapi_volume_listen_port = {lab.state["ports"]["api"]}
 default_volume_type = ceph
 enable_new_services = true
+enable_force_upload = true
 # The scheduler waits at most so long for the first report of a backend.
 periodic_interval = 10
 use_stderr = true

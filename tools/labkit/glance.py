@@ -63,6 +63,8 @@ store_description = site {site}
 rbd_store_pool = {POOL}
 rbd_store_user = {ENTITY.removeprefix("client.")}
 rbd_store_ceph_conf = {ceph.client_conf(lab, site)}
+# A volume that becomes an image is mostly zeros.
+rbd_thin_provisioning = true
 # A site that is away must not keep Glance from starting.
 rados_connect_timeout = 15
 """
