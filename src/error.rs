@@ -36,6 +36,10 @@ pub enum Code {
     SnapshotNotFound,
     /// No such attachment (`VolumeAttachmentNotFound`).
     AttachmentNotFound,
+    /// No such backup (`BackupNotFound`).
+    BackupNotFound,
+    /// The backup is in the wrong state (`InvalidBackup`).
+    InvalidBackup,
     /// No such volume type (`VolumeTypeNotFound`).
     VolumeTypeNotFound,
     /// No such service row (`ServiceNotFound`).
@@ -149,6 +153,8 @@ impl Code {
             | Code::VolumeNotFound
             | Code::SnapshotNotFound
             | Code::AttachmentNotFound
+            | Code::BackupNotFound
+            | Code::InvalidBackup
             | Code::VolumeTypeNotFound
             | Code::ServiceNotFound
             | Code::VolumeAttached

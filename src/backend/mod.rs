@@ -32,7 +32,7 @@ use crate::rbd::{Ceph, Site};
 use crate::volume::image::{Place, Shape};
 pub use facts::SiteFacts;
 use locks::{Gate, NamedLocks};
-use peers::{Notify, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage};
+use peers::{BackupPeers, Notify, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage};
 
 /// Name of the configured primary site (`cinder.volume.manager.FAILBACK_SENTINEL`).
 pub const DEFAULT_SITE: &str = "default";
@@ -46,6 +46,8 @@ pub struct Peers {
     pub scheduler: Arc<dyn Scheduler>,
     /// The other volume services.
     pub volumes: Arc<dyn VolumePeers>,
+    /// The backup services.
+    pub backups: Arc<dyn BackupPeers>,
 }
 
 /// Options that are the same for all backends of a process.
@@ -59,6 +61,12 @@ pub struct Globals {
     pub message_ttl: Duration,
     /// `migration_create_volume_timeout_secs`.
     pub migration_create_timeout: Duration,
+    /// `backup_use_same_host`.
+    pub backup_use_same_host: bool,
+    /// `service_down_time`.
+    pub service_down_time: Duration,
+    /// `storage_availability_zone`.
+    pub availability_zone: String,
     /// Quota options.
     pub quota: QuotaRules,
     /// What is done with images.
@@ -74,6 +82,9 @@ impl From<&Config> for Globals {
             snapshot_name_template: config.snapshot_name_template.clone(),
             message_ttl: config.message_ttl,
             migration_create_timeout: config.migration_create_timeout,
+            backup_use_same_host: config.backup_use_same_host,
+            service_down_time: config.service_down_time,
+            availability_zone: config.availability_zone.clone(),
             quota: QuotaRules::from(config),
             image: config.image.clone(),
             openstack: OpenStack::new(&config.openstack),

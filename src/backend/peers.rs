@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::context::RequestContext;
 use crate::error::Result;
-use crate::model::{Attachment, Group, GroupSnapshot, Snapshot, Volume};
+use crate::model::{Attachment, Backup, Group, GroupSnapshot, Snapshot, Volume};
 
 /// How urgent a notification is: the second half of its routing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +165,50 @@ pub trait VolumePeers: Send + Sync {
     -> Result<()>;
 }
 
+/// cinder-backup's `continue_backup`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContinueBackup {
+    /// Tells the receiver a message that a crash has made us send again from another one.
+    pub unique_id: String,
+    /// Where cinder-backup runs.
+    pub host: String,
+    /// The Backup object, as it came.
+    pub backup: Value,
+    /// The device, when it is a copy that cinder-backup is to have deleted.
+    pub temp_volume_id: Option<String>,
+    /// What to read.
+    pub device: Volume,
+}
+
+/// cinder-backup's `restore_backup` into a volume that has just been made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RestoreBackup {
+    /// As in [`ContinueBackup`].
+    pub unique_id: String,
+    /// Where cinder-backup runs.
+    pub host: String,
+    /// The backup, `restoring`.
+    pub backup: Backup,
+    /// The volume to fill.
+    pub volume_id: String,
+}
+
+/// The backup services.
+#[async_trait]
+pub trait BackupPeers: Send + Sync {
+    /// Hands out what a backup is made from.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`] when the broker did not confirm it.
+    async fn continue_backup(&self, context: &RequestContext, order: ContinueBackup) -> Result<()>;
+
+    /// Has a new volume filled from a backup.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`] when the broker did not confirm it.
+    async fn restore_backup(&self, context: &RequestContext, order: RestoreBackup) -> Result<()>;
+}
+
 #[cfg(test)]
 pub mod testing {
     //! Peers that only remember what they were told.
@@ -198,6 +242,8 @@ pub mod testing {
             destination: String,
             volume: String,
         },
+        ContinueBackup(ContinueBackup),
+        RestoreBackup(RestoreBackup),
     }
 
     /// Implements every trait of this module.
@@ -314,6 +360,18 @@ pub mod testing {
         async fn create_volume(&self, _: &RequestContext, destination: &str, volume: &Volume) -> Result<()> {
             let (destination, volume) = (destination.to_owned(), volume.id.clone());
             self.say(Said::CreateVolume { destination, volume });
+            Ok(())
+        }
+    }
+    #[async_trait]
+    impl BackupPeers for Recorder {
+        async fn continue_backup(&self, _: &RequestContext, order: ContinueBackup) -> Result<()> {
+            self.say(Said::ContinueBackup(order));
+            Ok(())
+        }
+
+        async fn restore_backup(&self, _: &RequestContext, order: RestoreBackup) -> Result<()> {
+            self.say(Said::RestoreBackup(order));
             Ok(())
         }
     }

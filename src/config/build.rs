@@ -57,6 +57,7 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         use_default_quota_class: reader.boolean(global, "use_default_quota_class"),
         message_ttl: reader.seconds(global, "message_ttl"),
         migration_create_timeout: reader.seconds(global, "migration_create_volume_timeout_secs"),
+        backup_use_same_host: reader.boolean(global, "backup_use_same_host"),
         volume_name_template: reader.text(global, "volume_name_template"),
         snapshot_name_template: reader.text(global, "snapshot_name_template"),
         graceful_shutdown_timeout: reader.seconds(global, "graceful_shutdown_timeout"),

@@ -150,6 +150,8 @@ pub struct Config {
     pub message_ttl: Duration,
     /// `[DEFAULT] migration_create_volume_timeout_secs` (300 s).
     pub migration_create_timeout: Duration,
+    /// `[DEFAULT] backup_use_same_host` (false).
+    pub backup_use_same_host: bool,
     /// `[DEFAULT] volume_name_template` (`volume-%s`).
     pub volume_name_template: String,
     /// `[DEFAULT] snapshot_name_template` (`snapshot-%s`).

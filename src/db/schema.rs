@@ -403,9 +403,37 @@ diesel::table! {
         deleted -> Nullable<Bool>,
         id -> Text,
         volume_id -> Text,
+        user_id -> Nullable<Text>,
+        project_id -> Nullable<Text>,
+        host -> Nullable<Text>,
+        availability_zone -> Nullable<Text>,
+        display_name -> Nullable<Text>,
+        display_description -> Nullable<Text>,
+        container -> Nullable<Text>,
         status -> Nullable<Text>,
         fail_reason -> Nullable<Text>,
+        service_metadata -> Nullable<Text>,
+        service -> Nullable<Text>,
+        size -> Nullable<Integer>,
+        object_count -> Nullable<Integer>,
+        parent_id -> Nullable<Text>,
+        temp_volume_id -> Nullable<Text>,
+        temp_snapshot_id -> Nullable<Text>,
+        num_dependent_backups -> Nullable<Integer>,
         snapshot_id -> Nullable<Text>,
+        data_timestamp -> Nullable<Datetime>,
+        restore_volume_id -> Nullable<Text>,
+        encryption_key_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    backup_metadata (id) {
+        id -> Integer,
+        backup_id -> Text,
+        key -> Nullable<Text>,
+        value -> Nullable<Text>,
+        deleted -> Nullable<Bool>,
     }
 }
 

@@ -4,6 +4,7 @@
 //! alone. Rows (`db`), versioned objects (`rpc`) and Ceph's answers (`rbd`) are converted to these types.
 
 mod attachment;
+mod backup;
 mod fleet;
 mod group;
 mod replication;
@@ -12,6 +13,7 @@ pub mod transition;
 mod volume;
 
 pub use attachment::{Attachment, AttachmentDraft};
+pub use backup::Backup;
 pub use fleet::{Cluster, Scope, Service, Versions};
 pub use group::{Group, GroupSnapshot};
 pub use replication::{DriverData, ReplicationStatus};

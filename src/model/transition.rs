@@ -107,6 +107,10 @@ pub enum VolumeEvent {
     GroupReplicationFailed,
     /// A backup of the volume failed: back to what it was.
     BackupFailed,
+    /// It is a copy of another volume, made for a backup of that.
+    CopiedForBackup,
+    /// It is made and empty, and cinder-backup fills it: the row stays `creating`.
+    HandedOver,
 }
 
 /// One arrow of the table.
@@ -178,6 +182,8 @@ pub fn volume(event: VolumeEvent) -> Transition {
         // The caller names the replication status that the volume must be in instead.
         GroupReplicationFailed => (&[], Some("error")),
         BackupFailed => (&["backing-up"], None),
+        CopiedForBackup => (&["creating", "backing-up"], Some("backing-up")),
+        HandedOver => (&["creating"], None),
     };
     Transition { from, to }
 }
@@ -284,11 +290,16 @@ pub fn group_snapshot(event: GroupSnapshotEvent) -> Transition {
 pub enum BackupEvent {
     /// There is no device to back up from.
     DeviceFailed,
+    /// A new volume is being filled from it; several may be at once.
+    RestorationBegun,
 }
 
 /// The table of backups.
 pub fn backup(event: BackupEvent) -> Transition {
     match event {
         BackupEvent::DeviceFailed => Transition { from: &["creating"], to: Some("error") },
+        BackupEvent::RestorationBegun => {
+            Transition { from: &["available", "restoring"], to: Some("restoring") }
+        }
     }
 }

@@ -54,6 +54,10 @@ fn class(code: Code) -> Class {
             404,
             ("Volume attachment could not be found with filter: ", "filter", "."),
         ),
+        Code::BackupNotFound => {
+            cinder("BackupNotFound", 404, ("Backup ", "backup_id", " could not be found."))
+        }
+        Code::InvalidBackup => cinder("InvalidBackup", 400, ("Invalid backup: ", "reason", "")),
         Code::VolumeTypeNotFound => {
             cinder("VolumeTypeNotFound", 404, ("Volume type ", "volume_type_id", " could not be found."))
         }

@@ -2,9 +2,10 @@
 //!
 //! A message's way in: [`connection`] brings it, [`envelope`] takes it apart, [`dispatch`] gives its
 //! arguments types ([`method`], [`objects`]), [`server`] has it journalled, acknowledged and run, and
-//! [`fault`] turns an error into the exception that the caller will see. The way out: [`notifier`] and
-//! [`scheduler`] implement the traits of `backend::peers`.
+//! [`fault`] turns an error into the exception that the caller will see. The way out: [`notifier`],
+//! [`scheduler`] and [`backup`] implement the traits of `backend::peers`.
 
+pub mod backup;
 pub mod call;
 mod compression;
 pub mod connection;

@@ -1,4 +1,5 @@
-//! What Scoria itself asks of other Cinder services: the scheduler and the volume services.
+//! What Scoria itself asks of other Cinder services: the scheduler and the volume services (the backup
+//! services: [`super::backup`]).
 //!
 //! Messages are built by pure functions (tested against captured ones) and sent by [`Peers`], in the
 //! version that all receivers understand ([`Pins`]): at best that of cinder-scheduler 3.12 and cinder-volume
@@ -18,7 +19,7 @@ use crate::rpc::objects;
 use crate::rpc::pins::Pins;
 use crate::rpc::publisher::{Destination, Publisher};
 use crate::rpc::topology::{SCHEDULER_TOPIC, Target};
-use crate::rpc::{dispatch, envelope};
+use crate::rpc::{backup, dispatch, envelope};
 
 /// Newest version of cinder-scheduler's RPC that Scoria speaks.
 pub const SCHEDULER_VERSION: (u32, u32) = (3, 12);
@@ -29,17 +30,19 @@ pub const SCHEDULER_VERSION: (u32, u32) = (3, 12);
 pub enum Binary {
     Scheduler,
     Volume,
+    Backup,
 }
 
 impl Binary {
     /// All of them.
-    pub const ALL: [Binary; 2] = [Binary::Scheduler, Binary::Volume];
+    pub const ALL: [Binary; 3] = [Binary::Scheduler, Binary::Volume, Binary::Backup];
 
     /// `services.binary`.
     pub fn name(self) -> &'static str {
         match self {
             Binary::Scheduler => "cinder-scheduler",
             Binary::Volume => "cinder-volume",
+            Binary::Backup => "cinder-backup",
         }
     }
 
@@ -48,16 +51,18 @@ impl Binary {
         match self {
             Binary::Scheduler => Pins::newest(SCHEDULER_VERSION),
             Binary::Volume => Pins::newest(dispatch::VERSION),
+            Binary::Backup => Pins::newest(backup::VERSION),
         }
     }
 }
 
-/// Clients of the scheduler and of volume services.
+/// Clients of the scheduler, of volume services and of backup services.
 #[derive(Debug)]
 pub struct Peers {
     publisher: Publisher,
     scheduler: RwLock<Pins>,
     volume: RwLock<Pins>,
+    backup: RwLock<Pins>,
 }
 
 impl Peers {
@@ -67,6 +72,7 @@ impl Peers {
             publisher,
             scheduler: RwLock::new(Binary::Scheduler.newest()),
             volume: RwLock::new(Binary::Volume.newest()),
+            backup: RwLock::new(Binary::Backup.newest()),
         }
     }
 
@@ -85,6 +91,7 @@ impl Peers {
         match of {
             Binary::Scheduler => &self.scheduler,
             Binary::Volume => &self.volume,
+            Binary::Backup => &self.backup,
         }
     }
 
@@ -99,6 +106,22 @@ impl Peers {
         objects::relabel(&mut args, pins.objects);
         let version = format!("{}.{}", version.0, version.1);
         self.publisher.cast(&to, &envelope::cast(context, method, &version, args)).await
+    }
+
+    /// A cast that is the same message to its receiver when a crash makes us send it again: by `unique_id`.
+    pub(super) async fn cast_once(
+        &self,
+        to: Destination,
+        of: Binary,
+        context: &RequestContext,
+        request: Request,
+        unique_id: &str,
+    ) -> Result<()> {
+        let Request { method, version, mut args } = request;
+        objects::relabel(&mut args, self.pins(of).objects);
+        let mut message = envelope::cast(context, method, &format!("{}.{}", version.0, version.1), args);
+        message.insert("_unique_id".to_owned(), json!(unique_id));
+        self.publisher.cast(&to, &message).await
     }
 }
 
@@ -236,12 +259,7 @@ impl VolumePeers for Peers {
         volume: &Volume,
     ) -> Result<()> {
         let to = Destination::Server(Target::of_backend(destination));
-        let pins = self.pins(Binary::Volume);
-        let Request { method, version, mut args } = create_target(volume)?;
-        objects::relabel(&mut args, pins.objects);
-        let mut message = envelope::cast(context, method, &format!("{}.{}", version.0, version.1), args);
-        // By this the receiver knows the second copy of a message that a crash has made us send again.
-        message.insert("_unique_id".to_owned(), json!(volume.id.replace('-', "")));
-        self.publisher.cast(&to, &message).await
+        let unique_id = volume.id.replace('-', "");
+        self.cast_once(to, Binary::Volume, context, create_target(volume)?, &unique_id).await
     }
 }

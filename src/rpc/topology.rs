@@ -12,6 +12,9 @@ pub const VOLUME_TOPIC: &str = "cinder-volume";
 /// Topic of the scheduler.
 pub const SCHEDULER_TOPIC: &str = "cinder-scheduler";
 
+/// Topic of the backup service.
+pub const BACKUP_TOPIC: &str = "cinder-backup";
+
 /// The kinds of exchange in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]

@@ -7,13 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::objects::{self, Object, WireVolume};
 use super::scheduler::Binary;
-use super::{Pins, Reply, envelope, fault, notifier, scheduler, usage};
+use super::{Pins, Reply, backup, envelope, fault, notifier, scheduler, usage};
 use crate::backend::capacity::{self, Measured};
-use crate::backend::peers::{Capabilities, Priority, Reschedule, SnapshotUsage, VolumeUsage};
+use crate::backend::peers::{
+    Capabilities, ContinueBackup, Priority, Reschedule, RestoreBackup, SnapshotUsage, VolumeUsage,
+};
 use crate::config::Config;
 use crate::context::RequestContext;
 use crate::error::{Code, Error};
-use crate::model::{Attachment, Group, GroupSnapshot, Snapshot, Versions, Volume};
+use crate::model::{Attachment, Backup, Group, GroupSnapshot, Snapshot, Versions, Volume};
 use crate::rbd::types::PoolCapacity;
 
 /// The inner message of a capture.
@@ -387,6 +389,49 @@ fn the_destination_of_a_migration_is_asked_as_the_scheduler_asks() {
     };
     assert_eq!(read.volume.volume, volume);
     assert!(!read.may_reschedule() && read.request_spec.is_none());
+}
+
+#[test]
+fn cinder_backup_is_asked_as_stock_asks() {
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let theirs = captured("continue_backup-cast-to-cinder-backup");
+    let info = &theirs["args"]["backup_device"];
+    let device = WireVolume::parse(&info["versioned_object.data"]["volume"]).unwrap().volume;
+    let order = ContinueBackup {
+        unique_id: "u".to_owned(),
+        host: "lab1".to_owned(),
+        backup: theirs["args"]["backup"].clone(),
+        temp_volume_id: None,
+        device,
+    };
+    let ours = backup::continue_backup(&order).unwrap();
+    assert_eq!((ours.method, ours.version), ("continue_backup", (2, 0)));
+    assert_eq!(ours.args["backup"], theirs["args"]["backup"]);
+    let own = &ours.args["backup_device"];
+    assert_eq!(keys(own), keys(info));
+    assert_eq!(own["versioned_object.changes"], info["versioned_object.changes"]);
+    assert_eq!(keys(&own["versioned_object.data"]), keys(&info["versioned_object.data"]), "no null snapshot");
+    let temporary = ContinueBackup { temp_volume_id: Some("t".to_owned()), ..order };
+    let ours = backup::continue_backup(&temporary).unwrap().args;
+    assert_eq!(ours["backup"]["versioned_object.data"]["temp_volume_id"], "t");
+
+    let theirs = captured("restore_backup-cast-to-cinder-backup");
+    let data = |args: &Value| args["backup"]["versioned_object.data"].clone();
+    let order = RestoreBackup {
+        unique_id: "u".to_owned(),
+        host: "lab1".to_owned(),
+        backup: Backup { id: "b".to_owned(), status: "restoring".to_owned(), size: 1, ..Backup::default() },
+        volume_id: "v".to_owned(),
+    };
+    let newest = Binary::Backup.newest();
+    let ours = backup::restore_backup(&order, newest).unwrap();
+    assert_eq!((ours.method, ours.version), ("restore_backup", (2, 0)));
+    assert_eq!(keys(&ours.args), keys(&theirs["args"]));
+    assert_eq!(keys(&data(&ours.args)), keys(&data(&theirs["args"])));
+    assert_eq!(ours.args["volume_is_new"], true);
+    let old = Versions { rpc: Some("2.3".to_owned()), objects: Some("1.38".to_owned()) };
+    let ours = backup::restore_backup(&order, Pins::least(newest, &[old])).unwrap();
+    assert!(!keys(&ours.args).contains("volume_is_new"), "2.3 does not know it");
 }
 
 #[test]

@@ -86,6 +86,7 @@ pub(super) async fn settle(
         }
         Method::Retype(a) => moving::give_up_retype(b, c, o, a, f).await,
         Method::MigrateVolume(a) => migrate::give_up_migration(b, c, o, &a.volume.volume.id, f).await,
+        Method::GetBackupDevice(a) => super::backups::give_up(b, c, o, a, f).await,
         Method::Failover { .. } => failover::give_up(b, c, o, f).await,
         _ => Err(f),
     }

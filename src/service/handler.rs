@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::{defect, manageable, moving, unserved};
+use super::{backups, defect, manageable, moving, unserved};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -140,6 +140,17 @@ impl BackendHandler {
             }
             (Method::RemoveExport { volume_id }, None) => {
                 connect::terminate(backend, volume_id, None).await?;
+                Ok(Value::Null)
+            }
+            (Method::InitializeConnectionSnapshot(a), None) => {
+                connect::initialize_snapshot(backend, &a.snapshot_id).await
+            }
+            (Method::TerminateConnectionSnapshot(a), None) => {
+                connect::terminate_snapshot(backend, &a.snapshot_id).await?;
+                Ok(Value::Null)
+            }
+            (Method::RemoveExportSnapshot { snapshot_id }, None) => {
+                connect::terminate_snapshot(backend, snapshot_id).await?;
                 Ok(Value::Null)
             }
             (Method::AcceptTransfer(a), None) => {
@@ -315,6 +326,11 @@ impl BackendHandler {
             Method::MigrateVolume(a) => moving::migrate(backend, context, operation, a).await,
             Method::MigrateVolumeCompletion(a) => moving::complete(backend, context, operation, a).await,
             Method::UpdateMigratedVolume(a) => moving::update(backend, operation, a).await,
+            Method::GetBackupDevice(a) => backups::get_device(backend, context, operation, a).await,
+            Method::RemoveExportSnapshot { snapshot_id } => {
+                connect::terminate_snapshot(backend, snapshot_id).await?;
+                Ok(Value::Null)
+            }
             other => unserved::settle(backend, context, operation, other, name).await,
         }
     }

@@ -1,6 +1,7 @@
 //! What makes a process of the library: start-up, backends, recovery, drain, signals, logging.
 
 pub mod backends;
+mod backups;
 pub mod clients;
 mod defect;
 mod group;

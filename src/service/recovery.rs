@@ -16,14 +16,14 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 
 use super::handler::{BackendHandler, rolled_back};
-use super::orders;
+use super::{backups, orders};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
 use crate::rbd::Site;
 use crate::rbd::protocol::BlocklistAdd;
-use crate::rpc::{Call, Publisher, Reply, ReplyTo};
+use crate::rpc::{Call, Method, Publisher, Reply, ReplyTo};
 use crate::volume::{attach, migrated};
 
 /// How often abandoned work is looked for.
@@ -176,6 +176,12 @@ impl Recovery {
                     let admin = RequestContext::admin();
                     Box::pin(migrated::roll_back(&self.backend, &admin, &operation, &rolled_back())).await
                 }
+                "get_backup_device" => match Call::from_journal(operation.request()).map(|c| c.method) {
+                    Ok(Method::GetBackupDevice(a)) => {
+                        backups::roll_back(&self.backend, &operation, &a, &rolled_back()).await
+                    }
+                    _ => journal.finish(&operation, &rolled_back()).await,
+                },
                 // The others change rows in one transaction, with nothing half done before it.
                 _ => journal.finish(&operation, &rolled_back()).await,
             };

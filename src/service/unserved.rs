@@ -28,14 +28,6 @@ pub(super) async fn settle(
     let (b, c, o) = (backend, context, operation);
     match method {
         Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
-        Method::GetBackupDevice(a) if o.reply_to().is_none() => {
-            let request = unserved::BackupDevice {
-                backup_id: a.backup.id.clone(),
-                volume_id: a.backup.volume_id.clone(),
-                snapshot_id: a.backup.snapshot_id.clone(),
-            };
-            unserved::get_backup_device(b, c, o, request).await
-        }
         Method::AcceptTransfer(a) => unserved::accept_transfer(b, &a.volume_id).await,
         Method::EnableReplication { group } => {
             unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Enable).await

@@ -92,7 +92,12 @@ impl Service {
         let ceph: Arc<dyn Ceph> = pool.clone();
         let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
         pins::read(&db, &clients).await?;
-        let peers = Peers { notify: notifier.clone(), scheduler: clients.clone(), volumes: clients.clone() };
+        let peers = Peers {
+            notify: notifier.clone(),
+            scheduler: clients.clone(),
+            volumes: clients.clone(),
+            backups: clients.clone(),
+        };
 
         let housekeeping = [
             tokio::spawn(lease(journal.clone(), stopping.clone())),

@@ -100,3 +100,32 @@ pub async fn terminate(
     backend.db.read("volume to disconnect", async |conn| db::volume::get(conn, volume_id).await).await?;
     Ok(())
 }
+
+/// `initialize_connection_snapshot`: there is no way to attach a snapshot of an RBD image, neither upstream (whose
+/// driver answers nothing, so that its manager fails with a `TypeError`) nor for os-brick.
+///
+/// # Errors
+/// `DriverNotInitialized`; `SnapshotNotFound`; else `VolumeBackend`.
+pub async fn initialize_snapshot(backend: &Backend, snapshot_id: &str) -> Result<Value> {
+    terminate_snapshot(backend, snapshot_id).await?;
+    Err(Error::new(
+        Code::VolumeBackend,
+        format!(
+            "Unable to fetch connection information from backend: snapshot {snapshot_id} cannot be attached; \
+             create a volume from it"
+        ),
+    ))
+}
+
+/// `terminate_connection_snapshot` and `remove_export_snapshot`: nothing to take back.
+///
+/// # Errors
+/// `DriverNotInitialized`; `SnapshotNotFound`.
+pub async fn terminate_snapshot(backend: &Backend, snapshot_id: &str) -> Result<()> {
+    backend.require_up()?;
+    backend
+        .db
+        .read("snapshot to disconnect", async |conn| db::snapshot::get(conn, snapshot_id).await)
+        .await?;
+    Ok(())
+}

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::image::{Attempt, Place, Shape};
-use super::{crash, encryption, mode_of, setup, transition_if_still};
+use super::{crash, encryption, mode_of, restore, setup, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
@@ -86,8 +86,12 @@ impl Source {
     fn message(&self, volume_id: &str, code: Code) -> Message {
         let (action, detail) = match self {
             Source::Image(_) => (Action::CopyImageToVolume, Detail::UnknownError),
-            Source::Backup(_) => (Action::BackupRestore, Detail::BackupRestoreError),
-            Source::Snapshot(_) | Source::Volume(_) | Source::Raw => {
+            Source::Backup(_)
+                if matches!(code, Code::BackupNotFound | Code::InvalidBackup | Code::ServiceNotFound) =>
+            {
+                (Action::BackupRestore, Detail::BackupRestoreError)
+            }
+            Source::Snapshot(_) | Source::Volume(_) | Source::Backup(_) | Source::Raw => {
                 (Action::CreateVolumeFromBackend, Detail::DriverFailedCreate)
             }
         };
@@ -119,8 +123,14 @@ pub async fn create(
             Ok((volume, volume_type))
         })
         .await?;
-    if operation.is_adopted() && operation.last_step().await?.is_some_and(|s| s.name == RESCHEDULING) {
-        return finish_reschedule(backend, context, operation, &volume, &create).await;
+    if operation.is_adopted()
+        && let Some(step) = operation.last_step().await?
+    {
+        match step.name.as_str() {
+            RESCHEDULING => return finish_reschedule(backend, context, operation, &volume, &create).await,
+            restore::HANDED_OVER => return restore::ask(backend, context, operation, id).await,
+            _ => {}
+        }
     }
     if backend.config.cluster.is_some() {
         follow_to_this_host(backend, operation, &mut volume).await?;
@@ -138,7 +148,12 @@ pub async fn create(
         Ok(place) => {
             let made = match build(backend, context, operation, &volume, &volume_type, &source, &place).await
             {
-                Ok(changes) => succeed(backend, context, operation, &volume, &source, &place, &changes).await,
+                Ok(changes) => match &source {
+                    Source::Backup(id) => {
+                        hand_over(backend, context, operation, &volume, id, &place, &changes).await
+                    }
+                    _ => succeed(backend, context, operation, &volume, &source, &place, &changes).await,
+                },
                 Err(failure) if failure.code() == Code::Cancelled => Err(Unmade::Unrecorded(failure)),
                 Err(failure) => Err(Unmade::Failed(failure)),
             };
@@ -171,6 +186,9 @@ pub async fn give_up(
 ) -> Result<()> {
     let volume =
         backend.db.read("volume to give up", async |conn| db::volume::get(conn, volume_id).await).await?;
+    if operation.last_step().await?.is_some_and(|s| s.name == restore::HANDED_OVER) {
+        return restore::ask(backend, context, operation, volume_id).await;
+    }
     let place = place(backend, operation).await.ok();
     // Not given to the scheduler: another backend would do no better.
     let create = Create { volume_id: volume_id.to_owned(), ..Create::default() };
@@ -297,11 +315,12 @@ async fn fill(
     // What a clone of an encrypted image has of a header is only known when it is there.
     let clone_bytes = if encrypted { 0 } else { bytes };
     match source {
-        Source::Raw if encrypted => {
+        Source::Raw | Source::Backup(_) if encrypted => {
             Box::pin(encryption::create_image(backend, context, volume, place, bytes, shape, attempt))
                 .await?;
         }
-        Source::Raw => place.create(&image, bytes, shape, attempt).await?,
+        // cinder-backup fills it.
+        Source::Raw | Source::Backup(_) => place.create(&image, bytes, shape, attempt).await?,
         Source::Snapshot(snapshot_id) => {
             let parent = backend
                 .db
@@ -337,12 +356,6 @@ async fn fill(
             return Err(Error::new(
                 Code::NotSupported,
                 format!("Creating a volume from image {id} is not supported by this service yet"),
-            ));
-        }
-        Source::Backup(id) => {
-            return Err(Error::new(
-                Code::NotSupported,
-                format!("Creating a volume from backup {id} is not supported by this service yet"),
             ));
         }
     }
@@ -454,6 +467,30 @@ async fn succeed(
     Ok(())
 }
 
+/// The other way to succeed: cinder-backup goes on with the volume.
+async fn hand_over(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    volume: &Volume,
+    backup_id: &str,
+    place: &Place,
+    changes: &VolumeChanges,
+) -> Result<(), Unmade> {
+    match restore::hand_over(backend, context, operation, volume, backup_id, place, changes).await {
+        // From here on the image is not ours to undo.
+        Ok(()) => restore::ask(backend, context, operation, &volume.id).await.map_err(Unmade::Unrecorded),
+        Err(gone) if gone.code() == Code::VolumeNotFound => {
+            undo(backend, volume, place).await;
+            Err(Unmade::Unrecorded(gone))
+        }
+        Err(e) if matches!(e.code(), Code::Cancelled | Code::Database | Code::Conflict) => {
+            Err(Unmade::Unrecorded(e))
+        }
+        Err(failure) => Err(Unmade::Failed(failure)),
+    }
+}
+
 /// Errors that another backend would meet too (`no_reschedule_types`), and what this service does not serve:
 /// its users are told so once, not once for every backend of it.
 fn hopeless(code: Code) -> bool {
@@ -465,6 +502,9 @@ fn hopeless(code: Code) -> bool {
             | Code::MetadataCopy
             | Code::NotSupported
             | Code::InvalidVolume
+            | Code::BackupNotFound
+            | Code::InvalidBackup
+            | Code::ServiceNotFound
     )
 }
 

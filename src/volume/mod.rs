@@ -6,6 +6,7 @@
 //! status that Cinder defines for the failure and a user message instead.
 
 pub mod attach;
+pub mod backup_device;
 pub mod cleanup;
 mod compute;
 pub mod connect;
@@ -25,6 +26,7 @@ pub mod migrate;
 pub mod migrated;
 mod pool_move;
 mod reshape;
+mod restore;
 pub mod retype;
 pub mod revert;
 mod setup;

@@ -15,8 +15,6 @@ use tracing::{error, info, warn};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message, ResourceType};
-use crate::db::moving::status_before;
-use crate::db::snapshot::SnapshotChanges;
 use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn, Work};
 use crate::error::{Code, Error, Result};
@@ -87,10 +85,6 @@ async fn fail_volume(conn: &mut Conn, id: &str, event: VolumeEvent, changes: &Vo
     happened(db::volume::transition(conn, id, event, changes).await)
 }
 
-async fn fail_snapshot(conn: &mut Conn, id: &str, event: SnapshotEvent) -> Result<bool> {
-    happened(db::snapshot::transition(conn, id, event, &SnapshotChanges::default()).await)
-}
-
 /// `reimage`: the volume becomes `error`, with `downloading` remembered as stock does.
 ///
 /// # Errors
@@ -106,59 +100,6 @@ pub async fn reimage(
         VolumeChanges { previous_status: Some(Some("downloading".to_owned())), ..VolumeChanges::default() };
     refuse(backend, context, operation, &message, async |conn| {
         fail_volume(conn, volume_id, VolumeEvent::ReimageFailed, &changes).await
-    })
-    .await
-}
-
-/// The arguments of [`get_backup_device`].
-#[derive(Debug, Clone, Default)]
-pub struct BackupDevice {
-    /// The backup.
-    pub backup_id: String,
-    /// What is backed up.
-    pub volume_id: String,
-    /// Or rather this snapshot of it.
-    pub snapshot_id: Option<String>,
-}
-
-/// `get_backup_device`: the backup becomes `error` with a reason, and its volume or snapshot gets its
-/// status back. Upstream leaves both as they are when this fails, since cinder-backup is not told.
-///
-/// # Errors
-/// `NotSupported` for an old cinder-backup that waits for the answer: it cleans up by itself.
-pub async fn get_backup_device(
-    backend: &Backend,
-    context: &RequestContext,
-    operation: &Operation,
-    request: BackupDevice,
-) -> Result<()> {
-    let failure = unsupported(operation.method());
-    if operation.reply_to().is_some() {
-        return Err(failure);
-    }
-    let message = Message::about(
-        ResourceType::Backup,
-        &request.backup_id,
-        Action::BackupCreate,
-        Detail::BackupCreateDeviceError,
-    );
-    let changes = VolumeChanges {
-        previous_status: Some(Some("error_backing-up".to_owned())),
-        ..VolumeChanges::default()
-    };
-    refuse(backend, context, operation, &message, async |conn| {
-        let event = BackupEvent::DeviceFailed;
-        if !db::backup::fail(conn, &request.backup_id, event, failure.user()).await? {
-            return Ok(false);
-        }
-        if let Some(snapshot_id) = &request.snapshot_id {
-            fail_snapshot(conn, snapshot_id, SnapshotEvent::BackupEnded).await?;
-        } else if let Some(volume) = db::volume::find(conn, &request.volume_id).await? {
-            let before = status_before(conn, &volume).await?;
-            let event = VolumeEvent::BackupFailed;
-            happened(db::volume::transition_to(conn, &volume.id, event, &before, &changes).await)?;
-        }
-        Ok(true)
     })
     .await
 }

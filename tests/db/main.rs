@@ -8,6 +8,7 @@ mod support;
 
 mod attach_recovery;
 mod attachment_update;
+mod backups;
 mod cleanup;
 mod create;
 mod create_site;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
-    Capabilities, Notify, Priority, Reschedule, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
+    BackupPeers, Capabilities, ContinueBackup, Notify, Priority, Reschedule, RestoreBackup, Scheduler,
+    SnapshotUsage, VolumePeers, VolumeUsage,
 };
 use scoria::backend::{Backend, Condition, Globals, Peers};
 use scoria::config::Config;
@@ -37,6 +38,7 @@ pub struct Heard {
     rescheduled: Mutex<Vec<Reschedule>>,
     told: Mutex<Vec<Map<String, Value>>>,
     cast: Mutex<Vec<String>>,
+    ordered: Mutex<Vec<ContinueBackup>>,
     deaf: AtomicBool,
     panics: AtomicUsize,
 }
@@ -55,6 +57,11 @@ impl Heard {
     /// What other services were asked to create or delete, in order.
     pub fn cast(&self) -> Vec<String> {
         self.cast.lock().unwrap().clone()
+    }
+
+    /// Devices that were handed out for backups, in order.
+    pub fn handed_out(&self) -> Vec<ContinueBackup> {
+        self.ordered.lock().unwrap().clone()
     }
 
     fn say(&self, event: String) {
@@ -114,6 +121,25 @@ impl VolumePeers for Heard {
     }
     async fn create_volume(&self, _: &RequestContext, to: &str, volume: &Volume) -> Result<()> {
         self.cast.lock().unwrap().push(format!("create {} at {to}", volume.id));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl BackupPeers for Heard {
+    async fn continue_backup(&self, _: &RequestContext, order: ContinueBackup) -> Result<()> {
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(Error::new(Code::Broker, "nobody confirms"));
+        }
+        self.ordered.lock().unwrap().push(order);
+        Ok(())
+    }
+    async fn restore_backup(&self, _: &RequestContext, order: RestoreBackup) -> Result<()> {
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(Error::new(Code::Broker, "nobody confirms"));
+        }
+        let RestoreBackup { host, backup, volume_id, .. } = order;
+        self.cast.lock().unwrap().push(format!("restore {} into {volume_id} at {host}", backup.id));
         Ok(())
     }
 }
@@ -253,7 +279,12 @@ fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<B
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{CONF}{options}")).unwrap();
     let (config, _) = Config::load(&[file.path().to_owned()], &[], std::iter::empty()).unwrap();
-    let peers = Peers { notify: heard.clone(), scheduler: heard.clone(), volumes: heard.clone() };
+    let peers = Peers {
+        notify: heard.clone(),
+        scheduler: heard.clone(),
+        volumes: heard.clone(),
+        backups: heard.clone(),
+    };
     let section = config.backends.first().unwrap().clone();
     assert_eq!(section.host, BACKEND);
     let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());

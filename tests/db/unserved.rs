@@ -1,12 +1,10 @@
 //! Requests that are not served leave the rows that stock leaves when its driver refuses.
 
 use scoria::error::Code;
-use scoria::journal::{NewOperation, ReplyTo};
-use scoria::volume::unserved::{self, BackupDevice, GroupReplication};
+use scoria::volume::unserved::{self, GroupReplication};
 use scoria::volume::upload::{self, Upload};
 
-use crate::journal::accept;
-use crate::seed::{self, BACKEND};
+use crate::seed;
 use crate::stage::Stage;
 use crate::support::TestDb;
 
@@ -82,61 +80,6 @@ async fn a_refused_reimage_is_an_error() {
     let again = unserved::reimage(&stage.backend, &stage.context, &operation, &volume);
     assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(stage.messages().await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_backup_without_a_device_fails_and_frees_its_source() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "backing-up", ", previous_status='in-use'").await;
-    let snapshot = seed::snapshot(&stage.test, 1, &volume, "backing-up").await;
-    let (of_volume, of_snapshot) = (seed::id(4, 1), seed::id(4, 2));
-    for id in [&of_volume, &of_snapshot] {
-        let insert = format!(
-            "INSERT INTO backups (id, volume_id, status, deleted) VALUES ('{id}', '{volume}', 'creating', 0)"
-        );
-        stage.test.sql(&insert).await;
-    }
-    let request = |backup: &str, snapshot: Option<&str>| BackupDevice {
-        backup_id: backup.to_owned(),
-        volume_id: volume.clone(),
-        snapshot_id: snapshot.map(str::to_owned),
-    };
-    let operation = stage.operation("get_backup_device", Some(("Backup", &of_snapshot))).await;
-    let asked = request(&of_snapshot, Some(&snapshot));
-    unserved::get_backup_device(&stage.backend, &stage.context, &operation, asked).await.unwrap();
-    assert_eq!(column(&stage.test, "snapshots", "status", &snapshot).await, "available");
-    assert_eq!(status(&stage, &volume).await, "backing-up", "that is another backup's");
-
-    let operation = stage.operation("get_backup_device", Some(("Backup", &of_volume))).await;
-    let asked = request(&of_volume, None);
-    unserved::get_backup_device(&stage.backend, &stage.context, &operation, asked).await.unwrap();
-    let row = format!("SELECT status, previous_status FROM volumes WHERE id='{volume}'");
-    assert_eq!(stage.test.row(&row).await, ["in-use", "error_backing-up"]);
-    for id in [&of_volume, &of_snapshot] {
-        let row = stage.test.row(&format!("SELECT status, fail_reason FROM backups WHERE id='{id}'")).await;
-        assert_eq!(row, ["error", "get_backup_device is not supported by this service yet"]);
-    }
-    assert_eq!(stage.messages().await[0], ["VOLUME_BACKUP", of_volume.as_str(), "013", "019"]);
-}
-
-#[tokio::test]
-async fn a_caller_that_waits_for_a_backup_device_gets_the_error_and_cleans_up_itself() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "backing-up", "").await;
-    let new = NewOperation {
-        unique_id: "u".into(),
-        method: "get_backup_device".into(),
-        backend_host: BACKEND.into(),
-        request: "{}".into(),
-        reply: Some(ReplyTo { queue: "q".into(), msg_id: "m".into() }),
-        ..NewOperation::default()
-    };
-    let operation = accept(&stage.backend.journal, new).await;
-    let request = BackupDevice { volume_id: volume.clone(), ..BackupDevice::default() };
-    let answer = unserved::get_backup_device(&stage.backend, &stage.context, &operation, request).await;
-    assert_eq!(answer.unwrap_err().code(), Code::NotSupported);
-    assert_eq!(status(&stage, &volume).await, "backing-up");
-    assert_eq!(stage.ended(&operation).await[0], "open", "whoever answers closes it");
 }
 
 #[tokio::test]

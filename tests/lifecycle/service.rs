@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::common::{CEPH, CEPH_QUEUE, Lab, PLAIN, Subject, row_str, wait_until};
+use crate::common::{CEPH, CEPH_QUEUE, Lab, PLAIN, Subject, connector, row_str, wait_until};
 
 #[test]
 fn both_backends_are_listed_up_with_the_versions_that_they_speak() {
@@ -87,6 +87,33 @@ fn calls_that_change_nothing_are_answered() {
     let removed = lab.rpc(CEPH_QUEUE, "remove_export", "3.0", json!({"volume_id": id}));
     assert_eq!((&removed["result"], &removed["failure"]), (&Value::Null, &Value::Null));
     assert_eq!(lab.volume(&id)["status"], "available");
+    lab.delete(&[&id]);
+}
+
+#[test]
+fn a_snapshot_cannot_be_attached() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock fails with a TypeError") {
+        return;
+    }
+    let id = lab.volume_of_type("ceph");
+    let snapshot = lab.snapshot_of(&id);
+    let args = json!({"snapshot_id": snapshot, "connector": connector("compute1")});
+    let refused = lab.rpc(CEPH_QUEUE, "initialize_connection_snapshot", "3.13", args.clone());
+    assert_eq!(refused["failure"]["class"], "VolumeBackendAPIException", "{refused}");
+    let mut forced = args;
+    forced["force"] = json!(true);
+    for (method, args) in [
+        ("terminate_connection_snapshot", forced),
+        ("remove_export_snapshot", json!({"snapshot_id": snapshot})),
+    ] {
+        let answer = lab.rpc(CEPH_QUEUE, method, "3.13", args);
+        assert_eq!((&answer["result"], &answer["failure"]), (&Value::Null, &Value::Null), "{method}");
+    }
+    let gone = json!({"snapshot_id": "9c5f5d6e-0d7b-4c7a-9d2a-9d8a2c1f0e11"});
+    let missing = lab.rpc(CEPH_QUEUE, "remove_export_snapshot", "3.13", gone);
+    assert_eq!(missing["failure"]["class"], "SnapshotNotFound", "{missing}");
+    lab.delete_snapshot(&snapshot);
     lab.delete(&[&id]);
 }
 

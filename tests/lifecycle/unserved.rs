@@ -82,13 +82,7 @@ fn calls_that_are_not_served_are_refused_at_once() {
     if !lab.only_scoria(WHY) {
         return;
     }
-    let of_snapshot = json!({"snapshot_id": "9c5f5d6e-0d7b-4c7a-9d2a-9d8a2c1f0e11", "connector": {}});
-    let mut of_termination = of_snapshot.clone();
-    of_termination["force"] = json!(false);
     let calls = [
-        ("initialize_connection_snapshot", of_snapshot.clone()),
-        ("terminate_connection_snapshot", of_termination),
-        ("remove_export_snapshot", json!({"snapshot_id": of_snapshot["snapshot_id"]})),
         (
             "list_replication_targets",
             captured_args(include_str!("../wire/list_replication_targets-call-to-cinder-volume.json")),

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use crate::error::{Code, Error, Result};
 
 pub use attachment::{attachment_object, read_attachment};
-pub use backup::WireBackup;
+pub use backup::{WireBackup, backup_object};
 pub use fields::parse_time;
 pub use group::{WireGroup, WireGroupSnapshot};
 pub use manageable::{ManageableSnapshot, ManageableVolume, manageable_snapshot, manageable_volume};
