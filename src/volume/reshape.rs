@@ -127,8 +127,7 @@ fn is_limit(key: &str) -> bool {
     const ENDS: [&str; 4] = ["iops_limit", "bps_limit", "iops_burst", "bps_burst"];
     key.strip_prefix(LIMIT).is_some_and(|rest| {
         let rest = rest.strip_prefix("read_").or_else(|| rest.strip_prefix("write_")).unwrap_or(rest);
-        // `total_iops_sec_max` is carried out as a burst of bytes, as by upstream: this one is never Cinder's.
-        ENDS.contains(&rest) && key != "conf_rbd_qos_iops_burst"
+        ENDS.contains(&rest)
     })
 }
 

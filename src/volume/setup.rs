@@ -20,8 +20,8 @@ use crate::rbd::types::features;
 pub(super) const OF_ONE_WRITER: u64 =
     features::JOURNALING | features::FAST_DIFF | features::OBJECT_MAP | features::EXCLUSIVE_LOCK;
 
-/// The option of librbd that carries out a spec of Cinder (`QOS_KEY_MAP`). That of `total_iops_sec_max` is
-/// upstream's too: it is the burst of bytes, as for `total_bytes_sec_max`.
+/// The option of librbd that carries out a spec of Cinder (`QOS_KEY_MAP`; there `total_iops_sec_max` is the
+/// burst of bytes, so that it limits nothing that it names, and `total_bytes_sec_max` with it).
 pub(super) fn limit(spec: &str) -> Option<&'static str> {
     Some(match spec {
         "total_iops_sec" => "rbd_qos_iops_limit",
@@ -30,7 +30,8 @@ pub(super) fn limit(spec: &str) -> Option<&'static str> {
         "total_bytes_sec" => "rbd_qos_bps_limit",
         "read_bytes_sec" => "rbd_qos_read_bps_limit",
         "write_bytes_sec" => "rbd_qos_write_bps_limit",
-        "total_iops_sec_max" | "total_bytes_sec_max" => "rbd_qos_bps_burst",
+        "total_iops_sec_max" => "rbd_qos_iops_burst",
+        "total_bytes_sec_max" => "rbd_qos_bps_burst",
         "read_iops_sec_max" => "rbd_qos_read_iops_burst",
         "write_iops_sec_max" => "rbd_qos_write_iops_burst",
         "read_bytes_sec_max" => "rbd_qos_read_bps_burst",
@@ -109,9 +110,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_those_that_stock_writes() {
-        assert_eq!(limit("write_bytes_sec"), Some("rbd_qos_write_bps_limit"));
-        assert_eq!(limit("total_iops_sec_max"), Some("rbd_qos_bps_burst"));
+    fn every_spec_has_a_limit_of_its_own() {
+        for (unit, option) in [("iops", "iops"), ("bytes", "bps")] {
+            for (which, of) in [("total", ""), ("read", "read_"), ("write", "write_")] {
+                let expected = |end: &str| Some(format!("rbd_qos_{of}{option}_{end}"));
+                let mapped = |spec: String| limit(&spec).map(str::to_owned);
+                assert_eq!(mapped(format!("{which}_{unit}_sec")), expected("limit"));
+                assert_eq!(mapped(format!("{which}_{unit}_sec_max")), expected("burst"));
+            }
+        }
         assert_eq!(limit("read_iops_sec_per_gb"), None);
     }
 }

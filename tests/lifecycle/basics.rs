@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::common::{CEPH, Lab, row_str};
+use crate::common::{CEPH, Lab, Subject, row_str};
 
 const GIB: u64 = 1 << 30;
 
@@ -124,7 +124,7 @@ fn many_at_once_come_and_go() {
 fn a_type_may_ask_for_many_writers_and_for_limits() {
     let lab = Lab::get();
     let kind = lab.api("volume_types.create", json!(["many"]), json!({}));
-    let specs = json!({"consumer": "back-end", "total_iops_sec": "500"});
+    let specs = json!({"consumer": "back-end", "total_iops_sec": "500", "total_iops_sec_max": "700"});
     let limits = lab.api("qos_specs.create", json!(["limits", specs]), json!({}));
     lab.api("qos_specs.associate", json!([limits["id"], kind["id"]]), json!({}));
     for (key, value) in [("volume_backend_name", "ceph"), ("multiattach", "<is> True")] {
@@ -143,6 +143,12 @@ fn a_type_may_ask_for_many_writers_and_for_limits() {
     let image = format!("volumes/volume-{id}");
     let limit = lab.tool(&["rbd", "a", "image-meta", "get", &image, "conf_rbd_qos_iops_limit"]);
     assert_eq!(limit.trim(), "500");
+    // Stock takes it for a burst of bytes.
+    let burst = match lab.subject {
+        Subject::Scoria => "conf_rbd_qos_iops_burst",
+        Subject::Stock => "conf_rbd_qos_bps_burst",
+    };
+    assert_eq!(lab.tool(&["rbd", "a", "image-meta", "get", &image, burst]).trim(), "700");
     lab.delete(&[&plain, &id]);
     lab.api("volume_types.delete", json!([kind["id"]]), json!({}));
     lab.api("qos_specs.delete", json!([limits["id"]]), json!({}));
