@@ -321,7 +321,10 @@ impl Job<'_> {
         Placement {
             host: &self.destination.host,
             cluster_name: self.destination.cluster_name.as_deref(),
-            availability_zone: service.availability_zone.as_deref().unwrap_or("nova"),
+            availability_zone: service
+                .availability_zone
+                .as_deref()
+                .unwrap_or(&self.backend.globals.availability_zone),
         }
     }
 
