@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::crash;
 use super::image::{Attempt, Place};
 use super::migrate::{self, ABANDONED, Copy, Job, SWAPPED};
+use super::pool_move::Location;
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -42,9 +43,9 @@ pub(super) async fn settle(
     let template = &job.backend.globals.volume_name_template;
     let (theirs, ours) = (template.replace("%s", new_id), template.replace("%s", id));
     // Of a volume that stays in its pool the original has the name.
-    let same_pool = job.backend.facts(&source.site).await?.fsid
-        == dest.site.insist(crate::rbd::protocol::Fsid {}).await?
-        && source.pool == dest.pool;
+    // The destination has proven to be the cluster that it reports.
+    let cluster = job.backend.facts(&source.site).await?.fsid.clone();
+    let same_pool = source.pool == dest.pool && Location::of(job).is_some_and(|to| to.fsid == cluster);
     let renamed = !same_pool && dest.take_name(&theirs, &ours, attempt).await?;
     crash::point("migrate_volume:renamed");
     let name_id = (!renamed).then_some(new_id.as_str());
@@ -65,7 +66,12 @@ pub(super) async fn settle(
             && !unrecorded
             && let Err(error) = dest.take_name(&ours, &theirs, Attempt::First).await
         {
-            warn!(volume.id = id, %error, "the copy of a failed migration keeps a name that is not its own");
+            warn!(
+                volume.id = id, site = dest.site.name(), %error,
+                "the copy of a failed migration keeps the volume's name; on that site: \
+                 rbd rename {pool}/{ours} {pool}/{theirs}",
+                pool = dest.pool
+            );
         }
         return Err(failure);
     }
