@@ -14,12 +14,12 @@ use tracing::{error, info, warn};
 
 use crate::backend::Backend;
 use crate::context::RequestContext;
-use crate::db::message::{Action, Detail, Message, ResourceType};
+use crate::db::message::{Action, Detail, Message};
 use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn, Work};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{BackupEvent, SnapshotEvent, VolumeEvent};
+use crate::model::VolumeEvent;
 
 pub use group::{GroupReplication, group_replication};
 

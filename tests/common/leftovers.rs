@@ -104,6 +104,7 @@ impl Lab {
             "volume_admin_metadata",
             "`groups`",
             "group_snapshots",
+            "backups",
         ] {
             self.sql(
                 &format!("UPDATE {table} SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE deleted = 0"),

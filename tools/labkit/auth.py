@@ -24,7 +24,7 @@ USERS = {
 DATABASES = ("keystone", "glance")
 COMPONENTS = ("keystone", "glance-api")
 # Whose configuration depends on the mode.
-CLIENTS = ("scoria-volume", "cinder-volume", "cinder-api", "cinder-scheduler")
+CLIENTS = ("scoria-volume", "cinder-volume", "cinder-backup", "cinder-api", "cinder-scheduler")
 # Set in the other mode only; left in a shell, it would lead clients past the catalogue.
 STALE = ("OS_ENDPOINT",)
 

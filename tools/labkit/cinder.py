@@ -177,7 +177,7 @@ class StockVolume(_Service):
     def prepare(self):
         super().prepare()
         host = self.lab.state["stock_host"]
-        base, etc = self.lab.path("cinder"), self.lab.path("etc-ceph")
+        base = self.lab.path("cinder")
         # With Scoria's own host it takes over Scoria's backends; else it must not be scheduled
         # what Scoria's types ask for.
         prefix = "" if host == "lab" else "stock-"
@@ -197,6 +197,11 @@ backend_url = file://{base}/stock/coordination
 lock_path = {base}/locks
 
 {self._helper_section()}{shared_sections(self.lab)}{backend_sections(self.lab, prefix)}""", mode=auth.conf_mode(self.lab))
+        self.prepare_keyrings()
+
+    def prepare_keyrings(self):
+        """What os-brick finds in /etc/ceph, by the cluster names that connections carry."""
+        etc = self.lab.path("etc-ceph")
         etc.mkdir(exist_ok=True)
         for site, cluster in (("a", "ceph"), ("a", "site-a"), ("b", "site-b")):
             source = ceph.keyring(self.lab, site, "client.cinder")
@@ -214,10 +219,14 @@ lock_path = {base}/locks
                 f"{self.conf}\n\n")
 
     def command(self):
+        return self.in_namespace("cinder-volume")
+
+    def in_namespace(self, program):
+        """The command of a program that sees those files in /etc/ceph."""
         how = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
         return [*how, "sh", "-c",
                 'mount --bind "$1" /etc/ceph && shift && exec "$@"', "sh",
-                self.lab.path("etc-ceph"), self.lab.venv / "bin/cinder-volume", "--config-file",
+                self.lab.path("etc-ceph"), self.lab.venv / "bin" / program, "--config-file",
                 self.conf], {
                     "PYTHONWARNINGS": "ignore",
                     "PATH": f"{self.lab.venv}/bin:{os.environ.get('PATH', '')}"}

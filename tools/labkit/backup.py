@@ -1,0 +1,64 @@
+"""The stock cinder-backup with its driver for Ceph, beside whichever volume service runs.
+
+The problem: backups are made by a service that Scoria does not replace, out of volumes that Scoria
+serves; only the real one shows that both fit. It is started on demand. os-brick, which it opens
+volumes with, insists on keyrings in /etc/ceph, so it gets a mount namespace of its own as the stock
+cinder-volume does. Backups go to the pool `backups` of site a.
+"""
+
+from . import auth, ceph, cinder, rabbitmq
+from .state import write_if_changed
+
+HOST = "lab"
+POOL = "backups"
+
+
+class StockBackup(cinder.StockVolume):
+    """cinder-backup 29: `start cinder-backup`, never part of a plain `up`."""
+
+    name = "cinder-backup"
+
+    @property
+    def queues(self):
+        return [f"cinder-backup.{HOST}"]
+
+    @property
+    def conf(self):
+        return self.lab.path("conf", "cinder-backup.conf")
+
+    def prepare(self):
+        cinder.write_conf(self.lab)
+        base = self.lab.path("cinder")
+        (base / "backup").mkdir(exist_ok=True)
+        # It opens volumes through a helper that it would start with sudo, and tells the scheduler of
+        # itself only now and then; until then nobody is asked to make a backup.
+        helper = (f"helper_command = {self.lab.venv}/bin/privsep-helper --config-file {self.conf}\n")
+        write_if_changed(self.conf, f"""[DEFAULT]
+host = {HOST}
+transport_url = {rabbitmq.transport_url(self.lab)}
+state_path = {base}/backup
+my_ip = 127.0.0.1
+backup_driver = cinder.backup.drivers.ceph.CephBackupDriver
+backup_ceph_conf = {ceph.client_conf(self.lab, "a")}
+backup_ceph_user = cinder
+backup_ceph_pool = {POOL}
+backup_driver_stats_polling_interval = 10
+periodic_interval = 5
+periodic_fuzzy_delay = 0
+use_stderr = true
+{auth.cinder_defaults(self.lab)}
+[coordination]
+backend_url = file://{base}/backup/coordination
+
+[oslo_concurrency]
+lock_path = {base}/locks
+
+[cinder_sys_admin]
+{helper}
+[privsep_osbrick]
+{helper}
+{cinder.shared_sections(self.lab)}""", mode=auth.conf_mode(self.lab))
+        self.prepare_keyrings()
+
+    def command(self):
+        return self.in_namespace("cinder-backup")
