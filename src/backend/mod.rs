@@ -155,13 +155,14 @@ impl Backend {
             })
             .collect();
         let report = capacity::capabilities(&config, None, 0);
+        let locks = NamedLocks::new(config.cluster.as_deref(), &journal);
         Backend {
             config,
             globals,
             db: journal.db().clone(),
             journal,
             peers,
-            locks: NamedLocks::default(),
+            locks,
             gate: Gate::default(),
             sites,
             active: RwLock::new(DEFAULT_SITE.to_owned()),

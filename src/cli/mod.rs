@@ -15,6 +15,7 @@ mod cluster;
 mod config;
 mod confirm;
 mod db;
+mod drain;
 mod follow;
 mod operation;
 mod output;

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::follow::{self, View};
 use super::output::{table, time};
-use super::{Context, Report};
+use super::{Context, Report, drain};
 use crate::error::Result;
 use crate::journal::ListingFilter;
 
@@ -41,6 +41,19 @@ pub enum Action {
         #[arg(long, conflicts_with = "all")]
         follow: bool,
     },
+    /// Have a host's services take no more requests and finish what is open, before stock takes over; fails (1)
+    /// when something is left
+    Drain {
+        /// The host of the services [default: the configuration's]
+        #[arg(long)]
+        host: Option<String>,
+        /// How long to wait; 0: without limit
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        timeout: u64,
+        /// Let them take requests again
+        #[arg(long, conflicts_with = "timeout")]
+        cancel: bool,
+    },
 }
 
 pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
@@ -70,6 +83,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
             let head = ["ID", "Method", "Backend", "Resource", "State", "On", "Accepted", "Ended"];
             let views: Vec<View> = found.iter().map(View::from).collect();
             Report::new(table(head, rows), &views)
+        }
+        Action::Drain { host, timeout, cancel } => {
+            let timeout = std::time::Duration::from_secs(timeout);
+            drain::run(context, drain::Asked { host, timeout, cancel }).await
         }
         Action::Show { id, follow: true, .. } => follow::follow(context, id).await,
         Action::Show { id, all, follow: false } => follow::report(context, id, all).await,

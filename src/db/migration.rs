@@ -22,6 +22,7 @@ struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "journal", sql: include_str!("../../migrations/0001_journal.sql") },
     Migration { version: 2, name: "replication", sql: include_str!("../../migrations/0002_replication.sql") },
+    Migration { version: 3, name: "locks", sql: include_str!("../../migrations/0003_locks.sql") },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

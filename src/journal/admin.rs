@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
-use super::{Journal, micros};
+use super::{Ending, Journal, db_now, micros};
 use crate::db::Conn;
 use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
 use crate::error::Result;
@@ -130,6 +130,65 @@ impl Journal {
             .await
     }
 
+    /// Open operations that the service `host@backend` has to end, oldest first: what it works on, what it has
+    /// left behind, what was ordered of it. In a Cinder cluster the other members' are not among them.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn open_of_service(&self, service: &str) -> Result<Vec<Listing>> {
+        let (host, backend) = service.split_once('@').unwrap_or((service, ""));
+        let of_cluster = format!("%@{}", backend.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
+        self.shared
+            .db
+            .read("open operations of a service", async |conn| {
+                let here = ops::cluster.is_null().and(ops::backend_host.eq(service));
+                // Owned by this host, whichever member of the cluster has accepted it.
+                let taken = ops::cluster
+                    .is_not_null()
+                    .and(ops::owner_host.eq(host))
+                    .and(ops::backend_host.like(&of_cluster));
+                Ok(ops::table
+                    .filter(ops::state.eq("open"))
+                    .filter(here.or(taken))
+                    .select(Listing::as_select())
+                    .order(ops::id)
+                    .load(conn)
+                    .await?)
+            })
+            .await
+    }
+
+    /// Closes an order that has not ended; with `waiting` only one that no service has taken. Returns whether
+    /// it was open (and waiting).
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn withdraw(&self, operation_id: i64, waiting: bool) -> Result<bool> {
+        self.shared
+            .db
+            .write("withdraw an order", async |conn| {
+                let mut update = diesel::update(ops::table)
+                    .filter(ops::id.eq(operation_id))
+                    .filter(ops::state.eq("open"))
+                    .into_boxed();
+                if waiting {
+                    update = update.filter(ops::owner.eq(""));
+                }
+                let closed = update
+                    .set((
+                        ops::state.eq("closed"),
+                        ops::outcome.eq(Ending::Abandoned.as_str()),
+                        ops::outcome_detail.eq("withdrawn"),
+                        ops::closed_at.eq(db_now().nullable()),
+                        ops::updated_at.eq(db_now()),
+                    ))
+                    .execute(conn)
+                    .await?;
+                Ok(closed > 0)
+            })
+            .await
+    }
+
     /// Which of these resources somebody is working on, inside the caller's transaction. Who has locked a
     /// resource's `workers` row before knows that nobody is about to claim it: accepting waits for it.
     ///
@@ -213,7 +272,13 @@ impl Journal {
         }
         self.shared
             .db
-            .read("purge commit markers", async |conn| {
+            .read("purge locks and commit markers", async |conn| {
+                // Of instances that died with them: `try_lock` takes them for free.
+                conn.batch_execute(
+                    "DELETE FROM scoria_locks WHERE acquired_at < UTC_TIMESTAMP() - INTERVAL 1 HOUR \
+                     AND owner NOT IN (SELECT owner FROM scoria_operations WHERE state = 'open')",
+                )
+                .await?;
                 conn.batch_execute(
                     "DELETE FROM scoria_commits WHERE created_at < UTC_TIMESTAMP() - INTERVAL 1 HOUR LIMIT 10000",
                 )

@@ -15,6 +15,7 @@
 mod admin;
 mod clients;
 mod lease;
+mod lock;
 mod operation;
 mod submit;
 mod types;

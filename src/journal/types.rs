@@ -155,6 +155,11 @@ impl Outcome {
         Outcome { ending: Ending::Failed, detail: Some(error.operator()), reply: None }
     }
 
+    /// It was given up without a trace, for this reason.
+    pub fn abandoned(reason: &str) -> Self {
+        Outcome { ending: Ending::Abandoned, detail: Some(reason.to_owned()), reply: None }
+    }
+
     /// Adds the document to send to the caller.
     #[must_use]
     pub fn with_reply(mut self, reply: Value) -> Self {

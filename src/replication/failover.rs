@@ -82,7 +82,7 @@ pub async fn failover(
     operation: &Operation,
     requested: Option<&str>,
 ) -> Result<()> {
-    let _alone = backend.locks.lock("failover").await;
+    let _alone = backend.locks.local("failover").await;
     if let Some(telling) = Telling::left(operation).await? {
         // Everything was written before a crash: only the others may not have heard of it.
         return telling.tell(backend, context, operation).await;
@@ -102,6 +102,13 @@ pub async fn failover(
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
         Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
     };
+    let active = target::active(service.active_backend_id.as_deref());
+    if operation.is_adopted() && active != decision.source {
+        // Another service has moved the backend while this was interrupted: the row says what is true.
+        let reason = format!("the backend has been moved to {active} meanwhile, by another service");
+        warn!(backend = backend.host(), reason, "an interrupted failover is given up");
+        return backend.journal.finish(operation, &Outcome::abandoned(&reason)).await;
+    }
     info!(
         backend = backend.host(),
         source = decision.source,
@@ -126,7 +133,7 @@ pub async fn failover(
 /// # Errors
 /// As [`failover`].
 pub async fn retry(backend: &Backend, operation: &Operation, only: Option<&[String]>) -> Result<()> {
-    let _alone = backend.locks.lock("failover").await;
+    let _alone = backend.locks.local("failover").await;
     let _closed = backend.gate.close(GRACE).await;
     let active = backend.active_name();
     let decision = Decision { source: active.clone(), target: active };
@@ -343,7 +350,7 @@ pub async fn give_up(
     operation: &Operation,
     failure: Error,
 ) -> Result<()> {
-    let _alone = backend.locks.lock("failover").await;
+    let _alone = backend.locks.local("failover").await;
     refuse(backend, context, operation, &backend.service()?, failure).await
 }
 

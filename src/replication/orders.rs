@@ -15,6 +15,9 @@ pub const RESYNC: &str = "scoria.replication.resync";
 /// Method of [`Order::Retry`].
 pub const RETRY: &str = "scoria.replication.retry";
 
+/// Method of [`Order::Drain`].
+pub const DRAIN: &str = "scoria.drain";
+
 /// Methods that move volumes between sites: while one of them is open, the active site may change.
 pub const MOVES: &[&str] = &["failover", "failover_host", RETRY];
 /// Every method that works on the replication of a whole backend.
@@ -38,6 +41,11 @@ pub struct Retry {
     pub volumes: Option<Vec<String>>,
 }
 
+/// Take no more requests, and finish what is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {}
+
 /// One order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "method", content = "args")]
@@ -48,6 +56,9 @@ pub enum Order {
     /// See [`Retry`].
     #[serde(rename = "scoria.replication.retry")]
     Retry(Retry),
+    /// See [`Drain`].
+    #[serde(rename = "scoria.drain")]
+    Drain(Drain),
 }
 
 impl Order {
@@ -56,6 +67,7 @@ impl Order {
         match self {
             Order::Resync(_) => RESYNC,
             Order::Retry(_) => RETRY,
+            Order::Drain(_) => DRAIN,
         }
     }
 }

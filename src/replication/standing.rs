@@ -24,7 +24,7 @@ use crate::model::{Cluster, ReplicationStatus, Service};
 /// Whoever changes the active site, or decides by a row that he has read, holds this: of two that read and
 /// switch at once the slower would switch back.
 pub(super) async fn exclusive(backend: &Backend) -> NamedGuard {
-    backend.locks.lock("active-site").await
+    backend.locks.local("active-site").await
 }
 
 /// Replication status of volumes, groups and service once `target` is active, and of a mirrored volume whose

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::handler::BackendHandler;
+use super::intake::Intake;
 use super::logging::LogHandle;
 use super::recovery::Recovery;
 use crate::backend::peers::Capabilities;
@@ -23,7 +24,7 @@ use crate::db::service::ServiceChanges;
 use crate::error::Result;
 use crate::model::ReplicationStatus;
 use crate::replication::{orders, standing, target};
-use crate::rpc::{Rpc, Server, synthetic};
+use crate::rpc::{Rpc, synthetic};
 use crate::volume::{cleanup, trash};
 
 /// How often a backend that is down is tried again.
@@ -61,7 +62,7 @@ impl From<&Config> for Periods {
 pub struct Running {
     /// The backend.
     pub backend: Arc<Backend>,
-    server: Server,
+    intake: Arc<Intake>,
     stop: CancellationToken,
     tasks: TaskTracker,
     recovered: TaskTracker,
@@ -95,10 +96,13 @@ impl Running {
         let tasks = TaskTracker::new();
         let recovered = TaskTracker::new();
         let handler = Arc::new(BackendHandler::new(backend.clone(), log, periods.pool_size));
+        let intake = Arc::new(Intake::new(backend.clone(), handler.clone(), rpc.clone()));
         let recovery = Arc::new(Recovery {
             backend: backend.clone(),
-            handler: handler.clone(),
+            handler,
             publisher: rpc.publisher().clone(),
+            intake: intake.clone(),
+            stopping: stop.clone(),
             running: recovered.clone(),
         });
         if let Err(error) = recovery.pay_debts().await {
@@ -117,7 +121,7 @@ impl Running {
                 cleanup::finish(&backend, &context, unfinished).await;
             });
         }
-        let server = rpc.serve(backend.host(), backend.config.cluster.as_deref(), handler);
+        intake.open();
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
@@ -125,24 +129,24 @@ impl Running {
             tasks.spawn(purge_trash(backend.clone(), stop.clone()));
         }
         tasks.close();
-        Ok(Running { backend, server, stop, tasks, recovered })
+        Ok(Running { backend, intake, stop, tasks, recovered })
     }
 
     /// Returns when all its queues are consumed.
     pub async fn ready(&self) {
-        self.server.ready().await;
+        self.intake.ready().await;
     }
 
     /// True while its queues are consumed.
     pub fn is_ready(&self) -> bool {
-        self.server.is_ready()
+        self.intake.is_ready()
     }
 
     /// Takes no more requests, finishes those in flight within `limit` (zero: no limit), stops the tasks.
     /// What is not finished stays in the journal.
     pub async fn drain(self, limit: Duration) {
         self.stop.cancel();
-        let drained = self.server.drain(limit).await;
+        let drained = self.intake.end(limit).await;
         self.recovered.close();
         let recovered = async { self.recovered.wait().await };
         let rest = if limit.is_zero() { Duration::from_secs(3600) } else { limit };

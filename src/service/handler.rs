@@ -94,6 +94,18 @@ impl BackendHandler {
         outcome
     }
 
+    /// Makes Cinder's `workers` row ours that another member of the cluster had claimed: it would outlive the
+    /// request otherwise, and be cleaned up as work of a service that is gone.
+    ///
+    /// # Errors
+    /// `Cancelled` when the operation has another owner; `Database`.
+    pub async fn claim_again(&self, call: &Call, operation: &Operation) -> Result<()> {
+        let Some(claim) = claim(call, self.backend.service()?.id) else { return Ok(()) };
+        operation
+            .write("claim again", async |conn| db::worker::claim(conn, &claim).await.map(|_| ()))
+            .await
+    }
+
     /// The panic itself has been logged by its hook. See [`defect`].
     async fn recover_from_panic(&self, call: &Call, operation: &Operation) -> Result<Value> {
         let journal = &self.backend.journal;

@@ -47,5 +47,7 @@ async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
             resync::order::run(backend, operation, &order.discard, order.volumes.as_deref()).await
         }
         Order::Retry(order) => failover::retry(backend, operation, order.volumes.as_deref()).await,
+        // Recovery has seen to it before: it needs more than the backend.
+        Order::Drain(_) => Ok(()),
     }
 }

@@ -16,13 +16,16 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error, info, info_span, warn};
 
 use super::handler::{BackendHandler, rolled_back};
-use super::{backups, orders};
+use super::intake::Intake;
+use super::{backups, drain, orders, overtaken};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, RbdClient};
+use crate::model::Scope;
 use crate::rbd::Site;
 use crate::rbd::protocol::BlocklistAdd;
+use crate::replication::orders::DRAIN;
 use crate::rpc::{Call, Method, Publisher, Reply, ReplyTo};
 use crate::volume::{attach, migrated};
 
@@ -39,6 +42,10 @@ pub struct Recovery {
     pub handler: Arc<BackendHandler>,
     /// Sends answers that are still owed.
     pub publisher: Publisher,
+    /// Closed by an order to drain.
+    pub intake: Arc<Intake>,
+    /// The service stops.
+    pub stopping: CancellationToken,
     /// Operations that are being finished; awaited by a drain.
     pub running: TaskTracker,
 }
@@ -76,13 +83,35 @@ impl Recovery {
     /// # Errors
     /// `Database`.
     pub async fn look(self: &Arc<Self>) -> Result<()> {
-        let scope = self.backend.scope();
-        if !self.backend.journal.has_orphans(&scope).await? {
+        for scope in self.scopes() {
+            self.look_in(&scope).await?;
+        }
+        Ok(())
+    }
+
+    /// Where its operations are: a member of a Cinder cluster also has orders that are for it alone, and what it
+    /// had accepted before it joined.
+    fn scopes(&self) -> Vec<Scope> {
+        let own = Scope::Host(self.backend.host().to_owned());
+        match self.backend.scope() {
+            Scope::Host(_) => vec![own],
+            cluster @ Scope::Cluster(_) => vec![own, cluster],
+        }
+    }
+
+    async fn look_in(self: &Arc<Self>, scope: &Scope) -> Result<()> {
+        if !self.backend.journal.has_orphans(scope).await? {
             return Ok(());
         }
-        let operations = self.backend.journal.adopt(&scope).await?;
+        let operations = self.backend.journal.adopt(scope).await?;
+        // Before it could have taken a request.
+        operations.iter().filter(|o| o.method() == DRAIN).for_each(|_| self.intake.close());
         self.fence(&operations).await;
         for operation in operations {
+            // Before anything else is settled by the rows: an open operation keeps others from its resource.
+            if self.is_overtaken(&operation).await {
+                continue;
+            }
             let this = Arc::clone(self);
             let volume = operation.resource().filter(|(kind, _)| *kind == "Volume").map(|(_, id)| id);
             let span = info_span!(
@@ -95,6 +124,34 @@ impl Recovery {
             self.running.spawn(async move { this.finish(operation).await }.instrument(span));
         }
         Ok(())
+    }
+
+    /// Whether the operation has ended because somebody else has seen to its resource, or cannot be judged now
+    /// and was given back.
+    // Boxed as `fence` is.
+    fn is_overtaken<'a>(&'a self, operation: &'a Operation) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            // What cannot be read is closed where it would be run.
+            let Ok(call) = Call::from_journal(operation.request()) else { return false };
+            match overtaken::close(&self.backend, operation, &call.method).await {
+                Ok(None) => false,
+                Ok(Some(reason)) => {
+                    warn!(
+                        op = operation.method(),
+                        operation.id = operation.id(),
+                        reason,
+                        "an abandoned operation is closed, not run again"
+                    );
+                    true
+                }
+                Err(error) if error.code() == Code::Cancelled => true,
+                Err(error) => {
+                    warn!(operation.id = operation.id(), %error, "could not judge an abandoned operation, it will be taken up again");
+                    let _ = self.backend.journal.give_back(operation).await;
+                    true
+                }
+            }
+        })
     }
 
     /// Fences the clients of all former owners, once each.
@@ -195,6 +252,9 @@ impl Recovery {
             }
             return;
         }
+        if operation.method() == DRAIN {
+            return drain::run(&self.backend, &self.intake, &operation, &self.stopping).await;
+        }
         if operation.method().starts_with(orders::PREFIX) {
             orders::run(&self.backend, &operation).await;
             return;
@@ -208,6 +268,11 @@ impl Recovery {
             }
         };
         Span::current().record("request_id", &call.context.request_id);
+        if operation.former().is_some_and(|former| former.host != journal.owner().host)
+            && let Err(error) = self.handler.claim_again(&call, &operation).await
+        {
+            warn!(%error, "could not claim what another member of the cluster had claimed");
+        }
         let id = operation.id();
         let outcome = self.handler.run_journaled(&call, operation).await;
         match &outcome {

@@ -150,7 +150,7 @@ async fn settle(
     render: Render<'_>,
 ) -> Result<Vec<Pending>> {
     // Two at once would both take up the same deletion.
-    let _lock = backend.locks.lock("worker-cleanup").await;
+    let _lock = backend.locks.local("worker-cleanup").await;
     let service_id = backend.service()?.id;
     let found = backend.db.read("unfinished work", async |conn| db::worker::list(conn, filter).await).await?;
     let mut pending = Vec::new();

@@ -78,7 +78,8 @@ pub async fn delete(
     }
 }
 
-pub(super) fn is_ours(backend: &Backend, volume: &Volume) -> bool {
+/// Whether a volume is this backend's, or its cluster's.
+pub(crate) fn is_ours(backend: &Backend, volume: &Volume) -> bool {
     match &backend.config.cluster {
         Some(cluster) => volume.cluster_name.as_deref().map(backend_of) == Some(cluster),
         None => volume.host.as_deref().map(backend_of) == Some(backend.host()),

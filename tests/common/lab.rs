@@ -184,7 +184,8 @@ impl Lab {
         // What a test has handed back whole, and what still runs, needs no looking after.
         if !same || mode.watch_timeout != SHORT_WATCH || service_pids(subject).is_empty() {
             if root.join("lab.json").exists() {
-                tool_ok(&[&["resume", "scoria-volume", "cinder-volume"], OTHERS].concat(), &[]);
+                let services = &["resume", "scoria-volume", "scoria-volume-2", "cinder-volume"];
+                tool_ok(&[services, OTHERS].concat(), &[]);
             }
             let wanted =
                 ["--rabbit-mode", mode.queues, "--auth", mode.auth, "--watch-timeout", mode.watch_timeout];
@@ -308,6 +309,22 @@ impl Lab {
         self.kill(self.subject.name());
     }
 
+    /// The other service serves the same backends and rows from now on; the one that did may have been killed.
+    pub(crate) fn hand_over_to(&self, subject: Subject) {
+        *self.altered.lock().unwrap() = true;
+        let (former, host): (_, &[&str]) = match subject {
+            Subject::Scoria => (Subject::Stock, &[]),
+            Subject::Stock => (Subject::Scoria, &["--host", "lab"]),
+        };
+        self.stop(former.name());
+        tool_ok(&[&["start"], host, &[subject.name()]].concat(), &[]);
+    }
+
+    /// The service does not run as the next test expects it: it is started anew then.
+    pub(crate) fn alter(&self) {
+        *self.altered.lock().unwrap() = true;
+    }
+
     /// Process ids of the service: the one that was started, then its descendants.
     pub(crate) fn service_pids(&self) -> Vec<i32> {
         service_pids(self.subject)
@@ -414,7 +431,7 @@ impl Lab {
         let clean = state == identity(self.subject, mode.queues, mode.auth);
         fs::write(self.root.join(STATE), IN_USE).unwrap();
         if !clean || self.service_pids().is_empty() || !self.leftovers_now().is_empty() {
-            tool_ok(&["stop", "scoria-volume", "cinder-volume"], &[]);
+            tool_ok(&["stop", "scoria-volume", "scoria-volume-2", "cinder-volume"], &[]);
             if state == IN_USE {
                 // The former test failed, who knows where: a mirror daemon that it had paused for long keeps
                 // images locked.

@@ -116,6 +116,10 @@ impl Lab {
             "DELETE FROM workers WHERE resource_type <> 'SENTINEL'",
             "DELETE FROM reservations",
             "UPDATE quota_usages SET in_use = 0, reserved = 0",
+            // Of a Cinder cluster, which exists for the tests of clusters only.
+            "DELETE FROM services WHERE `binary` = 'cinder-volume' AND host LIKE 'lab2@%%'",
+            "UPDATE services SET cluster_name = NULL WHERE cluster_name IS NOT NULL",
+            "DELETE FROM clusters",
             "UPDATE services SET disabled = 0, disabled_reason = NULL, frozen = 0, active_backend_id = NULL, \
              replication_status = 'not-capable' WHERE `binary` = 'cinder-volume' AND host LIKE 'lab@%%'",
         ] {

@@ -17,8 +17,8 @@ from .state import REPO, SECRETS, Lab, LabError
 EPILOG = """\
 components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
 cinder-api cinder-scheduler scoria-volume, on demand cinder-volume and cinder-backup (the stock
-services), and with --auth keystone also keystone and glance-api; site-a and site-b stand for
-everything of a site.
+services) and scoria-volume-2 (another member of a Cinder cluster), and with --auth keystone also
+keystone and glance-api; site-a and site-b stand for everything of a site.
 
 Keystone and Glance: `up --auth keystone` installs them if they are missing (tools/install auth), starts
 them and lets Cinder and Scoria use them. Glance has a store on either site: ceph (site a, the default)
@@ -117,7 +117,8 @@ def _new_rabbit_mode(lab, every, names, without):
     made = lab.state.get("rabbit_mode_made")
     if made is None or made == lab.state["rabbit_mode"]:
         return
-    users = ["scoria-volume", "cinder-volume", "cinder-backup", "cinder-api", "cinder-scheduler"]
+    users = ["scoria-volume", scoria.SECOND, "cinder-volume", "cinder-backup", "cinder-api",
+             "cinder-scheduler"]
     running = [n for n in users if procs.leader(lab, n)]
     plan.stop(lab, every, users)
     names += [n for n in running if n not in names and n not in without]

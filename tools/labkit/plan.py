@@ -18,7 +18,7 @@ def components(lab):
     every = [mariadb.MariaDb(lab), rabbitmq.Epmd(lab), rabbitmq.RabbitMq(lab),
              *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab),
              cinder.Api(lab), cinder.Scheduler(lab), scoria.ScoriaVolume(lab),
-             cinder.StockVolume(lab), backup.StockBackup(lab)]
+             scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab)]
     return {c.name: c for c in every}
 
 

@@ -15,17 +15,27 @@ from .component import Component
 from .state import LabError, REPO, write_if_changed
 
 BINARY, HOST = "scoria-volume", "lab"
+# Another member of a Cinder cluster, on demand.
+SECOND, SECOND_HOST, CLUSTER = "scoria-volume-2", "lab2", "lab-cluster"
 
 
-def conf(lab):
-    return lab.path("conf", "scoria.conf")
+def conf(lab, host=HOST):
+    return lab.path("conf", "scoria.conf" if host == HOST else f"scoria-{host}.conf")
 
 
-def write_conf(lab):
+def cluster_conf(lab):
+    """What makes the first service a member of the second one's cluster: a second --config-file."""
+    return lab.path("conf", "scoria-cluster.conf")
+
+
+def write_conf(lab, host=HOST):
     base = lab.path("scoria")
+    if host != HOST:
+        base = base / host
+        write_if_changed(cluster_conf(lab), f"[DEFAULT]\ncluster = {CLUSTER}\n")
     base.mkdir(parents=True, exist_ok=True)
-    write_if_changed(conf(lab), f"""[DEFAULT]
-host = {HOST}
+    write_if_changed(conf(lab, host), f"""[DEFAULT]
+host = {host}
 enabled_backends = {",".join(cinder.BACKENDS)}
 transport_url = {rabbitmq.transport_url(lab)}
 state_path = {base}
@@ -48,6 +58,7 @@ def binary():
 
 class ScoriaVolume(Component):
     name = BINARY
+    host = HOST
     grace = 30.0          # it drains
 
     def __init__(self, lab):
@@ -64,17 +75,26 @@ class ScoriaVolume(Component):
     def prepare(self):
         if not conf(self.lab).exists():
             write_conf(self.lab)
-        path = self.lab.sock("notify")
+        self._listen()
+
+    def _listen(self):
+        path = self._socket()
         pathlib.Path(path).unlink(missing_ok=True)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(path)
         self.notify.setblocking(False)
 
+    def _socket(self):
+        return self.lab.sock("notify" if self.host == HOST else f"notify-{self.host}")
+
+    def _queues(self):
+        return [f"cinder-volume.{self.host}@{b}.{self.host}" for b in cinder.BACKENDS]
+
     def command(self):
         if binary() is None:
             raise LabError(self.available())
-        return [binary(), "--config-file", conf(self.lab)], {
-            "NOTIFY_SOCKET": self.lab.sock("notify")}
+        return [binary(), "--config-file", conf(self.lab, self.host)], {
+            "NOTIFY_SOCKET": self._socket()}
 
     def _told_ready(self):
         while self.notify is not None:
@@ -88,8 +108,7 @@ class ScoriaVolume(Component):
     def ready(self):
         if self._told_ready():
             return True
-        queues = [f"cinder-volume.{HOST}@{b}.{HOST}" for b in cinder.BACKENDS]
-        found = amqp.consumers(self.lab, queues)
+        found = amqp.consumers(self.lab, self._queues())
         return bool(found) and all(found.values())
 
     def finish(self):
@@ -98,7 +117,7 @@ class ScoriaVolume(Component):
             self.notify = None
 
     def health(self):
-        queues = [f"cinder-volume.{HOST}@{b}.{HOST}" for b in cinder.BACKENDS]
+        queues = self._queues()
         found = amqp.consumers(self.lab, queues)
         if found is None:
             return "broker not answering"
@@ -120,3 +139,15 @@ class ScoriaVolume(Component):
         argv = procs.record_argv(self.lab, self.name)
         return os.path.relpath(os.path.dirname(argv[0]), REPO) if argv else "-"
 
+
+class SecondScoriaVolume(ScoriaVolume):
+    """`start scoria-volume-2`: it shares its queues with a scoria-volume that was started with
+    `-- --config-file <lab>/conf/scoria-cluster.conf`."""
+
+    name = SECOND
+    host = SECOND_HOST
+    by_default = False
+
+    def prepare(self):
+        write_conf(self.lab, self.host)
+        self._listen()
