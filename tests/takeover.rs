@@ -5,6 +5,10 @@
 
 mod common;
 
+#[path = "takeover/cluster.rs"]
+mod cluster;
+#[path = "takeover/drain.rs"]
+mod drain;
 #[path = "takeover/estate.rs"]
 mod estate;
 #[path = "takeover/swap.rs"]

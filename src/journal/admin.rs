@@ -137,7 +137,8 @@ impl Journal {
     /// `Database`.
     pub async fn open_of_service(&self, service: &str) -> Result<Vec<Listing>> {
         let (host, backend) = service.split_once('@').unwrap_or((service, ""));
-        let of_cluster = format!("%@{}", backend.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
+        let of_cluster =
+            format!("%@{}", backend.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
         self.shared
             .db
             .read("open operations of a service", async |conn| {

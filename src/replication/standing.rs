@@ -93,6 +93,34 @@ fn with(service: &Service, changes: &ServiceChanges) -> Service {
     service
 }
 
+/// `freeze_host` and `thaw_host`: the flag is the API's, here only rows are disabled or enabled; those of all
+/// members, where upstream's member writes its own only. Thaw enables also after a failover, as upstream
+/// (reference replication.md 3.7).
+///
+/// # Errors
+/// `Cancelled` when the operation has another owner; `Database`.
+pub async fn freeze(backend: &Backend, operation: &Operation, frozen: bool) -> Result<()> {
+    let service = backend.service()?;
+    let changes = ServiceChanges {
+        disabled: Some(frozen),
+        disabled_reason: Some(Some(if frozen { "frozen".to_owned() } else { String::new() })),
+        ..ServiceChanges::default()
+    };
+    let cluster = backend.config.cluster.as_deref();
+    let after = operation
+        .write("freeze", async |conn| {
+            if let Some(name) = cluster {
+                for member in db::service::list_for_cluster(conn, name).await? {
+                    db::service::update_if(conn, member.id, &[], &changes).await?;
+                }
+            }
+            write(conn, &service, cluster, &changes).await
+        })
+        .await?;
+    backend.set_service(after);
+    Ok(())
+}
+
 // ---- telling the others ---------------------------------------------------------------------------
 
 /// Journal step with a [`Telling`].

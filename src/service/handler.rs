@@ -22,7 +22,6 @@ use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
 use crate::db;
-use crate::db::service::ServiceChanges;
 use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
@@ -101,9 +100,7 @@ impl BackendHandler {
     /// `Cancelled` when the operation has another owner; `Database`.
     pub async fn claim_again(&self, call: &Call, operation: &Operation) -> Result<()> {
         let Some(claim) = claim(call, self.backend.service()?.id) else { return Ok(()) };
-        operation
-            .write("claim again", async |conn| db::worker::claim(conn, &claim).await.map(|_| ()))
-            .await
+        operation.write("claim again", async |conn| db::worker::claim(conn, &claim).await.map(|_| ())).await
     }
 
     /// The panic itself has been logged by its hook. See [`defect`].
@@ -308,8 +305,14 @@ impl BackendHandler {
                 standing::completed(backend, updates).await?;
                 Ok(Value::Null)
             }
-            Method::FreezeHost => self.freeze(operation, true).await,
-            Method::ThawHost => self.freeze(operation, false).await,
+            Method::FreezeHost => {
+                standing::freeze(backend, operation, true).await?;
+                Ok(Value::Bool(true))
+            }
+            Method::ThawHost => {
+                standing::freeze(backend, operation, false).await?;
+                Ok(Value::Bool(true))
+            }
             Method::DoCleanup(a) => {
                 let request = cleanup::Cleanup {
                     service_id: a.service_id,
@@ -345,25 +348,6 @@ impl BackendHandler {
             }
             other => unserved::settle(backend, context, operation, other, name).await,
         }
-    }
-
-    /// `freeze_host` and `thaw_host`: the flag is the API's, here only the row is disabled or enabled. Thaw
-    /// enables also after a failover, as upstream (reference replication.md 3.7).
-    async fn freeze(&self, operation: &Operation, frozen: bool) -> Result<Value> {
-        let id = self.backend.service()?.id;
-        let changes = ServiceChanges {
-            disabled: Some(frozen),
-            disabled_reason: Some(Some(if frozen { "frozen".to_owned() } else { String::new() })),
-            ..ServiceChanges::default()
-        };
-        let after = operation
-            .write("freeze", async |conn| {
-                db::service::update(conn, id, &changes).await?;
-                db::service::get(conn, id).await
-            })
-            .await?;
-        self.backend.set_service(after);
-        Ok(Value::Bool(true))
     }
 }
 

@@ -22,6 +22,7 @@ mod failover_rows;
 mod groups;
 mod journal;
 mod lease;
+mod locks;
 mod manage;
 mod migrates;
 mod proxy;
