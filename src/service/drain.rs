@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::intake::Intake;
 use crate::backend::Backend;
 use crate::error::{Code, Result};
-use crate::journal::{Operation, Outcome};
+use crate::journal::{ListingFilter, Operation, Outcome};
 use crate::replication::orders::DRAIN;
 
 /// Between two looks at the journal.
@@ -71,6 +71,15 @@ async fn look(backend: &Backend, operation: &Operation) -> Result<Look> {
         Some(own) if !own.is_closed() => {}
         _ => return Ok(Look::Withdrawn),
     }
-    let open = journal.open_of_service(backend.host()).await?;
-    Ok(if open.iter().all(|o| o.method == DRAIN) { Look::Empty } else { Look::Open })
+    // All backends of this process end together: until then the order can be withdrawn from all of them.
+    let orders =
+        ListingFilter { open_only: true, method: Some(DRAIN.to_owned()), ..ListingFilter::default() };
+    let ours = journal.owner().instance;
+    for order in journal.list(&orders).await?.iter().filter(|o| o.owner == ours) {
+        let open = journal.open_of_service(&order.backend_host).await?;
+        if open.iter().any(|o| o.method != DRAIN) {
+            return Ok(Look::Open);
+        }
+    }
+    Ok(Look::Empty)
 }

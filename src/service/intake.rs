@@ -22,6 +22,8 @@ pub struct Intake {
 #[derive(Default)]
 struct State {
     server: Option<Arc<Server>>,
+    /// Those that take no more, but may have requests in flight.
+    former: Vec<Arc<Server>>,
     /// By how many orders it is kept closed, and for good once the service stops.
     closed: usize,
 }
@@ -62,9 +64,14 @@ impl Intake {
     /// After [`Intake::close`]: waits until the broker gives us nothing more, and what we were given is in the
     /// journal or back in its queue.
     pub async fn settled(&self) {
-        let server = self.state().server.take();
+        let server = {
+            let mut state = self.state();
+            let server = state.server.take();
+            state.former.extend(server.clone());
+            server
+        };
         if let Some(server) = server {
-            server.drain(Duration::ZERO).await;
+            server.stop().await;
             info!(backend = self.backend.host(), "no requests are taken");
         }
     }
@@ -86,10 +93,12 @@ impl Intake {
     /// are done.
     pub async fn end(&self, limit: Duration) -> bool {
         self.close();
-        let server = self.state().server.take();
-        match server {
-            Some(server) => server.drain(limit).await,
-            None => true,
-        }
+        let servers: Vec<Arc<Server>> = {
+            let mut state = self.state();
+            let server = state.server.take();
+            state.former.drain(..).chain(server).collect()
+        };
+        let drained = futures::future::join_all(servers.iter().map(|server| server.drain(limit))).await;
+        drained.into_iter().all(|done| done)
     }
 }

@@ -27,10 +27,13 @@ impl Cluster<'_> {
         wait_until("both members are up", 90, || {
             MEMBERS.iter().all(|host| crate::common::is_up(lab, host)) && cluster.row()["disabled"] == 0
         });
-        // The scheduler has heard of both.
+        // The scheduler has heard of them, and asks the cluster.
         wait_until("a volume can be placed", 60, || {
-            let pools = lab.try_api("volumes.get_pools", json!([null]), json!({}));
-            pools.is_ok_and(|p| p.to_string().contains(CLUSTER))
+            let id = lab.create(json!({"volume_type": "ceph"}));
+            wait_until("it is placed or not", 60, || lab.volume(&id)["status"] != "creating");
+            let row = lab.volume(&id);
+            lab.delete(&[&id]);
+            row["status"] == "available" && row["cluster_name"] == format!("{CLUSTER}#ceph")
         });
         cluster
     }
@@ -282,14 +285,14 @@ fn an_administrator_sees_and_steers_a_cluster() {
 
     // Each process has log levels of its own.
     let level = |host: &str| {
-        let found = lab.api("services.get_log_levels", json!(["cinder-volume", host, "scoria"]), json!({}));
+        let found = lab.api("services.get_log_levels", json!(["cinder-volume", host, "cinder"]), json!({}));
         found.as_array().unwrap().iter().map(|l| row_str(l, "level").to_owned()).collect::<Vec<_>>()
     };
     let quiet = level("lab@ceph");
-    lab.api("services.set_log_levels", json!(["DEBUG", "cinder-volume", "lab2@ceph", "scoria"]), json!({}));
+    lab.api("services.set_log_levels", json!(["DEBUG", "cinder-volume", "lab2@ceph", "cinder"]), json!({}));
     wait_until("lab2 logs more", 30, || level("lab2@ceph").iter().any(|l| l == "DEBUG"));
     assert_eq!(level("lab@ceph"), quiet, "the other one does not");
-    lab.api("services.set_log_levels", json!(["INFO", "cinder-volume", "lab2@ceph", "scoria"]), json!({}));
+    lab.api("services.set_log_levels", json!(["INFO", "cinder-volume", "lab2@ceph", "cinder"]), json!({}));
 
     // What a member that is gone had begun, and no journal knows, is settled by the other on demand.
     lab.stop(SECOND);

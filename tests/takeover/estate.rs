@@ -64,6 +64,8 @@ impl Estate {
     /// Has the running service make one of each.
     pub(crate) fn made(lab: &Lab, name: &str) -> Estate {
         let plain = lab.volume_of_type("ceph");
+        // What a test that failed has left may still have the name.
+        let name = &format!("{name}-{plain}");
         let sum = lab.write("a", &plain, 77);
         let snapshot = lab.snapshot_of(&plain);
         let from_snapshot = copy_of(lab, json!({"snapshot_id": snapshot, "volume_type": "ceph"}));

@@ -29,14 +29,14 @@ def cluster_conf(lab):
 
 
 def write_conf(lab, host=HOST):
-    base = lab.path("scoria")
+    base, member = lab.path("scoria"), ""
     if host != HOST:
-        base = base / host
+        base, member = base / host, f"cluster = {CLUSTER}\n"
         write_if_changed(cluster_conf(lab), f"[DEFAULT]\ncluster = {CLUSTER}\n")
     base.mkdir(parents=True, exist_ok=True)
     write_if_changed(conf(lab, host), f"""[DEFAULT]
 host = {host}
-enabled_backends = {",".join(cinder.BACKENDS)}
+{member}enabled_backends = {",".join(cinder.BACKENDS)}
 transport_url = {rabbitmq.transport_url(lab)}
 state_path = {base}
 use_stderr = true
