@@ -47,24 +47,9 @@ const TESTS: &[(&str, &str, &str, &str)] = &[
         "lifecycle/attach",
         "an_attachment_is_reserved_connected_completed_and_deleted",
     ),
-    (
-        "initialize_connection_snapshot",
-        "served",
-        "lifecycle/service",
-        "a_snapshot_cannot_be_attached",
-    ),
-    (
-        "terminate_connection_snapshot",
-        "served",
-        "lifecycle/service",
-        "a_snapshot_cannot_be_attached",
-    ),
-    (
-        "remove_export_snapshot",
-        "served",
-        "lifecycle/service",
-        "a_snapshot_cannot_be_attached",
-    ),
+    ("initialize_connection_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
+    ("terminate_connection_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
+    ("remove_export_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
     ("extend_volume", "served", "lifecycle/basics", "extend_changes_size_quota_and_image"),
     ("extend_volume_completion", "served", "lifecycle/extend", "an_extension_that_nova_has_done_is_recorded"),
     (

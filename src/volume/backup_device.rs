@@ -151,7 +151,8 @@ async fn copy(
         .await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     let place = create::place(backend, operation).await?;
-    let changes = create::make(backend, &copy, &unmirrored(volume_type), &source, &place, attempt).await?;
+    let changes =
+        create::make(backend, context, &copy, &unmirrored(volume_type), &source, &place, attempt).await?;
     crash::point("get_backup_device:copied");
     let copy = operation
         .write("copy for a backup is made", async |conn| {

@@ -82,12 +82,10 @@ fn calls_that_are_not_served_are_refused_at_once() {
     if !lab.only_scoria(WHY) {
         return;
     }
-    let calls = [
-        (
-            "list_replication_targets",
-            captured_args(include_str!("../wire/list_replication_targets-call-to-cinder-volume.json")),
-        ),
-    ];
+    let calls = [(
+        "list_replication_targets",
+        captured_args(include_str!("../wire/list_replication_targets-call-to-cinder-volume.json")),
+    )];
     for (method, args) in calls {
         let reply = lab.rpc(CEPH_QUEUE, method, "3.14", args);
         assert_eq!(reply["failure"]["class"], "NoSuchMethod", "{method}: {reply}");
