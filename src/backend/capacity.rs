@@ -69,6 +69,9 @@ pub fn capabilities(
     set("consistent_group_snapshot_enabled", json!(measured.is_some_and(|m| m.exclusive_lock)));
     let replicated = !config.replication_devices.is_empty();
     set("replication_enabled", json!(replicated));
+    // The two kinds of group types whose groups can be failed over by themselves ask for these.
+    set("group_replication_enabled", json!(replicated));
+    set("consistent_group_replication_enabled", json!(replicated));
     if replicated {
         let targets = config.replication_devices.iter().map(|d| d.backend_id.as_str()).chain(["default"]);
         set("replication_targets", json!(targets.collect::<Vec<_>>()));

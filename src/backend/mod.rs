@@ -257,7 +257,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Where a volume is served: the active site, unless a failover left this volume behind.
+    /// Where a volume is served: the active site, unless a failover left this volume behind, or the volume was
+    /// moved by itself (with its group).
     ///
     /// # Errors
     /// `Database`; `InvalidReplicationTarget` as [`Backend::site`].
@@ -269,15 +270,26 @@ impl Backend {
         Ok(Place { site, pool: self.config.pool.clone() })
     }
 
-    /// The site that serves a volume which is not where its backend is. Of those that are replicated only the
-    /// ones in `failover-error` can be strays, so that the others cost no query.
-    async fn stray_site(&self, volume: &Volume) -> Result<Option<String>> {
-        let may_be = match volume.replication_status.as_deref() {
-            Some("failover-error") => true,
-            Some(status) => db::failover::NOT_REPLICATED.contains(&status),
-            None => false,
+    /// As [`Backend::place`], for work that is only begun when it can be done. A volume that is elsewhere does not
+    /// wait for the site that its backend works on: it may have been moved because that is dead.
+    ///
+    /// # Errors
+    /// As [`Backend::place`] and [`Backend::require_up`].
+    pub async fn place_up(&self, volume: &Volume) -> Result<Place> {
+        let site = match self.stray_site(volume).await? {
+            Some(name) if name != self.active_name() => self.site(&name)?,
+            _ => {
+                self.require_up()?;
+                self.active_site()?
+            }
         };
-        if !self.is_replicated() || !may_be {
+        Ok(Place { site, pool: self.config.pool.clone() })
+    }
+
+    /// The site that serves a volume which is not where its backend is.
+    async fn stray_site(&self, volume: &Volume) -> Result<Option<String>> {
+        let devices = self.config.replication_devices.len();
+        if devices == 0 || is_home(volume.replication_status.as_deref(), &self.active_name(), devices) {
             return Ok(None);
         }
         self.db.read("stray volume", async |conn| db::stray::site_of(conn, &volume.id).await).await
@@ -534,6 +546,18 @@ impl Backend {
     }
 }
 
+/// True when a volume's `replication_status` alone says that it is where its backend is, so that most volumes
+/// cost no query: `enabled` is on the primary, `failed-over` on a device. One that never got a status is not
+/// mirrored and was never moved.
+fn is_home(replication_status: Option<&str>, active: &str, devices: usize) -> bool {
+    match replication_status {
+        None => true,
+        Some("enabled") => active == DEFAULT_SITE,
+        Some("failed-over") => active != DEFAULT_SITE && devices == 1,
+        Some(_) => false,
+    }
+}
+
 /// Connections of a backend's sites, the primary first.
 pub fn connections(config: &BackendConfig) -> Vec<Connection> {
     let primary = Connection {
@@ -552,4 +576,20 @@ pub fn connections(config: &BackendConfig) -> Vec<Connection> {
         connect_timeout: config.replication_connect_timeout,
     });
     std::iter::once(primary).chain(devices).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_home;
+
+    #[test]
+    fn only_a_status_that_fits_the_active_site_saves_the_query() {
+        assert!(is_home(None, "b", 1));
+        assert!(is_home(Some("enabled"), "default", 2) && !is_home(Some("enabled"), "b", 1));
+        assert!(is_home(Some("failed-over"), "b", 1) && !is_home(Some("failed-over"), "default", 1));
+        assert!(!is_home(Some("failed-over"), "b", 2), "it may be on the other device");
+        for status in ["failing-over", "enabling", "disabling", "failover-error", "error", "disabled"] {
+            assert!(!is_home(Some(status), "default", 1), "{status}");
+        }
+    }
 }

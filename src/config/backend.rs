@@ -9,7 +9,7 @@ use super::build::size;
 use super::options::Group;
 use super::problem::{Severity, shown};
 use super::reader::{Found, Reader, Scope};
-use super::{BackendConfig, DiskGeometry, ReplicationDevice, unknown, value};
+use super::{BackendConfig, DiskGeometry, ReplicationDevice, Written, unknown, value};
 use crate::rbd::types::MirrorMode;
 
 /// Reads every enabled backend.
@@ -243,5 +243,6 @@ fn device(
         user: get("user").unwrap_or_else(|| user.unwrap_or("cinder").to_owned()),
         secret_uuid: get("secret_uuid").or_else(|| secret_uuid.map(str::to_owned)),
         backend_id,
+        written: Written(pairs),
     })
 }

@@ -447,4 +447,17 @@ pub struct ReplicationDevice {
     pub user: String,
     /// `secret_uuid` (`rbd_secret_uuid`).
     pub secret_uuid: Option<String>,
+    /// All keys as they were written.
+    pub written: Written,
+}
+
+/// The keys and values of a `replication_device`, those that nobody uses included: an administrator is shown
+/// them, a log is not.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Written(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(key, _)| key)).finish()
+    }
 }

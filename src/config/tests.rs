@@ -249,13 +249,20 @@ fn replication_devices() {
     );
     let b = &c.backends[0];
     assert_eq!(b.replication_mode, MirrorMode::Snapshot);
-    let device = |id: &str, conf: &str, user: &str, secret: &str| ReplicationDevice {
-        backend_id: id.into(),
-        conf: conf.into(),
-        user: user.into(),
-        secret_uuid: Some(secret.into()),
-    };
-    let expected = [device("b", "/etc/ceph/b.conf", "vol", "s"), device("c", "/c.conf", "x", "t")];
+    let device =
+        |id: &str, conf: &str, user: &str, secret: &str, written: &[(&str, &str)]| ReplicationDevice {
+            backend_id: id.into(),
+            conf: conf.into(),
+            user: user.into(),
+            secret_uuid: Some(secret.into()),
+            written: Written(written.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()),
+        };
+    let all = [("backend_id", "c"), ("conf", "/c.conf"), ("user", "x"), ("secret_uuid", "t")];
+    let expected = [
+        device("b", "/etc/ceph/b.conf", "vol", "s", &[("backend_id", "b")]),
+        device("c", "/c.conf", "x", "t", &all),
+    ];
+    assert!(!format!("{:?}", expected[1].written).contains("/c.conf"));
     assert_eq!(b.replication_devices, expected);
 
     let device = |text: &str| error(&format!("[ceph]\nrbd_user=u\nreplication_device={text}\n"));

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use chrono::NaiveDateTime;
-use diesel::dsl::count_star;
+use diesel::dsl::{count_star, sql};
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{Bool, Text};
 use diesel_async::RunQueryDsl;
 
 use super::cluster::ClusterChanges;
@@ -15,7 +15,7 @@ use super::schema::{clusters, scoria_operations, services, volumes};
 use super::service::{BINARY, ServiceChanges};
 use super::{Conn, InScope, cluster, now, service, stray};
 use crate::error::{Code, Error, Result};
-use crate::model::{Cluster, ReplicationStatus, Scope, Service};
+use crate::model::{Cluster, Scope, Service};
 
 /// A service of any binary, as `cinder-manage service list` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable)]
@@ -146,7 +146,7 @@ pub async fn replication_counts(conn: &mut Conn, scope: &Scope) -> Result<BTreeM
 }
 
 /// Volumes of a backend that are served from another site than the active one, as (volume id, site).
-/// Only volumes in `failover-error` can be ([`stray`]).
+/// What a failover left behind, and what was moved by itself ([`stray`]).
 ///
 /// # Errors
 /// `Database`.
@@ -154,7 +154,7 @@ pub async fn strays(conn: &mut Conn, scope: &Scope) -> Result<Vec<(String, Strin
     let ids: Vec<String> = volumes::table
         .filter(volumes::deleted.eq(false))
         .filter(InScope::new("volumes", scope))
-        .filter(volumes::replication_status.eq(ReplicationStatus::FailoverError.as_str()))
+        .filter(sql::<Bool>("EXISTS (SELECT 1 FROM scoria_strays t WHERE t.volume_id = volumes.id)"))
         .select(volumes::id)
         .order(volumes::id)
         .load(conn)

@@ -22,6 +22,7 @@ pub mod displaced;
 pub mod error;
 pub mod failover;
 pub mod group;
+pub mod group_replication;
 pub mod group_snapshot;
 pub mod manageable;
 pub mod message;

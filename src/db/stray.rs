@@ -1,7 +1,8 @@
 //! Volumes that are served from another site than their backend's active one.
 //!
-//! A failover that cannot move a volume leaves it where it is primary (`failover-error`). Which site that
-//! is must survive a restart, and must be right for every operation on the volume: one row each here.
+//! A failover that cannot move a volume leaves it where it is primary (`failover-error`), and a group that is
+//! failed over leaves its backend. Which site that is must survive a restart, and must be right for every
+//! operation on the volume: one row each here.
 
 use diesel::OptionalExtension;
 use diesel::sql_types::Text;

@@ -103,8 +103,6 @@ pub enum VolumeEvent {
     GroupDeleteFailed,
     /// Adding it to a group, or removing it, failed.
     GroupUpdateFailed,
-    /// Enabling, disabling or failing over the replication of its group failed.
-    GroupReplicationFailed,
     /// A backup of the volume failed: back to what it was.
     BackupFailed,
     /// It is a copy of another volume, made for a backup of that.
@@ -179,8 +177,6 @@ pub fn volume(event: VolumeEvent) -> Transition {
         GroupDeleteFailed => (&["deleting"], Some("error")),
         // Those that the API lets into a group or out of it.
         GroupUpdateFailed => (&["available", "in-use", "error", "error_deleting"], Some("error")),
-        // The caller names the replication status that the volume must be in instead.
-        GroupReplicationFailed => (&[], Some("error")),
         BackupFailed => (&["backing-up"], None),
         CopiedForBackup => (&["creating", "backing-up"], Some("backing-up")),
         HandedOver => (&["creating"], None),
@@ -244,6 +240,8 @@ pub enum GroupEvent {
     DeleteFailed,
     /// Adding or removing volumes failed.
     UpdateFailed,
+    /// Its replication is as asked, or as it was.
+    ReplicationSettled,
     /// Enabling, disabling or failing over its replication failed.
     ReplicationFailed,
 }
@@ -258,6 +256,7 @@ pub fn group(event: GroupEvent) -> Transition {
         DeleteFailed => (&["deleting"], Some("error")),
         UpdateFailed => (&["updating"], Some("error")),
         // The caller names the replication status that the group must be in instead.
+        ReplicationSettled => (&[], None),
         ReplicationFailed => (&[], Some("error")),
     };
     Transition { from, to }

@@ -31,9 +31,9 @@ use crate::model::{ReplicationStatus, Service, Volume};
 use crate::volume::crash;
 
 /// How long running operations may take to leave before a failover goes on without them.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// Journal step with the [`Decision`].
-const DECIDED: &str = "decided";
+pub(super) const DECIDED: &str = "decided";
 /// How long a copy may take to appear and to replay before nothing is touched and the volume is given up.
 const PEER: Duration = Duration::from_secs(30);
 /// How long the daemon of the side that is left may take to notice a new copy. It is told of it, and looks by
@@ -42,11 +42,11 @@ const LINK: Duration = Duration::from_secs(45);
 
 /// What was decided once for the whole operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Decision {
+pub(super) struct Decision {
     /// Site that was active.
-    source: String,
-    /// Site that becomes active.
-    target: String,
+    pub(super) source: String,
+    /// Site that becomes active, or, when not all volumes of a backend move, that the volumes go to.
+    pub(super) target: String,
 }
 
 impl From<&BackendConfig> for Limits {
@@ -65,11 +65,11 @@ impl From<&BackendConfig> for Limits {
 
 /// What became of the volumes of an operation.
 #[derive(Debug, Default)]
-struct Moved {
+pub(super) struct Moved {
     /// Primary on the target.
-    done: Vec<Volume>,
+    pub(super) done: Vec<Volume>,
     /// Left behind: volume, why, and the site that serves it (`None`: none).
-    failed: Vec<(Volume, Reason, Option<String>)>,
+    pub(super) failed: Vec<(Volume, Reason, Option<String>)>,
 }
 
 /// Fails the backend over to `requested` (`None`: the first configured target that is not active).
@@ -119,7 +119,7 @@ pub async fn failover(
     let retry = decision.source == decision.target;
     let volumes = candidates(backend, retry).await?;
     let strays = strays(backend, &volumes).await?;
-    let moved = match move_all(backend, operation, &decision, volumes, &strays).await {
+    let moved = match move_all(backend, operation, &decision, volumes, &strays, Whole::Backend).await {
         Ok(moved) => moved,
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
         Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
@@ -128,7 +128,7 @@ pub async fn failover(
     finish(backend, context, operation, &service, &decision, &moved).await
 }
 
-/// Moves volumes in `failover-error` to where their backend is active (`scoria-manage replication retry`).
+/// Moves volumes in `failover-error`, and the members of groups that a failover has torn apart, to where their backend is active (`scoria-manage replication retry`).
 ///
 /// # Errors
 /// As [`failover`].
@@ -140,12 +140,13 @@ pub async fn retry(backend: &Backend, operation: &Operation, only: Option<&[Stri
     let mut volumes = candidates(backend, true).await?;
     volumes.retain(|v| only.is_none_or(|ids| ids.contains(&v.id)));
     let strays = strays(backend, &volumes).await?;
-    let moved = move_all(backend, operation, &decision, volumes, &strays).await?;
+    let moved = move_all(backend, operation, &decision, volumes, &strays, Whole::Backend).await?;
     let detail = summary(&moved);
     backend
         .journal
         .complete(operation, &Outcome { detail: Some(detail), ..outcome(&moved) }, async |conn| {
-            write_volumes(conn, backend, &decision, &moved).await
+            write_volumes(conn, backend, &decision, &moved).await?;
+            db::group_replication::reunite(conn, &backend.scope()).await
         })
         .await
 }
@@ -179,14 +180,17 @@ async fn decide(
     Ok(decision)
 }
 
-/// The volumes to move: all replicated ones, or only those that an earlier attempt left behind.
+/// The volumes to move: all replicated ones, or only those that an earlier attempt left behind, or tore apart.
 async fn candidates(backend: &Backend, retry: bool) -> Result<Vec<Volume>> {
     let scope = backend.scope();
-    let volumes = backend
+    let (volumes, failed) = backend
         .db
-        .read("volumes to fail over", async |conn| db::failover::replicated(conn, &scope).await)
+        .read("volumes to fail over", async |conn| {
+            let failed = db::group_replication::members_of_failed(conn, &scope).await?;
+            Ok((db::failover::replicated(conn, &scope).await?, failed))
+        })
         .await?;
-    Ok(movable(volumes).filter(|v| !retry || is_failover_error(v)).collect())
+    Ok(movable(volumes).filter(|v| !retry || is_failover_error(v) || failed.contains(&v.id)).collect())
 }
 
 /// A row that Cinder has not given a replication status is not mirrored (invariant 4), and one that is being
@@ -201,20 +205,30 @@ fn is_failover_error(volume: &Volume) -> bool {
     volume.replication_status.as_deref() == Some(ReplicationStatus::FailoverError.as_str())
 }
 
-async fn strays(backend: &Backend, volumes: &[Volume]) -> Result<HashMap<String, String>> {
+pub(super) async fn strays(backend: &Backend, volumes: &[Volume]) -> Result<HashMap<String, String>> {
     let ids: Vec<String> = volumes.iter().map(|v| v.id.clone()).collect();
     let found = backend.db.read("stray volumes", async |conn| db::stray::list(conn, &ids).await).await?;
     Ok(found.into_iter().collect())
 }
 
+/// What the volumes of an operation are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// All that a backend has: those that are not replicated stay behind.
+    Backend,
+    /// A set of volumes that leaves the others where they are.
+    Set,
+}
+
 /// Runs one engine for each site that volumes come from: normally one, more when an earlier failover left
-/// some behind.
-async fn move_all(
+/// some behind or took some along before.
+pub(super) async fn move_all(
     backend: &Backend,
     operation: &Operation,
     decision: &Decision,
     volumes: Vec<Volume>,
     strays: &HashMap<String, String>,
+    whole: Whole,
 ) -> Result<Moved> {
     let steps: HashMap<String, Step> = operation
         .items()
@@ -257,7 +271,7 @@ async fn move_all(
                 format!("Site {} is dead: nothing was moved to it", decision.target),
             ));
         }
-        if decision.source != decision.target && decision.target != DEFAULT {
+        if whole == Whole::Backend && decision.source != decision.target && decision.target != DEFAULT {
             displace(backend, operation, &decision.target).await?;
         }
         let jobs = volumes
@@ -481,14 +495,14 @@ fn write_rows<'a>(
     })
 }
 
-fn outcome(moved: &Moved) -> Outcome {
+pub(super) fn outcome(moved: &Moved) -> Outcome {
     Outcome {
         ending: if moved.failed.is_empty() { Ending::Succeeded } else { Ending::Failed },
         ..Outcome::succeeded()
     }
 }
 
-fn summary(moved: &Moved) -> String {
+pub(super) fn summary(moved: &Moved) -> String {
     let mut text = format!("{} moved, {} not", moved.done.len(), moved.failed.len());
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, reason, _) in &moved.failed {
@@ -551,7 +565,7 @@ fn advice_key(reason: Reason) -> &'static str {
 }
 
 /// What an operator reads in `replication_extended_status` (at most 255 characters).
-fn advice(backend: &Backend, decision: &Decision, reason: Reason, served: Option<&str>) -> String {
+pub(super) fn advice(backend: &Backend, decision: &Decision, reason: Reason, served: Option<&str>) -> String {
     let host = backend.host();
     let command = match reason {
         Reason::BothPrimary => {

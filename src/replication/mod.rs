@@ -1,13 +1,14 @@
 //! Replication: keeping a second copy of every volume, and moving to it on the worst day.
 //!
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
-//! once and records each step; [`verdict`] says whether a site is alive; `failover` and `resync` are the
+//! once and records each step; [`verdict`] says whether a site is alive; `failover`, `group` and `resync` are the
 //! operations that the API and the admin tool order; `orders` is how the latter does; `standing` is which
 //! site a backend works on afterwards, and how the members of a Cinder cluster agree on it.
 
 pub mod enable;
 pub mod engine;
 pub mod failover;
+pub mod group;
 mod judge;
 mod ledger;
 pub mod orders;

@@ -68,7 +68,10 @@ pub(super) async fn settle(
         | Method::UpdateGroup(_)
         | Method::DeleteGroup { .. }
         | Method::CreateGroupSnapshot { .. }
-        | Method::DeleteGroupSnapshot { .. } => super::group::give_up(b, c, o, method, f).await,
+        | Method::DeleteGroupSnapshot { .. }
+        | Method::EnableReplication { .. }
+        | Method::DisableReplication { .. }
+        | Method::FailoverReplication(_) => super::group::give_up(b, c, o, method, f).await,
         Method::RevertToSnapshot(a) => {
             let request = revert::Revert {
                 volume_id: a.volume.volume.id.clone(),

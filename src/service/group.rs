@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Error, Result};
 use crate::journal::Operation;
+use crate::replication::group::{self as replication, Wish};
 use crate::rpc::Method;
 use crate::rpc::method::UpdateGroup;
 use crate::volume::group::{self, Failed, FromSource, Update};
@@ -48,6 +49,16 @@ pub(super) fn run<'a>(
         Method::DeleteGroupSnapshot { group_snapshot: s } => {
             Box::pin(group::delete_snapshot(b, c, o, &s.group_snapshot.id))
         }
+        Method::EnableReplication { group } => Box::pin(replication::enable(b, c, o, &group.group.id)),
+        Method::DisableReplication { group } => Box::pin(replication::disable(b, c, o, &group.group.id)),
+        Method::FailoverReplication(a) => {
+            let request = replication::Failover {
+                group_id: a.group.group.id.clone(),
+                allow_attached: a.allow_attached_volume,
+                target: a.secondary_backend_id.clone(),
+            };
+            Box::pin(replication::failover(b, c, o, request))
+        }
         _ => Box::pin(async { Err(Error::internal("This request is not about a group")) }),
     }
 }
@@ -73,6 +84,25 @@ pub(super) async fn give_up(
         }
         Method::DeleteGroupSnapshot { group_snapshot: s } => {
             Failed::DeleteSnapshot { id: s.group_snapshot.id.clone(), busy: Vec::new() }
+        }
+        Method::EnableReplication { group } => {
+            return replication::give_up(backend, context, operation, &group.group.id, Wish::Enable, failure)
+                .await;
+        }
+        Method::DisableReplication { group } => {
+            return replication::give_up(
+                backend,
+                context,
+                operation,
+                &group.group.id,
+                Wish::Disable,
+                failure,
+            )
+            .await;
+        }
+        Method::FailoverReplication(a) => {
+            let id = &a.group.group.id;
+            return replication::give_up(backend, context, operation, id, Wish::Failover, failure).await;
         }
         _ => return Err(failure),
     };

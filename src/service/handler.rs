@@ -25,7 +25,7 @@ use crate::db;
 use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
-use crate::replication::{failover, standing};
+use crate::replication::{failover, group as replication, standing};
 use crate::rpc::method::CreateVolume;
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
@@ -166,6 +166,9 @@ impl BackendHandler {
                 // The API moves the rows; an RBD image has no owner.
                 crate::volume::unserved::accept_transfer(backend, &a.volume_id).await?;
                 Ok(Value::Null)
+            }
+            (Method::ListReplicationTargets { group }, None) => {
+                replication::targets(backend, context, &group.group.id).await
             }
             (Method::GetManageableVolumes(page), None) => manageable::volumes(backend, page).await,
             (Method::GetManageableSnapshots(page), None) => manageable::snapshots(backend, page).await,
@@ -328,7 +331,10 @@ impl BackendHandler {
             | Method::UpdateGroup(_)
             | Method::DeleteGroup { .. }
             | Method::CreateGroupSnapshot { .. }
-            | Method::DeleteGroupSnapshot { .. } => {
+            | Method::DeleteGroupSnapshot { .. }
+            | Method::EnableReplication { .. }
+            | Method::DisableReplication { .. }
+            | Method::FailoverReplication(_) => {
                 super::group::run(backend, context, operation, method).await?;
                 Ok(Value::Null)
             }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::journal::Operation;
 use crate::rpc::Method;
 use crate::rpc::fault::no_such_method;
-use crate::volume::unserved::{self, GroupReplication};
+use crate::volume::unserved;
 
 /// Settles the request.
 ///
@@ -29,15 +29,6 @@ pub(super) async fn settle(
     match method {
         Method::Reimage(a) => unserved::reimage(b, c, o, &a.volume.volume.id).await,
         Method::AcceptTransfer(a) => unserved::accept_transfer(b, &a.volume_id).await,
-        Method::EnableReplication { group } => {
-            unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Enable).await
-        }
-        Method::DisableReplication { group } => {
-            unserved::group_replication(b, c, o, &group.group.id, GroupReplication::Disable).await
-        }
-        Method::FailoverReplication(a) => {
-            unserved::group_replication(b, c, o, &a.group.group.id, GroupReplication::Failover).await
-        }
         _ => return Err(no_such_method(name)),
     }?;
     Ok(Value::Null)

@@ -27,7 +27,7 @@ pub(super) async fn connect(
     mode: Option<&str>,
     connector: &Value,
 ) -> Result<Value> {
-    backend.require_up()?;
+    let place = backend.place_up(volume).await?;
     let (admin, volume_type, qos) = backend
         .db
         .read("connection of a volume", async |conn| {
@@ -40,7 +40,6 @@ pub(super) async fn connect(
             Ok((admin, volume_type, qos))
         })
         .await?;
-    let place = backend.place(volume).await?;
     let fsid = backend.facts(&place.site).await.map_err(|e| refused(volume, e))?.fsid.clone();
     let dump = place.site.call(MonDump {}).await.map_err(|e| refused(volume, e.into()))?;
     let monitors: Vec<Monitor> = dump.iter().filter_map(|address| monitor(address)).collect();
@@ -96,9 +95,9 @@ pub async fn terminate(
     volume_id: &str,
     _connector: Option<&Map<String, Value>>,
 ) -> Result<()> {
-    backend.require_up()?;
-    backend.db.read("volume to disconnect", async |conn| db::volume::get(conn, volume_id).await).await?;
-    Ok(())
+    let volume =
+        backend.db.read("volume to disconnect", async |conn| db::volume::get(conn, volume_id).await).await?;
+    backend.place_up(&volume).await.map(|_| ())
 }
 
 /// `initialize_connection_snapshot`: there is no way to attach a snapshot of an RBD image, neither upstream (whose

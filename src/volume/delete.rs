@@ -127,7 +127,7 @@ async fn remove(
     }
     let event = if request.unmanage_only { "unmanage.start" } else { "delete.start" };
     backend.notify_volume(context, event, volume).await;
-    backend.require_up()?;
+    backend.place_up(volume).await?;
     // A volume that could not be managed has no image, or one that is somebody else's.
     if request.unmanage_only || volume.status == "error_managing_deleting" {
         return Ok(());

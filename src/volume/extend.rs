@@ -168,11 +168,11 @@ async fn resize(backend: &Backend, context: &RequestContext, volume: &Volume, ne
 }
 
 async fn grow(backend: &Backend, volume: &Volume, new_size: i32) -> Result<()> {
-    backend.require_up()?;
+    let place = backend.place_up(volume).await?;
     let gib = u64::try_from(new_size).ok().filter(|gib| *gib > 0).ok_or_else(|| {
         Error::new(Code::InvalidInput, format!("Volume {} cannot be extended to {new_size} GiB", volume.id))
     })?;
-    let (place, image) = (backend.place(volume).await?, backend.image_name(volume));
+    let image = backend.image_name(volume);
     let bytes = gib.saturating_mul(GIB);
     match volume.encryption_key_id {
         Some(_) => place.grow_behind_header(&image, bytes).await?,

@@ -122,8 +122,7 @@ async fn roll_back(
         let id = &request.snapshot_id;
         return Err(Error::new(Code::SnapshotNotFound, format!("Snapshot {id} could not be found.")));
     };
-    backend.require_up()?;
-    let place = backend.place(volume).await?;
+    let place = backend.place_up(volume).await?;
     let (image, snap) = (backend.image_name(volume), backend.snap_name(&snapshot.id));
     // The API reverts to a snapshot of the volume's size only. Should they differ nevertheless, the row is
     // right; an image that is managed need not be a whole number of GiB large, so equal sizes stay as they are.

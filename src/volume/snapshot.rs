@@ -73,8 +73,7 @@ pub async fn give_up(
 }
 
 async fn take(backend: &Backend, operation: &Operation, snapshot: &Snapshot, volume: &Volume) -> Result<()> {
-    backend.require_up()?;
-    let place = backend.place(volume).await?;
+    let place = backend.place_up(volume).await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     place.snapshot(&backend.image_name(volume), &backend.snap_name(&snapshot.id), attempt).await?;
     crash::point("create_snapshot:taken");
@@ -159,8 +158,7 @@ pub async fn delete(
 }
 
 async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanage_only: bool) -> Result<()> {
-    backend.require_up()?;
-    let place = backend.place(volume).await?;
+    let place = backend.place_up(volume).await?;
     let (image, snap) = (backend.image_name(volume), backend.snap_name(&snapshot.id));
     if unmanage_only {
         return Ok(place.release_snapshot(&image, &snap).await?);

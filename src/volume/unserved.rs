@@ -8,8 +8,6 @@
 //!
 //! What needs no driver on RBD is done truly: [`accept_transfer`].
 
-mod group;
-
 use tracing::{error, info, warn};
 
 use crate::backend::Backend;
@@ -20,8 +18,6 @@ use crate::db::{self, Conn, Work};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::VolumeEvent;
-
-pub use group::{GroupReplication, group_replication};
 
 /// What becomes of a request that is not served; a caller that waits gets it as its answer.
 pub fn unsupported(method: &str) -> Error {

@@ -19,6 +19,7 @@ mod extend_in_use;
 mod extends;
 mod failover;
 mod failover_rows;
+mod group_replication;
 mod groups;
 mod journal;
 mod lease;

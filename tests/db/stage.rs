@@ -186,6 +186,7 @@ impl Stage {
         let sim = Sim::new(SimConfig::default());
         let heard = Arc::new(Heard::default());
         let backend = backend(&test, &sim, &heard, options);
+        backend.set_condition(Condition::Up);
         let Value::Object(fields) = json!({"request_id": "req-1", "project_id": PROJECT}) else {
             unreachable!()
         };
@@ -195,6 +196,12 @@ impl Stage {
 
     /// The service dies, and another instance of it starts on the same machine.
     pub fn restart(&mut self) {
+        self.restart_down();
+        self.backend.set_condition(Condition::Up);
+    }
+
+    /// The same, and the site that its backend works on has not answered since.
+    pub fn restart_down(&mut self) {
         self.backend = backend(&self.test, &self.sim, &self.heard, &self.options);
     }
 
@@ -289,6 +296,5 @@ fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<B
     assert_eq!(section.host, BACKEND);
     let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());
     backend.set_service(Service { id: 1, host: BACKEND.into(), uuid: seed::id(9, 1), ..Service::default() });
-    backend.set_condition(Condition::Up);
     Arc::new(backend)
 }

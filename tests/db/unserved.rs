@@ -1,7 +1,7 @@
 //! Requests that are not served leave the rows that stock leaves when its driver refuses.
 
 use scoria::error::Code;
-use scoria::volume::unserved::{self, GroupReplication};
+use scoria::volume::unserved;
 use scoria::volume::upload::{self, Upload};
 
 use crate::seed;
@@ -89,36 +89,4 @@ async fn a_transfer_is_accepted_for_any_volume_that_exists() {
     unserved::accept_transfer(&stage.backend, &volume).await.unwrap();
     let missing = unserved::accept_transfer(&stage.backend, "gone").await.unwrap_err();
     assert_eq!(missing.code(), Code::VolumeNotFound);
-}
-
-#[tokio::test]
-async fn refused_replication_of_a_group_is_an_error_of_group_and_volumes() {
-    let stage = Stage::new().await;
-    let (backend, context, test) = (&stage.backend, &stage.context, &stage.test);
-    for (number, request, waiting) in [
-        (1, GroupReplication::Enable, "enabling"),
-        (2, GroupReplication::Disable, "disabling"),
-        (3, GroupReplication::Failover, "failing-over"),
-    ] {
-        let id = seed::group(test, number, "available", waiting).await;
-        let extra = format!(", group_id='{id}', replication_status='{waiting}'");
-        let volume = seed::volume(test, number, "in-use", &extra).await;
-        let extra = format!(", group_id='{id}', replication_status='enabled'");
-        let other = seed::volume(test, number + 10, "available", &extra).await;
-        let operation = stage.operation("enable_replication", Some(("Group", &id))).await;
-        unserved::group_replication(backend, context, &operation, &id, request).await.unwrap();
-        for (table, id, expected) in [
-            ("`groups`", &id, ["error", "error"]),
-            ("volumes", &volume, ["error", "error"]),
-            ("volumes", &other, ["available", "enabled"]),
-        ] {
-            let row = format!("SELECT status, replication_status FROM {table} WHERE id='{id}'");
-            assert_eq!(test.row(&row).await, expected, "{waiting} {table}");
-        }
-    }
-    let late = seed::group(test, 9, "available", "enabled").await;
-    let operation = stage.operation("enable_replication", Some(("Group", &late))).await;
-    unserved::group_replication(backend, context, &operation, &late, GroupReplication::Enable).await.unwrap();
-    assert_eq!(column(test, "`groups`", "status", &late).await, "available");
-    assert_eq!(stage.messages().await.len(), 3);
 }

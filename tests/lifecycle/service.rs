@@ -54,10 +54,12 @@ fn capabilities_are_those_of_stock() {
         keys,
         [
             "backend_state",
-            // Not stock's: its RBD driver cannot freeze several images.
+            // Not stock's: its RBD driver cannot fail groups over, or freeze several images.
+            "consistent_group_replication_enabled",
             "consistent_group_snapshot_enabled",
             "driver_version",
             "free_capacity_gb",
+            "group_replication_enabled",
             "location_info",
             "max_over_subscription_ratio",
             "multiattach",

@@ -23,13 +23,6 @@ fn cast(lab: &Lab, method: &str, version: &str, args: Value) {
     );
 }
 
-/// The arguments of a message of `tests/wire`.
-fn captured_args(capture: &str) -> Value {
-    let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-    let body = parsed(parsed(capture)["body"].as_str().unwrap());
-    parsed(body["oslo.message"].as_str().unwrap())["args"].clone()
-}
-
 #[test]
 fn a_volume_from_an_image_ends_in_error() {
     let lab = Lab::get();
@@ -74,21 +67,4 @@ fn uploads_and_reimages_end() {
 
     set("available");
     lab.delete(&[&id]);
-}
-
-#[test]
-fn calls_that_are_not_served_are_refused_at_once() {
-    let lab = Lab::get();
-    if !lab.only_scoria(WHY) {
-        return;
-    }
-    let calls = [(
-        "list_replication_targets",
-        captured_args(include_str!("../wire/list_replication_targets-call-to-cinder-volume.json")),
-    )];
-    for (method, args) in calls {
-        let reply = lab.rpc(CEPH_QUEUE, method, "3.14", args);
-        assert_eq!(reply["failure"]["class"], "NoSuchMethod", "{method}: {reply}");
-        assert_eq!(reply["failure"]["module"], "oslo_messaging.rpc.dispatcher");
-    }
 }

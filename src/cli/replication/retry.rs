@@ -9,7 +9,8 @@ use super::super::output::{table, volumes};
 use super::super::target::Target;
 use super::super::{Context, Report};
 use super::{Retry, ids, order, require_settled};
-use crate::db::volume::{VolumeFilter, list};
+use crate::db::group_replication::members_of_failed;
+use crate::db::volume::{VolumeFilter, get_many, list};
 use crate::error::{Code, Error, Result};
 use crate::model::ReplicationStatus;
 use crate::replication::orders::{self, Order};
@@ -36,13 +37,25 @@ pub(super) async fn run(context: &Context, arguments: Retry) -> Result<Report> {
         ..VolumeFilter::default()
     };
     let scope = &target.scope;
-    let found = context.db.read("volumes to retry", async |conn| list(conn, scope, &filter).await).await?;
+    let found = context
+        .db
+        .read("volumes to retry", async |conn| {
+            let mut found = list(conn, scope, &filter).await?;
+            let mut torn = members_of_failed(conn, scope).await?;
+            torn.retain(|id| !found.iter().any(|v| v.id == *id));
+            found.extend(get_many(conn, &torn).await?);
+            Ok(found)
+        })
+        .await?;
     let named = ids(&arguments.volumes);
     for id in &named {
         if !found.iter().any(|v| v.id == *id) {
             return Err(Error::new(
                 Code::InvalidVolume,
-                format!("Volume {id} is not a volume of backend {} in failover-error", target.name()),
+                format!(
+                    "Volume {id} is not a volume of backend {} in failover-error, or a member of a group in error",
+                    target.name()
+                ),
             ));
         }
     }
@@ -55,7 +68,10 @@ pub(super) async fn run(context: &Context, arguments: Retry) -> Result<Report> {
     let count = volumes(chosen.len());
     if chosen.is_empty() {
         return Report::new(
-            format!("No volume of backend {} is in failover-error; nothing to retry.", preview.backend),
+            format!(
+                "No volume of backend {} is in failover-error, or in a group in error; nothing to retry.",
+                preview.backend
+            ),
             &preview,
         );
     }

@@ -6,6 +6,7 @@
 //! is the journal's rows, which survive what kills the engine; [`every_crash`] kills and resumes.
 
 mod enabling;
+mod group;
 mod kept;
 mod planned;
 mod random;

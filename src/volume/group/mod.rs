@@ -32,7 +32,7 @@ use crate::journal::{Operation, Outcome};
 use crate::model::{Group, GroupEvent, GroupSnapshotEvent, SnapshotEvent, Volume, VolumeEvent, pool_of};
 
 /// How many members of one group are worked on at once.
-const AT_ONCE: usize = 8;
+pub(crate) const AT_ONCE: usize = 8;
 /// Statuses of volumes that may be added (`VALID_ADD_VOL_TO_GROUP_STATUS`).
 const MAY_JOIN: &[&str] = &["available", "in-use"];
 /// Statuses of volumes that may be removed (`VALID_REMOVE_VOL_FROM_GROUP_STATUS`).
@@ -147,17 +147,23 @@ pub async fn give_up(
 }
 
 /// True when the operation is to be run again, by us or by somebody else, and nothing is to be recorded.
-fn is_unfinished(failure: &Error) -> bool {
+pub(crate) fn is_unfinished(failure: &Error) -> bool {
     matches!(failure.code(), Code::Cancelled | Code::Database | Code::Broker)
 }
 
 /// Works on `limit` members at once; the results are in their order.
-async fn at_once<R>(work: Vec<BoxFuture<'_, R>>, limit: usize) -> Vec<R> {
+pub(crate) async fn at_once<R>(work: Vec<BoxFuture<'_, R>>, limit: usize) -> Vec<R> {
     stream::iter(work).buffered(limit).collect().await
 }
 
 /// Sends `group.<suffix>` and `volume.<suffix>` of each volume.
-async fn tell(backend: &Backend, context: &RequestContext, suffix: &str, group: &Group, volumes: &[Volume]) {
+pub(crate) async fn tell(
+    backend: &Backend,
+    context: &RequestContext,
+    suffix: &str,
+    group: &Group,
+    volumes: &[Volume],
+) {
     if !backend.peers.notify.enabled() {
         return;
     }
