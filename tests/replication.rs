@@ -10,6 +10,8 @@ mod common;
 
 #[path = "replication/drill.rs"]
 mod drill;
+#[path = "replication/group.rs"]
+mod group;
 #[path = "replication/planned.rs"]
 mod planned;
 #[path = "replication/unplanned.rs"]
