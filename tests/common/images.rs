@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::driver::Answer;
 use super::lab::Lab;
@@ -86,18 +85,14 @@ pub(crate) fn qemu_info(path: &Path) -> Value {
     serde_json::from_str(&qemu_img(&["info", "--output=json", text(path)])).unwrap()
 }
 
-/// SHA-256 of a range of a raw file, in hex.
+/// SHA-256 of a range of a raw file, in hex. By another program: a debug build takes a minute for a gigabyte.
+#[track_caller]
 pub(crate) fn checksum(path: &Path, offset: u64, length: u64) -> String {
-    let file = File::open(path).unwrap();
-    let (mut digest, mut buffer) = (Sha256::new(), vec![0; MIB as usize]);
-    let (mut at, end) = (offset, offset + length);
-    while at < end {
-        let part = &mut buffer[..MIB.min(end - at) as usize];
-        file.read_exact_at(part, at).unwrap();
-        digest.update(&part);
-        at += part.len() as u64;
-    }
-    digest.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    let script = r#"tail -c "+$(($2 + 1))" "$1" | head -c "$3" | sha256sum"#;
+    let (offset, length) = (offset.to_string(), length.to_string());
+    let out = Command::new("sh").args(["-c", script, "sh", text(path), &offset, &length]).output().unwrap();
+    assert!(out.status.success(), "sha256sum: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
 impl Lab {

@@ -86,7 +86,7 @@ fn what_a_volume_holds_becomes_an_image_in_the_format_that_was_asked_for() {
         let image = lab.glance_image(&id);
         assert_eq!((&image["status"], &image["disk_format"]), (&json!("active"), &json!(disk_format)));
         assert_eq!(image["os_distro"], "debian", "{image}");
-        assert_eq!(image["owner"], made["os-vol-tenant-attr:tenant_id"], "{image}");
+        assert_eq!(image["owner"], lab.volume(&volume)["project_id"], "{image}");
         let size = image["size"].as_u64().unwrap();
         match disk_format {
             "raw" => assert_eq!(size, GIB),
