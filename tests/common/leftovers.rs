@@ -117,7 +117,7 @@ impl Lab {
             "DELETE FROM reservations",
             "UPDATE quota_usages SET in_use = 0, reserved = 0",
             // Of a Cinder cluster, which exists for the tests of clusters only.
-            "DELETE FROM services WHERE `binary` = 'cinder-volume' AND host LIKE 'lab2@%%'",
+            "UPDATE services SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE host LIKE 'lab2@%' AND deleted = 0",
             "UPDATE services SET cluster_name = NULL WHERE cluster_name IS NOT NULL",
             "DELETE FROM clusters",
             "UPDATE services SET disabled = 0, disabled_reason = NULL, frozen = 0, active_backend_id = NULL, \

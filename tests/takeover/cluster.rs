@@ -63,7 +63,7 @@ impl Drop for Cluster<'_> {
         self.lab.stop_service();
         self.lab.stop(SECOND);
         for statement in [
-            "DELETE FROM services WHERE `binary` = 'cinder-volume' AND host LIKE 'lab2@%'",
+            "UPDATE services SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE host LIKE 'lab2@%' AND deleted = 0",
             "UPDATE services SET cluster_name = NULL WHERE cluster_name IS NOT NULL",
             "DELETE FROM clusters",
         ] {
