@@ -10,6 +10,7 @@ use crate::common::{Lab, connector, row_str, wait_until};
 const WHY: &str = "it starts two members of a cluster";
 const CLUSTER: &str = "lab-cluster@ceph";
 const SECOND: &str = "scoria-volume-2";
+const SERVER: &str = "8935016b-fde4-4085-b496-7ed3396873bc";
 const MEMBERS: [&str; 2] = ["lab@ceph", "lab2@ceph"];
 
 /// The lab's service as a member of a cluster, and another one. Both are as before when this is dropped.
@@ -277,8 +278,8 @@ fn an_administrator_sees_and_steers_a_cluster() {
     assert_eq!(cluster.row()["disabled"], 1);
     let refused = lab.create(json!({"volume_type": "ceph"}));
     wait_until("no valid host", 60, || lab.volume(&refused)["status"] == "error");
-    let snapshot = lab.snapshot_of(&before);
-    lab.delete_snapshot(&snapshot);
+    let attachment = lab.api("attachments.create", json!([before, connector("compute1"), SERVER]), json!({}));
+    lab.api("attachments.delete", json!([attachment["id"]]), json!({}));
     lab.api("clusters.update", json!([CLUSTER, "cinder-volume", false]), json!({}));
     let after = lab.volume_of_type("ceph");
     lab.delete(&[&refused, &before, &after]);
@@ -305,7 +306,8 @@ fn an_administrator_sees_and_steers_a_cluster() {
     );
     lab.sql(
         "INSERT INTO workers (created_at, updated_at, deleted, resource_type, resource_id, status, service_id, \
-         race_preventer) VALUES (UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 0, 'Volume', %s, 'creating', %s, 0)",
+         race_preventer) VALUES (UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 0, 'Volume', %s, 'creating', %s, 0) \
+         ON DUPLICATE KEY UPDATE status = VALUES(status), service_id = VALUES(service_id)",
         &[json!(id), second.clone()],
     );
     lab.sql("UPDATE services SET updated_at = '2026-01-01' WHERE id = %s", &[second]);

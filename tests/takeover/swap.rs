@@ -96,7 +96,8 @@ fn interrupted_download(lab: &Lab) -> String {
     lab.sql(
         "INSERT INTO workers (created_at, updated_at, deleted, resource_type, resource_id, status, service_id, \
          race_preventer) SELECT UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 0, 'Volume', %s, 'downloading', id, 0 \
-         FROM services WHERE host = 'lab@ceph' AND deleted = 0",
+         FROM services WHERE host = 'lab@ceph' AND deleted = 0 \
+         ON DUPLICATE KEY UPDATE status = VALUES(status), service_id = VALUES(service_id)",
         &[json!(id)],
     );
     id
