@@ -281,15 +281,12 @@ fn compare_capabilities(mut ours: Map<String, Value>, theirs: &Value, only_their
     }
 }
 
-/// Groups that are replicated as a whole, which stock's RBD driver does not have either.
-const OF_GROUPS: [&str; 2] = ["group_replication_enabled", "consistent_group_replication_enabled"];
-
 #[test]
 fn capability_reports() {
     let at = objects::parse_time("2026-11-20T20:27:58.843042").unwrap();
     let update = captured("update_service_capabilities-fanout-to-cinder-scheduler");
     let ours = our_capabilities();
-    compare_capabilities(ours.clone(), &update["args"]["capabilities"], &OF_GROUPS);
+    compare_capabilities(ours.clone(), &update["args"]["capabilities"], &[]);
     let mut report = Capabilities {
         host: text(&update["args"], "host").unwrap(),
         cluster: None,
@@ -308,7 +305,7 @@ fn capability_reports() {
 
     let notify = captured("notify_service_capabilities-cast-to-cinder-scheduler");
     let sent = scheduler::notify_capabilities(&report, at, pins).unwrap();
-    compare_capabilities(ours, &notify["args"]["capabilities"], &OF_GROUPS);
+    compare_capabilities(ours, &notify["args"]["capabilities"], &[]);
     let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(keys(&sent.args), keys(&notify["args"]));
     assert_eq!(sent.args["backend"], notify["args"]["backend"]);
@@ -351,8 +348,7 @@ fn capabilities_are_answered_as_by_a_driver() {
     // The captured driver measures these itself. Of stock's RBD driver they come from the manager, which adds
     // them to what it reports and not to what it answers.
     let of_the_manager = ["allocated_capacity_gb", "filter_function", "goodness_function"];
-    let only_theirs = [&OF_GROUPS[..], &of_the_manager].concat();
-    compare_capabilities(capacity::with_properties(our_capabilities()), &theirs["result"], &only_theirs);
+    compare_capabilities(capacity::with_properties(our_capabilities()), &theirs["result"], &of_the_manager);
 }
 
 #[test]

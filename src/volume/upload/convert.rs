@@ -135,8 +135,9 @@ mod tests {
 
     #[tokio::test]
     async fn every_format_that_the_api_takes_can_be_made() {
-        let dir = tempfile::tempdir().unwrap();
         for format in ["qcow2", "vmdk", "vdi", "vhd", "vhdx", "ploop", "iso"] {
+            // Files of the former are removed when somebody has time for it.
+            let dir = tempfile::tempdir().unwrap();
             let files = files(dir.path());
             // What looks like a disk in another format is a raw disk all the same.
             std::fs::write(&files.raw, [&b"QFI\xfb\0\0\0\x03"[..], &[7; 4 << 20]].concat()).unwrap();
