@@ -310,7 +310,10 @@ fn an_administrator_sees_and_steers_a_cluster() {
          ON DUPLICATE KEY UPDATE status = VALUES(status), service_id = VALUES(service_id)",
         &[json!(id), second.clone()],
     );
-    lab.sql("UPDATE services SET updated_at = '2026-01-01' WHERE id = %s", &[second]);
+    lab.sql(
+        "UPDATE services SET created_at = '2026-01-01', updated_at = '2026-01-01' WHERE id = %s",
+        &[second],
+    );
     let asked = lab.api("workers.clean", json!([]), json!({"cluster_name": CLUSTER, "is_up": false}));
     eprintln!("cleaning: {asked}");
     wait_until("it is settled", 60, || lab.volume(&id)["status"] == "error" && worker_rows(&lab).is_empty());
