@@ -85,6 +85,20 @@ pub enum Code {
     /// The bytes of an image did not arrive, or are not those that Glance has taken in
     /// (`ImageDownloadFailed`).
     ImageDownload,
+    /// The image is not what it is called, or may not be read (`ImageUnacceptable`).
+    ImageUnacceptable,
+    /// The image is larger than the volume (`ImageUnacceptable` too).
+    ImageDoesNotFit,
+    /// There is no room for the image where it would be converted (`ImageTooBig`).
+    ImageTooBig,
+    /// The image would have to be converted, which is switched off (`ImageConversionNotAllowed`).
+    ImageConversionNotAllowed,
+    /// The bytes of an image could not be written (`ImageCopyFailure`).
+    ImageCopy,
+    /// The image's signature could not be verified (`ImageSignatureVerificationException`).
+    ImageSignature,
+    /// The image has a part of a signature (`InvalidSignatureImage`).
+    InvalidSignatureImage,
     /// No server of Glance could be reached (`GlanceConnectionFailed`).
     GlanceConnection,
     /// Glance answered with an error that has no class in Cinder (`CinderException`).
@@ -167,6 +181,11 @@ impl Code {
             | Code::ImageNotFound
             | Code::ImageNotAuthorized
             | Code::ImageLimitExceeded
+            | Code::ImageUnacceptable
+            | Code::ImageDoesNotFit
+            | Code::ImageConversionNotAllowed
+            | Code::ImageSignature
+            | Code::InvalidSignatureImage
             | Code::NotSupported
             | Code::NoSuchMethod
             | Code::UnsupportedVersion
@@ -190,6 +209,8 @@ impl Code {
             | Code::Replication
             | Code::VolumeMigration
             | Code::MetadataCopy
+            | Code::ImageTooBig
+            | Code::ImageCopy
             | Code::Glance
             | Code::NotAuthorized
             | Code::KeyManager

@@ -31,5 +31,5 @@ mod moving;
 mod notifications;
 #[path = "lifecycle/service.rs"]
 mod service;
-#[path = "lifecycle/unserved.rs"]
-mod unserved;
+#[path = "lifecycle/without_glance.rs"]
+mod without_glance;

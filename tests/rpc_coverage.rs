@@ -91,8 +91,8 @@ const TESTS: &[(&str, &str, &str, &str)] = &[
         "images/upload",
         "what_a_volume_holds_becomes_an_image_in_the_format_that_was_asked_for",
     ),
-    ("reimage", REFUSED, "lifecycle/unserved", "uploads_and_reimages_end"),
-    ("accept_transfer", "served", "db/unserved", "a_transfer_is_accepted_for_any_volume_that_exists"),
+    ("reimage", "served", "images/from_image", "a_volume_is_reimaged"),
+    ("accept_transfer", "served", "db/requests", "a_transfer_is_accepted_for_any_volume_that_exists"),
     (
         "get_backup_device",
         "served",

@@ -171,6 +171,9 @@ impl Detail {
             Code::InvalidVolumeAttachMode => Detail::VolumeAttachModeInvalid,
             Code::SnapshotBusy => Detail::SnapshotIsBusy,
             Code::ImageLimitExceeded => Detail::QuotaExceed,
+            Code::ImageTooBig | Code::ImageDoesNotFit => Detail::NotEnoughSpaceForImage,
+            Code::ImageSignature | Code::InvalidSignatureImage => Detail::SignatureVerificationFailed,
+            Code::ImageConversionNotAllowed => Detail::ImageFormatUnacceptable,
             _ => otherwise,
         }
     }

@@ -24,6 +24,7 @@ pub mod failover;
 pub mod group;
 pub mod group_replication;
 pub mod group_snapshot;
+pub mod image_cache;
 pub mod manageable;
 pub mod message;
 pub mod migration;

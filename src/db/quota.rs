@@ -100,6 +100,14 @@ impl Release {
         }
     }
 
+    /// The contrary: a volume of `size` GiB that nobody has reserved quota for is counted.
+    pub fn used_volume(size: i32, volume_type_id: &str) -> Self {
+        Release {
+            deltas: vec![(Resource::Volumes, 1), (Resource::Gigabytes, size)],
+            volume_type_id: Some(volume_type_id.to_owned()),
+        }
+    }
+
     /// A snapshot of a volume of `size` GiB.
     pub fn snapshot(size: i32, volume_type_id: Option<&str>, rules: &QuotaRules) -> Self {
         let mut deltas = vec![(Resource::Snapshots, -1)];

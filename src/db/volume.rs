@@ -523,6 +523,41 @@ pub async fn copy_glance_metadata(conn: &mut Conn, from: GlanceSource<'_>, volum
     Ok(diesel::insert_into(volume_glance_metadata::table).values(&values).execute(conn).await?)
 }
 
+/// Gives a volume this image metadata instead of what it had (`volume_glance_metadata_delete_by_volume`,
+/// `…_bulk_create`).
+///
+/// # Errors
+/// `Database`.
+pub async fn replace_glance_metadata(
+    conn: &mut Conn,
+    volume_id: &str,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let at = now();
+    diesel::update(volume_glance_metadata::table)
+        .filter(volume_glance_metadata::volume_id.eq(volume_id))
+        .filter(volume_glance_metadata::deleted.eq(false))
+        .set((volume_glance_metadata::deleted.eq(true), volume_glance_metadata::deleted_at.eq(at)))
+        .execute(conn)
+        .await?;
+    let values: Vec<_> = metadata
+        .iter()
+        .map(|(key, value)| {
+            (
+                volume_glance_metadata::volume_id.eq(volume_id),
+                volume_glance_metadata::key.eq(key),
+                volume_glance_metadata::value.eq(value),
+                volume_glance_metadata::deleted.eq(false),
+                volume_glance_metadata::created_at.eq(at),
+            )
+        })
+        .collect();
+    if !values.is_empty() {
+        diesel::insert_into(volume_glance_metadata::table).values(&values).execute(conn).await?;
+    }
+    Ok(())
+}
+
 /// Where image metadata is copied from.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]

@@ -37,10 +37,14 @@ pub enum VolumeEvent {
     Created,
     /// The destination row of a migration exists.
     MigrationTargetCreated,
+    /// The content of an image is on its way into it.
+    Downloading,
     /// Creation failed for good.
     CreateFailed,
     /// Creation will be tried on another backend: the row stays `creating`.
     CreateRescheduled,
+    /// A copy of an image is not kept any longer.
+    Evicted,
     /// Deletion could not be done because the image is in use: back to `available`.
     DeleteBusy,
     /// Deletion failed.
@@ -95,6 +99,8 @@ pub enum VolumeEvent {
     RevertFailed,
     /// Upload to an image ended, well or not: the status follows from the attachments.
     UploadEnded,
+    /// It has the content of an image: back to what it was.
+    Reimaged,
     /// Overwriting with an image failed.
     ReimageFailed,
     /// Migration failed: a volume that was locked for it gets its status back.
@@ -127,7 +133,9 @@ pub fn volume(event: VolumeEvent) -> Transition {
         Created => (&["creating", "downloading", "available"], Some("available")),
         MigrationTargetCreated => (&["creating", "migration_target_creating"], Some("migration_target")),
         CreateFailed => (&["creating", "downloading", "error"], Some("error")),
-        CreateRescheduled => (&["creating", "downloading"], None),
+        Evicted => (&["available"], Some("deleting")),
+        Downloading => (&["creating", "downloading"], Some("downloading")),
+        CreateRescheduled => (&["creating", "downloading"], Some("creating")),
         DeleteBusy => (&["deleting", "error_managing_deleting", "available"], Some("available")),
         // `cinder-manage volume delete` casts without changing the status first (reference admin.md
         // 7.4), so any status may be found here. The caller names the one that it found.
@@ -172,6 +180,7 @@ pub fn volume(event: VolumeEvent) -> Transition {
         MigrationLeftover => (&[], Some("deleting")),
         RevertFailed => (&["reverting"], Some("error")),
         UploadEnded => (&["uploading"], None),
+        Reimaged => (&["downloading"], None),
         ReimageFailed => (&["downloading"], Some("error")),
         MigrationFailed => (&["maintenance", "retyping"], None),
         GroupDeleteFailed => (&["deleting"], Some("error")),

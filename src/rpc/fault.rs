@@ -113,6 +113,22 @@ fn class(code: Code) -> Class {
         }
         Code::ImageLimitExceeded => plain(CINDER, "ImageLimitExceeded", Some(413)),
         Code::ImageDownload => plain(CINDER, "ImageDownloadFailed", Some(500)),
+        Code::ImageUnacceptable | Code::ImageDoesNotFit => plain(CINDER, "ImageUnacceptable", Some(500)),
+        Code::ImageTooBig => plain(CINDER, "ImageTooBig", Some(400)),
+        Code::ImageConversionNotAllowed => plain(CINDER, "ImageConversionNotAllowed", Some(500)),
+        Code::ImageCopy => {
+            cinder("ImageCopyFailure", 400, ("Failed to copy image to volume: ", "reason", ""))
+        }
+        Code::ImageSignature => cinder(
+            "ImageSignatureVerificationException",
+            500,
+            ("Failed to verify image signature, reason: ", "reason", "."),
+        ),
+        Code::InvalidSignatureImage => cinder(
+            "InvalidSignatureImage",
+            500,
+            ("Signature metadata is incomplete for image: ", "image_id", "."),
+        ),
         Code::GlanceConnection => {
             cinder("GlanceConnectionFailed", 500, ("Connection to glance failed: ", "reason", ""))
         }

@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::replication::failover;
 use crate::rpc::Method;
-use crate::volume::{create, delete, extend, manage, manage_snapshot, migrate, revert, snapshot, upload};
+use crate::volume::{
+    create, delete, extend, manage, manage_snapshot, migrate, reimage, revert, snapshot, upload,
+};
 
 /// The answer to whoever asked.
 pub(super) fn failure() -> Error {
@@ -79,6 +81,7 @@ pub(super) async fn settle(
             };
             revert::give_up(b, c, o, request, f).await
         }
+        Method::Reimage(a) => Box::pin(reimage::give_up(b, c, o, &a.volume.volume.id, f)).await,
         Method::ManageExisting(a) => Box::pin(manage::give_up(b, c, o, &a.volume.volume.id, f)).await,
         Method::ManageExistingSnapshot(a) => {
             Box::pin(manage_snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, f)).await

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::{backups, defect, manageable, moving, unserved};
+use super::{backups, defect, manageable, moving};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -26,11 +26,12 @@ use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
 use crate::replication::{failover, group as replication, standing};
-use crate::rpc::method::CreateVolume;
+use crate::rpc::method::{CreateVolume, Reimage};
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
 use crate::volume::{
-    attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, revert, snapshot, upload,
+    attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, reimage, revert, snapshot,
+    transfer, upload,
 };
 
 /// Serves the requests of one backend.
@@ -164,7 +165,7 @@ impl BackendHandler {
             }
             (Method::AcceptTransfer(a), None) => {
                 // The API moves the rows; an RBD image has no owner.
-                crate::volume::unserved::accept_transfer(backend, &a.volume_id).await?;
+                transfer::accept(backend, &a.volume_id).await?;
                 Ok(Value::Null)
             }
             (Method::ListReplicationTargets { group }, None) => {
@@ -203,7 +204,7 @@ impl BackendHandler {
         let backend = &*self.backend;
         match method {
             Method::CreateVolume(a) => {
-                create::create(backend, context, operation, create_request(a)).await?;
+                Box::pin(create::create(backend, context, operation, create_request(a))).await?;
                 Ok(Value::Null)
             }
             Method::DeleteVolume(a) => {
@@ -249,6 +250,10 @@ impl BackendHandler {
                     snapshot_id: a.snapshot.snapshot.id.clone(),
                 };
                 Box::pin(revert::revert(backend, context, operation, request)).await?;
+                Ok(Value::Null)
+            }
+            Method::Reimage(a) => {
+                Box::pin(reimage::reimage(backend, context, operation, reimage_request(a))).await?;
                 Ok(Value::Null)
             }
             Method::ManageExisting(a) => {
@@ -352,7 +357,7 @@ impl BackendHandler {
                 connect::terminate_snapshot(backend, snapshot_id).await?;
                 Ok(Value::Null)
             }
-            other => unserved::settle(backend, context, operation, other, name).await,
+            _ => Err(crate::rpc::fault::no_such_method(name)),
         }
     }
 }
@@ -376,6 +381,14 @@ fn create_request(a: &CreateVolume) -> create::Create {
         image_id: spec.and_then(|s| s.image_id.clone()),
         backup_id: spec.and_then(|s| s.backup_id.clone()),
         reschedule,
+    }
+}
+
+fn reimage_request(a: &Reimage) -> reimage::Reimage {
+    reimage::Reimage {
+        volume_id: a.volume.volume.id.clone(),
+        image_meta: a.image_meta.clone(),
+        snapshot_id: a.image_snap.as_ref().map(|s| s.snapshot.id.clone()),
     }
 }
 

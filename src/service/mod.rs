@@ -16,5 +16,4 @@ pub mod orders;
 mod overtaken;
 mod pins;
 pub mod recovery;
-mod unserved;
 pub mod volume;

@@ -5,11 +5,13 @@
 //! (reference volume_rpc.md 2.2, `cinder/volume/flows/manager/create_volume.py`).
 
 use chrono::Utc;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::image::{Attempt, Place, Shape};
-use super::{crash, encryption, mode_of, restore, setup, transition_if_still};
+use super::{crash, encryption, from_image, mode_of, restore, setup, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::Reschedule;
 use crate::context::RequestContext;
@@ -146,13 +148,13 @@ pub async fn create(
     let _passage = backend.gate.pass().await;
     let (place, made) = match place(backend, operation).await {
         Ok(place) => {
-            let made = match build(backend, context, operation, &volume, &volume_type, &source, &place).await
-            {
-                Ok(changes) => match &source {
+            let built = build(backend, context, operation, &volume, &volume_type, &source, &place).boxed();
+            let made = match built.await {
+                Ok(built) => match &source {
                     Source::Backup(id) => {
-                        hand_over(backend, context, operation, &volume, id, &place, &changes).await
+                        hand_over(backend, context, operation, &volume, id, &place, &built.changes).await
                     }
-                    _ => succeed(backend, context, operation, &volume, &source, &place, &changes).await,
+                    _ => succeed(backend, context, operation, &volume, &source, &place, &built).await,
                 },
                 Err(failure) if failure.code() == Code::Cancelled => Err(Unmade::Unrecorded(failure)),
                 Err(failure) => Err(Unmade::Failed(failure)),
@@ -241,6 +243,13 @@ async fn follow_to_this_host(backend: &Backend, operation: &Operation, volume: &
     Ok(())
 }
 
+/// What was made, for the row.
+struct Built {
+    changes: VolumeChanges,
+    /// Of the image that it was made from.
+    image_metadata: Option<from_image::Metadata>,
+}
+
 /// Makes the image and answers what to write into the row.
 async fn build(
     backend: &Backend,
@@ -250,7 +259,7 @@ async fn build(
     volume_type: &VolumeType,
     source: &Source,
     place: &Place,
-) -> Result<VolumeChanges> {
+) -> Result<Built> {
     let _source_lock = match source.lock() {
         Some(name) => Some(backend.locks.lock(&name).await),
         None => None,
@@ -258,46 +267,71 @@ async fn build(
     backend.notify_volume(context, "create.start", volume).await;
     backend.require_up()?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
-    make(backend, context, volume, volume_type, source, place, attempt).await
+    let Source::Image(image_id) = source else {
+        let changes = make(backend, context, volume, volume_type, source, place, attempt).await?;
+        return Ok(Built { changes, image_metadata: None });
+    };
+    setup::require_makeable(volume_type)?;
+    if volume.encryption_key_id.is_some() {
+        return Err(Error::new(
+            Code::NotSupported,
+            format!(
+                "Creating an encrypted volume from image {image_id} is not supported by this service yet"
+            ),
+        ));
+    }
+    let independent = volume_type.wants_replication() && backend.is_replicated();
+    let request = from_image::Request { context, operation, volume, image_id, independent };
+    let shape = backend.shape(&place.site).await?;
+    let (filled, _guard) = from_image::fill(backend, &request, place, shape, attempt).boxed().await?;
+    let changes = make(backend, context, volume, volume_type, source, place, attempt).await?;
+    if let Some(keep) = &filled.keep {
+        let stored = from_image::store(backend, context, operation, volume, volume_type, place, keep);
+        stored.boxed().await?;
+        let bytes = u64::try_from(volume.size).unwrap_or(0) * GIB;
+        place.grow(&backend.image_name(volume), bytes).await?;
+    }
+    Ok(Built { changes, image_metadata: Some(filled.metadata) })
 }
 
 /// Makes the image of a volume whose source is held, with all that its type asks for, and answers what to write
 /// into the row.
-pub(super) async fn make(
-    backend: &Backend,
-    context: &RequestContext,
-    volume: &Volume,
-    volume_type: &VolumeType,
-    source: &Source,
-    place: &Place,
+pub(super) fn make<'a>(
+    backend: &'a Backend,
+    context: &'a RequestContext,
+    volume: &'a Volume,
+    volume_type: &'a VolumeType,
+    source: &'a Source,
+    place: &'a Place,
     attempt: Attempt,
-) -> Result<VolumeChanges> {
-    if volume_type.wants_replication() && volume_type.wants_multiattach() {
-        return Err(Error::new(
-            Code::UnsupportedCombination,
-            "Replication and Multiattach are mutually exclusive: change the volume type",
-        ));
-    }
-    let shape = backend.shape(&place.site).await?;
-    fill(backend, context, place, volume, source, shape, attempt).await?;
-    crash::point("create_volume:image_created");
-    let image = backend.image_name(volume);
-    let mut changes = setup::from_type(backend, place, &image, volume_type, shape).await?;
-    if volume_type.wants_replication() && backend.is_replicated() {
-        let mode = mode_of(&backend.config, volume_type)?;
-        let data =
-            enable::enable(&place.site, &place.pool, &image, mode, shape.features).await.map_err(|e| {
-                Error::new(Code::Replication, format!("Failed to enable replication of volume {}", volume.id))
+) -> BoxFuture<'a, Result<VolumeChanges>> {
+    Box::pin(async move {
+        setup::require_makeable(volume_type)?;
+        let shape = backend.shape(&place.site).await?;
+        fill(backend, context, place, volume, source, shape, attempt).await?;
+        crash::point("create_volume:image_created");
+        let image = backend.image_name(volume);
+        let mut changes = setup::from_type(backend, place, &image, volume_type, shape).await?;
+        if volume_type.wants_replication() && backend.is_replicated() {
+            let mode = mode_of(&backend.config, volume_type)?;
+            let data = enable::enable(&place.site, &place.pool, &image, mode, shape.features).await.map_err(
+                |e| {
+                    Error::new(
+                        Code::Replication,
+                        format!("Failed to enable replication of volume {}", volume.id),
+                    )
                     .caused_by(e)
-            })?;
-        crash::point("create_volume:mirrored");
-        let status = standing::settled(place.site.name());
-        changes.replication_status = Some(Some(status.as_str().to_owned()));
-        changes.replication_driver_data = Some(Some(data.to_text()));
-    } else if backend.is_replicated() {
-        changes.replication_status = Some(Some(ReplicationStatus::Disabled.as_str().to_owned()));
-    }
-    Ok(changes)
+                },
+            )?;
+            crash::point("create_volume:mirrored");
+            let status = standing::settled(place.site.name());
+            changes.replication_status = Some(Some(status.as_str().to_owned()));
+            changes.replication_driver_data = Some(Some(data.to_text()));
+        } else if backend.is_replicated() {
+            changes.replication_status = Some(Some(ReplicationStatus::Disabled.as_str().to_owned()));
+        }
+        Ok(changes)
+    })
 }
 
 async fn fill(
@@ -352,12 +386,8 @@ async fn fill(
                 .clone_volume(&backend.image_name(&parent), &image, clone_bytes, shape, max_depth, attempt)
                 .await?;
         }
-        Source::Image(id) => {
-            return Err(Error::new(
-                Code::NotSupported,
-                format!("Creating a volume from image {id} is not supported by this service yet"),
-            ));
-        }
+        // Made by `from_image` before.
+        Source::Image(_) => {}
     }
     if encrypted && matches!(source, Source::Snapshot(_) | Source::Volume(_)) {
         place.grow_behind_header(&image, bytes).await?;
@@ -426,7 +456,7 @@ async fn succeed(
     volume: &Volume,
     source: &Source,
     place: &Place,
-    changes: &VolumeChanges,
+    built: &Built,
 ) -> Result<(), Unmade> {
     let service = backend.service().map_err(Unmade::Unrecorded)?;
     let event = match volume.status.as_str() {
@@ -437,7 +467,7 @@ async fn succeed(
         launched_at: Some(Some(Utc::now().naive_utc())),
         service_uuid: Some(Some(service.uuid.clone())),
         shared_targets: Some(Some(false)),
-        ..changes.clone()
+        ..built.changes.clone()
     };
     let ended = backend
         .journal
@@ -445,6 +475,10 @@ async fn succeed(
             let mut changes = overtaken(conn, backend, volume, place, &changes).await?;
             if let Some(from) = source.image_metadata(conn).await? {
                 db::volume::copy_glance_metadata(conn, from, &volume.id).await?;
+                changes.bootable = Some(true);
+            }
+            if let Some(metadata) = &built.image_metadata {
+                db::volume::replace_glance_metadata(conn, &volume.id, metadata).await?;
                 changes.bootable = Some(true);
             }
             db::volume::transition(conn, &volume.id, event, &changes).await?;
@@ -505,6 +539,13 @@ fn hopeless(code: Code) -> bool {
             | Code::BackupNotFound
             | Code::InvalidBackup
             | Code::ServiceNotFound
+            | Code::ImageCopy
+            | Code::ImageConversionNotAllowed
+            | Code::ImageUnacceptable
+            | Code::ImageDoesNotFit
+            | Code::ImageTooBig
+            | Code::ImageSignature
+            | Code::InvalidSignatureImage
     )
 }
 
@@ -541,7 +582,7 @@ async fn fail(
         crash::point("create_volume:rescheduling");
         backend.allocate(volume.host.as_deref(), -i64::from(volume.size));
         warn!(volume.id = volume.id, error = %failure, "volume could not be created here, asking the scheduler again");
-        let row = Volume { host: None, ..volume.clone() };
+        let row = Volume { host: None, status: "creating".to_owned(), ..volume.clone() };
         return finish_reschedule(backend, context, operation, &row, create).await;
     }
     error!(volume.id = volume.id, error = %failure, "volume could not be created");

@@ -40,6 +40,20 @@ pub(super) fn limit(spec: &str) -> Option<&'static str> {
     })
 }
 
+/// Refuses what no image can be made for.
+///
+/// # Errors
+/// `UnsupportedCombination`.
+pub(super) fn require_makeable(volume_type: &VolumeType) -> Result<()> {
+    if volume_type.wants_replication() && volume_type.wants_multiattach() {
+        return Err(Error::new(
+            Code::UnsupportedCombination,
+            "Replication and Multiattach are mutually exclusive: change the volume type",
+        ));
+    }
+    Ok(())
+}
+
 /// Does to a new image of `shape` what its type asks for; answers what belongs into the row.
 ///
 /// # Errors

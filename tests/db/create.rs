@@ -130,12 +130,6 @@ async fn a_volume_that_goes_back_to_the_scheduler_is_no_work_of_ours_any_more() 
 #[tokio::test]
 async fn what_no_backend_of_ours_can_do_is_not_sent_round() {
     let stage = Stage::new().await;
-    let from_image = seed::volume(&stage.test, 1, "creating", "").await;
-    let request = Create { image_id: Some(seed::id(7, 1)), ..elsewhere() };
-    run(&stage, &from_image, request).await.unwrap();
-    assert!(stage.heard.rescheduled().is_empty());
-    assert_eq!(stage.status("volumes", &from_image).await, "error");
-    assert!(stage.heard.events().contains(&format!("volume.create.start {from_image} creating")));
     // Another backend may not mirror, and take it.
     let both = [("replication_enabled", "<is> True"), ("multiattach", "<is> True")];
     let volume_type = volume_type(&stage, &both, &[]).await;

@@ -9,4 +9,5 @@ mod common;
 
 mod accounts;
 mod crash;
+mod from_image;
 mod upload;

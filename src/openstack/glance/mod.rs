@@ -12,6 +12,7 @@ mod upload;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use rand::seq::SliceRandom;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response};
@@ -274,55 +275,59 @@ impl Glance {
         }
     }
 
-    /// Asks one server after the other.
-    async fn call(
-        &self,
-        context: &RequestContext,
-        speaker: &Speaker,
-        request: &Request,
-    ) -> Result<Answer, Failure> {
-        let mut attempts = self.attempts(context).await?;
-        loop {
-            let answer = match self.open(context, speaker, attempts.server(), request).await {
-                Ok(response) => {
-                    let headers = response.headers().clone();
-                    let body = http::collect(response, self.config.timeout).await;
-                    body.map(|body| Answer { headers, body })
+    /// Asks one server after the other. Boxed, as all that many futures end in: a compiler proves each anew.
+    fn call<'a>(
+        &'a self,
+        context: &'a RequestContext,
+        speaker: &'a Speaker,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Answer, Failure>> {
+        Box::pin(async move {
+            let mut attempts = self.attempts(context).await?;
+            loop {
+                let answer = match self.open(context, speaker, attempts.server(), request).await {
+                    Ok(response) => {
+                        let headers = response.headers().clone();
+                        let body = http::collect(response, self.config.timeout).await;
+                        body.map(|body| Answer { headers, body })
+                    }
+                    Err(failure) => Err(failure),
+                };
+                match answer {
+                    Ok(answer) => return Ok(answer),
+                    Err(failure) if attempts.again(&failure, &request.path).await => {}
+                    Err(failure) => return Err(failure),
                 }
-                Err(failure) => Err(failure),
-            };
-            match answer {
-                Ok(answer) => return Ok(answer),
-                Err(failure) if attempts.again(&failure, &request.path).await => {}
-                Err(failure) => return Err(failure),
             }
-        }
+        })
     }
 
     /// The head of one server's answer. A refused token of ours is renewed once.
-    async fn open(
-        &self,
-        context: &RequestContext,
-        speaker: &Speaker,
-        server: &str,
-        request: &Request,
-    ) -> Result<Response, Failure> {
-        let client = self.connections.client(&self.config.tls).await?;
-        let mut again = true;
-        loop {
-            let tokens = speaker.tokens().await?;
-            let sent = self.prepare(&client, context, server, request).headers(tokens.headers.clone());
-            let sent = match &request.body {
-                Some(body) => sent.body(body.clone()),
-                None => sent,
-            };
-            let answer = http::open(sent, self.config.timeout).await;
-            let refused = answer.as_ref().is_err_and(|failure| failure.status() == Some(401));
-            if !(refused && again && tokens.refused().await) {
-                return answer;
+    fn open<'a>(
+        &'a self,
+        context: &'a RequestContext,
+        speaker: &'a Speaker,
+        server: &'a str,
+        request: &'a Request,
+    ) -> BoxFuture<'a, Result<Response, Failure>> {
+        Box::pin(async move {
+            let client = self.connections.client(&self.config.tls).await?;
+            let mut again = true;
+            loop {
+                let tokens = speaker.tokens().await?;
+                let sent = self.prepare(&client, context, server, request).headers(tokens.headers.clone());
+                let sent = match &request.body {
+                    Some(body) => sent.body(body.clone()),
+                    None => sent,
+                };
+                let answer = http::open(sent, self.config.timeout).await;
+                let refused = answer.as_ref().is_err_and(|failure| failure.status() == Some(401));
+                if !(refused && again && tokens.refused().await) {
+                    return answer;
+                }
+                again = false;
             }
-            again = false;
-        }
+        })
     }
 
     fn prepare(
@@ -341,13 +346,15 @@ impl Glance {
     }
 
     /// The servers in random order.
-    async fn attempts(&self, context: &RequestContext) -> Result<Attempts, Failure> {
-        let mut servers: Vec<String> = self.config.servers.iter().map(|s| base(s)).collect();
-        if servers.is_empty() {
-            servers.push(base(&self.server_in_catalog(context).await?));
-        }
-        servers.shuffle(&mut rand::rng());
-        Ok(Attempts { servers, next: 0, left: self.config.retries })
+    fn attempts<'a>(&'a self, context: &'a RequestContext) -> BoxFuture<'a, Result<Attempts, Failure>> {
+        Box::pin(async move {
+            let mut servers: Vec<String> = self.config.servers.iter().map(|s| base(s)).collect();
+            if servers.is_empty() {
+                servers.push(base(&self.server_in_catalog(context).await?));
+            }
+            servers.shuffle(&mut rand::rng());
+            Ok(Attempts { servers, next: 0, left: self.config.retries })
+        })
     }
 
     /// From the user's catalogue, which came with the request, or that of who stands in for him.

@@ -34,6 +34,12 @@ impl Place {
         Ok(())
     }
 
+    /// Removes what an attempt that was cut short has left of an image, so that the next one finds nothing; the
+    /// watch of a client that is dead is waited for.
+    pub async fn clear_away(&self, image: &str) -> Result<(), RbdError> {
+        self.remove_patiently(image, None).await
+    }
+
     /// What there is to delete; `None` when the image is gone. [`Place::helpers`] and [`Place::delete`] go by
     /// it, so that an ordinary deletion opens its image once before it is removed.
     pub async fn inspect(&self, image: &str) -> Result<Option<Inspection>, RbdError> {

@@ -1,11 +1,11 @@
-//! What Scoria does not serve yet leaves nothing hanging: the resource gets the status that Cinder
+//! Where there is no Glance, nothing is left hanging: the resource gets the status that Cinder
 //! defines for that failure, quota comes back, and the user is told.
 
 use serde_json::{Value, json};
 
 use crate::common::{CEPH_QUEUE, Lab, wait_until};
 
-const WHY: &str = "stock serves these requests";
+const WHY: &str = "stock tells no user of a failed upload";
 
 fn told(lab: &Lab, id: &str) {
     wait_until(&format!("a message about {id}"), 20, || !lab.messages(id).is_empty());

@@ -1,7 +1,8 @@
-//! Requests that are not served leave the rows that stock leaves when its driver refuses.
+//! Requests whose end is a row or two: uploads and reimages that cannot be, transfers.
 
 use scoria::error::Code;
-use scoria::volume::unserved;
+use scoria::volume::reimage::{self, Reimage};
+use scoria::volume::transfer;
 use scoria::volume::upload::{self, Upload};
 
 use crate::seed;
@@ -28,9 +29,10 @@ async fn what_somebody_changed_meanwhile_is_left_alone_and_nobody_is_told() {
         ))
         .await;
     let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
-    unserved::reimage(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
+    let of = |id: &str| Reimage { volume_id: id.to_owned(), ..Reimage::default() };
+    reimage::reimage(&stage.backend, &stage.context, &operation, of(&volume)).await.unwrap();
     let operation = stage.operation("reimage", Some(("Volume", "gone"))).await;
-    unserved::reimage(&stage.backend, &stage.context, &operation, "gone").await.unwrap();
+    reimage::reimage(&stage.backend, &stage.context, &operation, of("gone")).await.unwrap();
     assert_eq!(stage.ended(&operation).await, ["closed", "failed"]);
     assert_eq!(status(&stage, &volume).await, "available");
     assert!(stage.messages().await.is_empty());
@@ -67,26 +69,10 @@ async fn an_upload_that_fails_leaves_what_the_attachments_say_and_drops_the_work
 }
 
 #[tokio::test]
-async fn a_refused_reimage_is_an_error() {
-    let stage = Stage::new().await;
-    let volume = seed::volume(&stage.test, 1, "downloading", ", previous_status='available'").await;
-    let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
-    unserved::reimage(&stage.backend, &stage.context, &operation, &volume).await.unwrap();
-    assert_eq!(status(&stage, &volume).await, "error");
-    assert_eq!(column(&stage.test, "volumes", "previous_status", &volume).await, "downloading");
-    assert_eq!(stage.messages().await, [["VOLUME", volume.as_str(), "016", "001"]]);
-
-    // Delivered to somebody else once more, or run again by a former owner: nothing is left to do.
-    let again = unserved::reimage(&stage.backend, &stage.context, &operation, &volume);
-    assert_eq!(again.await.unwrap_err().code(), Code::Cancelled);
-    assert_eq!(stage.messages().await.len(), 1);
-}
-
-#[tokio::test]
 async fn a_transfer_is_accepted_for_any_volume_that_exists() {
     let stage = Stage::new().await;
     let volume = seed::volume(&stage.test, 1, "awaiting-transfer", "").await;
-    unserved::accept_transfer(&stage.backend, &volume).await.unwrap();
-    let missing = unserved::accept_transfer(&stage.backend, "gone").await.unwrap_err();
+    transfer::accept(&stage.backend, &volume).await.unwrap();
+    let missing = transfer::accept(&stage.backend, "gone").await.unwrap_err();
     assert_eq!(missing.code(), Code::VolumeNotFound);
 }

@@ -1,0 +1,244 @@
+//! A volume with the content of an image.
+//!
+//! The cheap way is a copy-on-write clone, where Glance keeps the image raw in the Ceph cluster that the volume is
+//! made in. Otherwise its bytes come over HTTP: raw ones go straight into the volume, and zeros are left out;
+//! other formats need a temporary file, since they cannot be read from front to back, and are refused unless
+//! they can be read without harm (`inspect`). What was begun and not finished is removed and begun anew: nothing
+//! of a half-written volume can be told from the image's own zeros.
+//!
+//! Reference: `cinder/volume/flows/manager/create_volume.py`, `cinder/volume/drivers/rbd.py` (`clone_image`,
+//! `copy_image_to_volume`), `cinder/image/image_utils.py`.
+
+mod cache;
+mod convert;
+mod inspect;
+mod location;
+mod metadata;
+mod nbd;
+mod write;
+
+use std::collections::BTreeMap;
+
+use futures::FutureExt;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, info};
+
+pub(super) use cache::{Keep, store};
+pub(super) use metadata::from_fields;
+use write::Make;
+pub(super) use write::{Target, overwrite};
+
+use super::image::{Attempt, Place, Shape};
+use crate::backend::Backend;
+use crate::backend::locks::NamedGuard;
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::volume::VolumeChanges;
+use crate::error::{Code, Error, Result};
+use crate::journal::Operation;
+use crate::model::{GIB, Volume, VolumeEvent};
+use crate::openstack::glance::{Image, Locations};
+use crate::rbd::protocol::Fsid;
+use cache::Cache;
+use location::RbdLocation;
+use metadata::of_image;
+
+/// Journal item of a volume whose image is complete, with its image metadata.
+const FILLED: &str = "filled";
+
+/// The image metadata of a volume.
+pub(super) type Metadata = BTreeMap<String, String>;
+
+/// What was made of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Filled {
+    /// What the volume remembers of it.
+    pub(super) metadata: Metadata,
+    /// A copy that is to be kept of the volume, before it is as large as it shall be.
+    pub(super) keep: Option<Keep>,
+}
+
+/// Who wants what of an image.
+pub(super) struct Request<'a> {
+    /// Whose image.
+    pub(super) context: &'a RequestContext,
+    /// The journalled request.
+    pub(super) operation: &'a Operation,
+    /// The volume.
+    pub(super) volume: &'a Volume,
+    /// The image in Glance.
+    pub(super) image_id: &'a str,
+    /// Nothing may depend on anything else: the volume will be mirrored.
+    pub(super) independent: bool,
+}
+
+/// Makes the volume's image in Ceph, with the content of an image. With what comes back nobody else asks for the
+/// same image until the guard is dropped.
+///
+/// # Errors
+/// What Glance answered; `ImageUnacceptable`, `ImageDoesNotFit`, `ImageTooBig`, `ImageConversionNotAllowed`,
+/// `ImageSignature`, `ImageCopy`; what Ceph refused.
+pub(super) async fn fill(
+    backend: &Backend,
+    request: &Request<'_>,
+    place: &Place,
+    shape: Shape,
+    attempt: Attempt,
+) -> Result<(Filled, Option<NamedGuard>)> {
+    let (context, volume, id) = (request.context, request.volume, request.image_id);
+    let cache = Cache::of(backend);
+    if let Some(done) = done_before(request, attempt).await? {
+        let guard = match (&cache, &done.keep) {
+            (Some(cache), Some(_)) => Some(cache.lock(id).await),
+            _ => None,
+        };
+        return Ok((done, guard));
+    }
+    let glance = &backend.globals.openstack.glance;
+    let locations = glance.locations(context, id).boxed().await?;
+    let image = glance.show(context, id).boxed().await?;
+    if let Some(bytes) = image.virtual_size {
+        inspect::require_fit(bytes, volume.size, id)?;
+    }
+    let name = backend.image_name(volume);
+    if attempt == Attempt::Again {
+        // The former attempt may have left a part of it.
+        place.clear_away(&name).await?;
+    }
+    let mut filled = Filled { metadata: of_image(&image), keep: None };
+    let mut guard = None;
+    if !cloned(request, place, &name, &image, &locations, shape).boxed().await? {
+        let mut found = false;
+        if let Some(cache) = &cache {
+            guard = Some(cache.lock(id).await);
+            found = cache.clone(request, place, &name, &image, shape).boxed().await?;
+            filled.keep = (!found).then(|| cache.keep(&image));
+        }
+        if !found {
+            download(backend, request, place, shape, &image, &mut filled).await?;
+        }
+    }
+    request.operation.item_step(&volume.id, FILLED, &filled).await?;
+    let guard = guard.filter(|_| filled.keep.is_some());
+    Ok((filled, guard))
+}
+
+async fn download(
+    backend: &Backend,
+    request: &Request<'_>,
+    place: &Place,
+    shape: Shape,
+    image: &Image,
+    filled: &mut Filled,
+) -> Result<()> {
+    let volume = request.volume;
+    if let Some(verified) = signature(backend, image)? {
+        filled.metadata.insert("signature_verified".to_owned(), verified.to_owned());
+    }
+    downloading(request).await?;
+    let name = backend.image_name(volume);
+    let make = Some(Make { shape, small: filled.keep.is_some() });
+    let target = Target { place, name: &name, gib: volume.size, make };
+    let gib = write::download(backend, request.context, image, &volume.id, &target).boxed().await?;
+    if let Some(keep) = &mut filled.keep {
+        keep.gib = gib;
+    }
+    Ok(())
+}
+
+/// What a former attempt has done completely.
+async fn done_before(request: &Request<'_>, attempt: Attempt) -> Result<Option<Filled>> {
+    if attempt == Attempt::First {
+        return Ok(None);
+    }
+    let steps = request.operation.items().await?;
+    let done = steps.into_iter().find(|s| s.resource_id == request.volume.id && s.name == FILLED);
+    done.map(|step| step.parse()).transpose()
+}
+
+/// The row says that data is on its way.
+async fn downloading(request: &Request<'_>) -> Result<()> {
+    let id = request.volume.id.clone();
+    request
+        .operation
+        .write("download begins", async |conn| {
+            let none = VolumeChanges::default();
+            db::volume::transition(conn, &id, VolumeEvent::Downloading, &none).await
+        })
+        .await
+}
+
+/// Clones the image where it lies in this very Ceph cluster; false when it does not, or cannot be.
+async fn cloned(
+    request: &Request<'_>,
+    place: &Place,
+    name: &str,
+    image: &Image,
+    locations: &Locations,
+    shape: Shape,
+) -> Result<bool> {
+    if image.disk_format.as_deref() != Some("raw") || request.volume.encryption_key_id.is_some() {
+        return Ok(false);
+    }
+    let candidates: Vec<RbdLocation> = locations.urls().into_iter().filter_map(RbdLocation::parse).collect();
+    if candidates.is_empty() {
+        return Ok(false);
+    }
+    let fsid = place.site.insist(Fsid {}).await?;
+    for location in candidates {
+        if location.fsid != fsid {
+            debug!(image.id = image.id, location.fsid, "the image lies in another Ceph cluster");
+            continue;
+        }
+        let Some(parent) = location.look(place).await? else {
+            debug!(image.id = image.id, location.pool, location.image, "the image cannot be opened here");
+            continue;
+        };
+        inspect::require_fit(parent.size, request.volume.size, &image.id)?;
+        let bytes = u64::try_from(request.volume.size).unwrap_or(0) * GIB;
+        location.clone_to(place, name, &parent, shape).await?;
+        place.grow(name, bytes).await?;
+        if request.independent {
+            // Ceph mirrors no clone whose parent it does not mirror.
+            place.flatten(name).await?;
+        }
+        info!(
+            volume.id = request.volume.id,
+            image.id = image.id,
+            pool = location.pool,
+            "volume cloned from its image"
+        );
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+/// Whether the image's signature was verified, as it is remembered; `None` when nobody wants to know. Upstream
+/// gets certificates from a key manager, and fails like this where it has none.
+fn signature(backend: &Backend, image: &Image) -> Result<Option<&'static str>> {
+    if !backend.globals.image.verify_signatures {
+        return Ok(None);
+    }
+    let parts = [
+        "img_signature",
+        "img_signature_hash_method",
+        "img_signature_certificate_uuid",
+        "img_signature_key_type",
+    ];
+    let known =
+        parts.iter().filter(|part| image.properties.get(**part).is_some_and(|v| !v.is_null())).count();
+    match known {
+        0 => Ok(Some("False")),
+        4 => Err(Error::new(
+            Code::ImageSignature,
+            format!(
+                "Failed to verify image signature, reason: Failed to get verifier for image: {}.",
+                image.id
+            ),
+        )),
+        _ => Err(Error::new(
+            Code::InvalidSignatureImage,
+            format!("Signature metadata is incomplete for image: {}.", image.id),
+        )),
+    }
+}

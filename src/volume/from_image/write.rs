@@ -1,0 +1,243 @@
+//! The bytes of an image on their way from Glance into a volume.
+//!
+//! They pass through this process in parts, at the pace of the slower end. A worker that dies in the midst of it
+//! costs another download, twice at most: the same bytes go to the same places.
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use tracing::{info, warn};
+
+use super::convert;
+use super::inspect::{self, HEAD};
+use crate::backend::Backend;
+use crate::context::RequestContext;
+use crate::error::{Code, Error, Result};
+use crate::model::GIB;
+use crate::openstack::glance::{Download, Image};
+use crate::rbd::protocol::ImageImport;
+use crate::rbd::stream::{Import, PART};
+use crate::rbd::{RbdError, RbdErrorKind};
+use crate::volume::crash;
+use crate::volume::image::{Attempt, Place, Shape};
+
+/// How often an image is downloaded when workers die under it.
+const TRIES: u32 = 3;
+
+/// What is written.
+pub(in crate::volume) struct Target<'a> {
+    /// Where.
+    pub(in crate::volume) place: &'a Place,
+    /// The image in Ceph.
+    pub(in crate::volume) name: &'a str,
+    /// Size of the volume.
+    pub(in crate::volume) gib: i32,
+    /// It is not there yet; otherwise it has content, which goes.
+    pub(in crate::volume) make: Option<Make>,
+}
+
+/// How the image in Ceph is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::volume) struct Make {
+    pub(super) shape: Shape,
+    /// Not larger than its content, rounded up to GiB.
+    pub(super) small: bool,
+}
+
+/// Why the bytes of an image did not get into a volume.
+pub(super) enum Broken {
+    /// Ceph did not take them.
+    Ceph(RbdError),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Broken {
+        Broken::Other(error)
+    }
+}
+
+impl From<RbdError> for Broken {
+    fn from(error: RbdError) -> Broken {
+        Broken::Ceph(error)
+    }
+}
+
+/// Writes an image over a volume that has content.
+///
+/// # Errors
+/// As [`download`].
+pub(in crate::volume) async fn overwrite(
+    backend: &Backend,
+    context: &RequestContext,
+    image_id: &str,
+    volume_id: &str,
+    target: &Target<'_>,
+) -> Result<()> {
+    let image = backend.globals.openstack.glance.show(context, image_id).boxed().await?;
+    download(backend, context, &image, volume_id, target).await.map(|_| ())
+}
+
+/// Downloads an image into a volume; answers its GiB, rounded up.
+///
+/// # Errors
+/// `ImageConversionNotAllowed`, `ImageUnacceptable`, `ImageDoesNotFit`, `ImageTooBig`, `Invalid`: the image is none
+/// that can be used. `ImageDownload`, `GlanceConnection`, …: it did not come. `ImageCopy`: it could not be written.
+pub(super) async fn download(
+    backend: &Backend,
+    context: &RequestContext,
+    image: &Image,
+    volume_id: &str,
+    target: &Target<'_>,
+) -> Result<i32> {
+    let claimed = image.disk_format.as_deref().unwrap_or_default();
+    if backend.globals.image.conversion_disabled && claimed != "raw" {
+        return Err(not_allowed(&image.id, claimed));
+    }
+    if image.container_format.as_deref() == Some("compressed") {
+        let reason = "Image compression disallowed, but container_format is compressed.";
+        return Err(inspect::unacceptable(&image.id, reason));
+    }
+    let began = std::time::Instant::now();
+    let mut made = false;
+    let mut tries = 0;
+    let (gib, written) = loop {
+        tries += 1;
+        match once(backend, context, image, volume_id, claimed, target, &mut made).boxed().await {
+            Ok(done) => break done,
+            Err(Broken::Ceph(e)) if e.kind == RbdErrorKind::WorkerLost && tries < TRIES => {
+                warn!(volume.id = volume_id, image.id = image.id, error = %e, "the download begins anew");
+            }
+            Err(Broken::Ceph(e)) => {
+                let text = format!("Failed to copy image to volume: {}", e.message);
+                return Err(Error::new(Code::ImageCopy, text).caused_by(e));
+            }
+            Err(Broken::Other(error)) => return Err(error),
+        }
+    };
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    info!(
+        volume.id = volume_id,
+        image.id = image.id,
+        written_bytes = written,
+        duration_ms,
+        "image downloaded"
+    );
+    Ok(gib)
+}
+
+fn not_allowed(image_id: &str, disk_format: &str) -> Error {
+    let reason = format!(
+        "Image conversion is disabled. The volume type you have requested requires that the image it is being \
+         created from be in 'raw' format, but the image you are using has the disk_format property \
+         '{disk_format}'. You must use an image with the disk_format property 'raw' to create a volume of this \
+         type."
+    );
+    Error::new(
+        Code::ImageConversionNotAllowed,
+        format!("Image Conversion disallowed for image {image_id}: {reason}"),
+    )
+}
+
+async fn once(
+    backend: &Backend,
+    context: &RequestContext,
+    image: &Image,
+    volume_id: &str,
+    claimed: &str,
+    target: &Target<'_>,
+    made: &mut bool,
+) -> Result<(i32, u64), Broken> {
+    let mut download = backend.globals.openstack.glance.download(context, &image.id).boxed().await?;
+    let mut source = Source { download: &mut download, buffer: BytesMut::new() };
+    source.fill(HEAD).await?;
+    let found = inspect::format_of(&source.buffer)?;
+    inspect::require_format(claimed, found, &image.id)?;
+    if found != "raw" {
+        return convert::convert(backend, image, found, volume_id, source, (target, made)).boxed().await;
+    }
+    let bytes = image.size.unwrap_or(0);
+    inspect::require_fit(bytes, target.gib, &image.id)?;
+    let (gib, mut import) = open(target, bytes, made).await?;
+    match copy(&mut source, &mut import, target.gib, &image.id).await {
+        Ok(()) => Ok((gib, import.finish().await?)),
+        Err(failure) => {
+            import.abandon().await;
+            Err(failure)
+        }
+    }
+}
+
+/// Opens the target for content of so many bytes, and makes it before if need be; `made` says whether an attempt has
+/// made it already. Answers the GiB of the content too.
+pub(super) async fn open(target: &Target<'_>, bytes: u64, made: &mut bool) -> Result<(i32, Import), Broken> {
+    let gib = i32::try_from(bytes.div_ceil(GIB).max(1)).unwrap_or(target.gib);
+    let blank = target.make.is_some() && !*made;
+    if let Some(make) = target.make.filter(|_| blank) {
+        let size = if make.small { gib } else { target.gib };
+        let size = u64::try_from(size).unwrap_or(0) * GIB;
+        let made_now = target.place.create(target.name, size, make.shape, Attempt::First).await;
+        // Somebody else's image is not one that could not be written.
+        made_now.map_err(Error::from)?;
+        *made = true;
+        crash::point("create_volume:downloading");
+    }
+    let import = target.place.site.import(ImageImport {
+        pool: target.place.pool.clone(),
+        image: target.name.to_owned(),
+        blank,
+    });
+    Ok((gib, import))
+}
+
+async fn copy(source: &mut Source<'_>, import: &mut Import, gib: i32, image_id: &str) -> Result<(), Broken> {
+    let mut at = 0u64;
+    loop {
+        source.fill(PART).await?;
+        if source.buffer.is_empty() {
+            return Ok(());
+        }
+        let part = source.take(PART);
+        let next = at + part.len() as u64;
+        if next.div_ceil(GIB) > u64::try_from(gib).unwrap_or(0) {
+            inspect::require_fit(next, gib, image_id)?;
+        }
+        import.write(at, part).await?;
+        at = next;
+    }
+}
+
+/// A download, in pieces of any size.
+pub(super) struct Source<'a> {
+    download: &'a mut Download,
+    buffer: BytesMut,
+}
+
+impl Source<'_> {
+    /// Reads until `length` bytes are there, or all.
+    async fn fill(&mut self, length: usize) -> Result<()> {
+        while self.buffer.len() < length {
+            match self.download.next().boxed().await? {
+                Some(bytes) => {
+                    // At once what a part needs: growing would copy it again and again.
+                    self.buffer.reserve(bytes.len().max(length.saturating_sub(self.buffer.len())));
+                    self.buffer.extend_from_slice(&bytes);
+                }
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, length: usize) -> Bytes {
+        self.buffer.split_to(length.min(self.buffer.len())).freeze()
+    }
+
+    /// The next piece, whatever its size; `None` at the end.
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>> {
+        if !self.buffer.is_empty() {
+            return Ok(Some(self.buffer.split().freeze()));
+        }
+        self.download.next().boxed().await
+    }
+}
