@@ -1,7 +1,7 @@
 //! The service dies while it moves data between Glance and Ceph: after a restart what was accepted is done.
 
 use crate::common::{Lab, wait_until};
-use crate::upload::{checksum_in_store, checksum_of_image, fill, order};
+use crate::upload::{checksum_in_store, checksum_of_image, expect_no_files, fill, order};
 
 const WHY: &str = "stock knows neither journal nor crash points";
 
@@ -48,8 +48,7 @@ fn an_upload_dies_at_every_step() {
         assert_eq!(arrived, content, "{point}");
         lab.delete_images(&[&image]);
     }
-    let left = lab.root.join("scoria/conversion").read_dir().map_or(0, Iterator::count);
-    assert_eq!(left, 0, "files of conversions");
+    expect_no_files(&lab);
     lab.delete(&[&volume]);
     lab.stop_service();
     lab.start_service();

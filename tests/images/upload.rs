@@ -103,7 +103,7 @@ fn what_a_volume_holds_becomes_an_image_in_the_format_that_was_asked_for() {
 }
 
 /// Nothing is left of conversions.
-fn expect_no_files(lab: &Lab) {
+pub(crate) fn expect_no_files(lab: &Lab) {
     let dir = lab.root.join("scoria/conversion");
     let files = || {
         dir.read_dir().map(|found| found.flatten().map(|f| f.path()).collect::<Vec<_>>()).unwrap_or_default()

@@ -28,18 +28,27 @@ pub(super) struct Files {
     converted: PathBuf,
 }
 
+/// Removes what earlier attempts on this host have left.
+pub(super) async fn sweep(dir: &Path, operation: &Operation) {
+    // Nobody has converted anything here.
+    let Ok(mut entries) = fs::read_dir(dir).await else { return };
+    let prefix = prefix(operation);
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            remove(&entry.path()).await;
+        }
+    }
+}
+
+fn prefix(operation: &Operation) -> String {
+    format!("scoria-upload-{}-", operation.id())
+}
+
 impl Files {
-    /// Names for the files. What an earlier attempt on this host has left is removed.
+    /// Names for the files.
     pub(super) async fn new(dir: &Path, operation: &Operation) -> Result<Files> {
         fs::create_dir_all(dir).await.map_err(|e| disk(dir, e))?;
-        let prefix = format!("scoria-upload-{}-", operation.id());
-        let mut entries = fs::read_dir(dir).await.map_err(|e| disk(dir, e))?;
-        while let Some(entry) = entries.next_entry().await.map_err(|e| disk(dir, e))? {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                let _ = fs::remove_file(entry.path()).await;
-            }
-        }
-        let path = |what: &str| dir.join(format!("{prefix}{}.{what}", operation.epoch()));
+        let path = |what: &str| dir.join(format!("{}{}.{what}", prefix(operation), operation.epoch()));
         Ok(Files { raw: path("raw"), converted: path("converted") })
     }
 
@@ -136,7 +145,6 @@ mod tests {
     #[tokio::test]
     async fn every_format_that_the_api_takes_can_be_made() {
         for format in ["qcow2", "vmdk", "vdi", "vhd", "vhdx", "ploop", "iso"] {
-            // Files of the former are removed when somebody has time for it.
             let dir = tempfile::tempdir().unwrap();
             let files = files(dir.path());
             // What looks like a disk in another format is a raw disk all the same.

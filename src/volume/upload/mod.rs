@@ -134,9 +134,12 @@ async fn send(
     let (volume, with) = read(backend, request).await?;
     backend.require_up()?;
     let (glance, id) = (&backend.globals.openstack.glance, &request.image_id);
-    if operation.is_adopted() && is_complete(glance, context, id).await? {
-        info!(volume.id = volume.id, image.id = id, "the image had been uploaded before");
-        return Ok(());
+    if operation.is_adopted() {
+        convert::sweep(&backend.globals.image.conversion_dir, operation).await;
+        if is_complete(glance, context, id).await? {
+            info!(volume.id = volume.id, image.id = id, "the image had been uploaded before");
+            return Ok(());
+        }
     }
     request.refuse(&volume, backend.globals.image.conversion_disabled)?;
     let place = {
