@@ -128,7 +128,7 @@ class Broker:
         """What broker and client alone can do: the message comes back to the client's own queue."""
         return self.calls(self.queue, body, window, seconds, exchange="")
 
-    def operations(self, rows, key, requests, window, done):
+    def operations(self, rows, key, requests, window, done, patience=PATIENCE):
         """Casts, `window` of them under way; each is over when its row says so.
 
         `requests` are (volume id, body). Returns (latencies, elapsed). The rows are asked in turns
@@ -152,6 +152,6 @@ class Broker:
                     left, progress = left - 1, at
                 elif status.startswith("error"):
                     raise BenchError(f"volume {ident} ended in {status} instead of {done} ({key})")
-            if at - progress > PATIENCE:
+            if at - progress > patience:
                 raise BenchError(f"{len(pending)} requests on {key} are not over: {list(pending)[:3]}")
         return latencies, progress - begin

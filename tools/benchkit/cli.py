@@ -17,21 +17,24 @@ import subprocess
 import sys
 import time
 
-from labkit import env, plan, procs
+from labkit import auth, env, plan, procs
 from labkit.state import REPO, Lab, LabError
 
 from . import results
 
 SECTIONS = ("start", "memory", "ops", "calls", "cpu", "floor")
+# Named or not at all: it needs Keystone and Glance, and much time.
+EXTRA = ("image",)
 PREPARED = "SCORIA_BENCH_PREPARED"
 SERVICES = ("scoria-volume", "cinder-volume")
 EPILOG = """\
-sections (all without an argument):
+sections (all but image without an argument):
   start   from the start of the service to its first answered RPC, by volumes in the database
   memory  PSS of all processes, idle and after 500 operations
   ops     create and delete put straight on the queue: latency and throughput
   calls   get_capabilities and initialize_connection: calls per second and latency
   cpu     CPU of all processes per operation (over what ops and calls do)
+  image   volumes of images, one and ten at once, and images of a volume: seconds, PSS
   floor   the same librbd calls with nothing around them
 
 Each sample of scoria-volume has one of stock cinder-volume 29 beside it, taken right before or
@@ -48,7 +51,7 @@ def _parser():
         "medians, ratios, and what was aimed at.", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION",
-                        help=" ".join(SECTIONS))
+                        help=" ".join(SECTIONS + EXTRA))
     parser.add_argument("--runs", type=int, metavar="N", help="rounds (5)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
                         help="also write every sample there")
@@ -63,12 +66,13 @@ def _parser():
 def _parse(argv):
     parser = _parser()
     args = parser.parse_args(argv)
-    unknown = [s for s in args.sections if s not in SECTIONS]
+    known = SECTIONS[:-1] + EXTRA + SECTIONS[-1:]
+    unknown = [s for s in args.sections if s not in known]
     if unknown:
-        parser.error(f"unknown section '{unknown[0]}'; known: {' '.join(SECTIONS)}")
+        parser.error(f"unknown section '{unknown[0]}'; known: {' '.join(known)}")
     if args.runs is not None and args.runs < 1:
         parser.error("--runs must be at least 1")
-    args.sections = tuple(s for s in SECTIONS if s in (args.sections or SECTIONS))
+    args.sections = tuple(s for s in known if s in (args.sections or SECTIONS))
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"{args.json}: there is no such directory")
     return args
@@ -110,15 +114,15 @@ def _tool(*words):
 
 
 @contextlib.contextmanager
-def _lab(purge):
+def _lab(purge, mode):
     """The lab with everything but a volume service; afterwards as it was."""
     lab = Lab()
     before = set(procs.scan(lab)) if lab.exists else set()
-    host = lab.state.get("stock_host", "stock")
+    host, mode_before = lab.state.get("stock_host", "stock"), auth.mode(lab)
     began = time.monotonic()
     try:
         # Nothing here goes through the API.
-        _tool("up", "--without", "scoria-volume", "cinder-volume", "cinder-api")
+        _tool("up", "--auth", mode, "--without", "scoria-volume", "cinder-volume", "cinder-api")
         say(f"bench: lab up after {time.monotonic() - began:.0f} s: {lab.root}")
         lab = Lab()
         every = plan.components(lab)
@@ -143,6 +147,8 @@ def _lab(purge):
                 _tool("down", *(["--purge"] if purge else []))
             else:
                 plan.stop(lab, every, started)
+                if mode_before != mode:
+                    _tool("up", "--auth", mode_before, "--without", *SERVICES)
                 for name in SERVICES:
                     if name in before:
                         _tool("start", name)
@@ -217,9 +223,13 @@ def _measure(args, lab, every):
 
         purge()                    # of an interrupted run
         stack.callback(purge)
+        glance = None
+        if "image" in args.sections:
+            from . import images
+            glance = stack.enter_context(contextlib.closing(images.Glance()))
         began = time.monotonic()
         try:
-            sections.Bench(sides.both(lab, every), rows, client, ceph, sizes, args.sections, found,
+            sections.Bench(sides.both(lab, every), rows, client, ceph, glance, sizes, args.sections, found,
                            lambda text: say(f"{time.monotonic() - began:6.0f} s  {text}")).run()
         except broker.BenchError as e:
             raise LabError(f"{e} (logs: {lab.path('log')})") from None
@@ -241,7 +251,8 @@ def main(argv=None):
         if PREPARED not in os.environ:
             _environment()
             _prepare(args)
-        with _lab(args.purge) as (lab, every):
+        mode = "keystone" if "image" in args.sections else "noauth"
+        with _lab(args.purge, mode) as (lab, every):
             return _measure(args, lab, every)
     except LabError as e:
         say(f"bench: {e}")

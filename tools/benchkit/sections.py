@@ -7,6 +7,7 @@ of the two services changes from round to round.
 
 import contextlib
 import dataclasses
+import os
 import statistics
 import time
 import uuid
@@ -14,10 +15,11 @@ import uuid
 import driver
 import wire
 
+from . import images
 from .broker import MSG, REPLY, UNIQUE
 from .results import FLOOR, HIGHER, SLOWER
 
-SECTIONS = ("start", "memory", "ops", "calls", "cpu", "floor")
+SECTIONS = ("start", "memory", "ops", "calls", "cpu", "image", "floor")
 START_AIM, MEMORY_AIM, CPU_AIM = 0.1, 0.25, 0.2
 CONNECTOR = {"host": "compute1", "ip": "10.0.0.1", "initiator": "iqn.x", "multipath": False,
              "platform": "x86_64", "os_type": "linux2", "do_local_attach": False}
@@ -36,18 +38,21 @@ class Sizes:
     seconds: float = 3.0                # of one call measurement
     settle: float = 5.0                 # between a start and what is called idle
     trail: float = 0.5                  # work that goes on after the last answer
+    image_mib: int = 1024               # data of an image
+    downloads: int = 10                 # at once
 
     @classmethod
     def quick(cls):
         return cls(runs=1, volumes=(0, 200), memory_ops=40, operations={1: 5, 10: 20},
-                   calls=(1, 10), seconds=1.0, settle=2.0)
+                   calls=(1, 10), seconds=1.0, settle=2.0, image_mib=64, downloads=3)
 
 
 class Bench:
     """Contestants, tools and results of one run."""
 
-    def __init__(self, sides, rows, broker, floor, sizes, sections, results, say):
+    def __init__(self, sides, rows, broker, floor, glance, sizes, sections, results, say):
         self.sides, self.rows, self.broker, self.floor = sides, rows, broker, floor
+        self.glance, self.disks = glance, {}
         self.sizes, self.sections, self.results, self.say = sizes, sections, results, say
         self.round = 0
         self.capabilities = call_body("get_capabilities", {"discover": False})
@@ -59,6 +64,9 @@ class Bench:
             self.say(f"warming up: {side.name}")
             with self.serving(side):
                 self.work(side, 4, 2)
+        if "image" in self.sections:
+            self.say("making images")
+            self.disks = self.glance.disks(self.sizes.image_mib, os.environ["SCORIA_LAB"])
         if "start" in self.sections:
             self.starts()
         if set(self.sections) - {"start"}:
@@ -116,6 +124,8 @@ class Bench:
                     self.operations(side)
                 if "calls" in self.sections:
                     self.calls(side)
+                if "image" in self.sections:
+                    self.transfers(side)
         if "floor" in self.sections:
             self.floors()
 
@@ -200,6 +210,51 @@ class Bench:
             self.note(f"{method}: CPU per call", f"{method}_cpu_{window}", callers, "ms", who,
                       cpu / count * 1000, aim=CPU_AIM)
         self.say(f"round {self.round + 1}: {method} {callers}: {who} {count / elapsed:.1f}/s")
+
+    # ---- images -------------------------------------------------------------------------------------
+    def transfers(self, side):
+        mib = self.sizes.image_mib
+        for disk_format in ("raw", "qcow2"):
+            ids, elapsed, _ = self.download(side, disk_format, 1)
+            self.keep_transfer(side, f"download_{disk_format}", f"{mib} MiB, {disk_format}", elapsed)
+            if disk_format == "raw":
+                for target in ("raw", "qcow2"):
+                    self.keep_transfer(side, f"upload_{target}", f"upload as {target}",
+                                       self.upload(side, ids[0], target))
+            self.remove(side, ids)
+        count = self.sizes.downloads
+        ids, elapsed, peak = self.download(side, "raw", count)
+        self.keep_transfer(side, "downloads", f"{count} at once, raw", elapsed)
+        self.say(f"round {self.round + 1}: {count} downloads at once: {side.who} {peak / 2**20:.0f} MiB")
+        self.note("memory (PSS of all processes)", "memory_downloads", f"{count} downloads at once", "MiB",
+                  side.who, peak / 2**20, aim=MEMORY_AIM)
+        self.remove(side, ids)
+
+    def download(self, side, disk_format, count):
+        """Volumes of an image, all at once: (ids, elapsed, most memory)."""
+        ids = self.rows.insert(side.host, side.type_name, count, "creating")
+        requests = [(i, images.create_body(self.glance, self.rows.sql, i, self.disks[disk_format])) for i in ids]
+        with images.Peak(side) as peak:
+            _, elapsed = self.broker.operations(self.rows, side.key, requests, count, "available",
+                                                images.PATIENCE)
+        return ids, elapsed, peak.most
+
+    def upload(self, side, ident, disk_format):
+        image = self.glance.new("upload", disk_format)
+        self.rows.sql("UPDATE volumes SET status='uploading' WHERE id=%s", [ident])
+        request = (ident, images.upload_body(self.glance, ident, image, disk_format))
+        _, elapsed = self.broker.operations(self.rows, side.key, [request], 1, "available", images.PATIENCE)
+        self.glance.take_uploaded(image)
+        return elapsed
+
+    def remove(self, side, ids):
+        self.rows.begin_delete(ids)
+        requests = [(i, delete_body(self.rows.sql, i)) for i in ids]
+        self.broker.operations(self.rows, side.key, requests, 10, "deleted")
+
+    def keep_transfer(self, side, key, label, elapsed):
+        self.say(f"round {self.round + 1}: {key}: {side.who} {elapsed:.1f} s")
+        self.note("images: a volume of one, and one of a volume", key, label, "s", side.who, elapsed, aim=SLOWER)
 
     # ---- floor --------------------------------------------------------------------------------------
     def floors(self):
