@@ -10,146 +10,94 @@ use std::path::PathBuf;
 
 use scoria::rpc::dispatch::{Kind, METHODS};
 
-/// Answers of a method that is not served.
-const REFUSED: &str = "refused";
-
-/// Method, whether it is served, file under `tests/` and name of the test.
-const TESTS: &[(&str, &str, &str, &str)] = &[
-    (
-        "create_volume",
-        "served",
-        "lifecycle/basics",
-        "create_and_delete_leave_the_rows_and_quota_that_stock_leaves",
-    ),
-    (
-        "delete_volume",
-        "served",
-        "lifecycle/basics",
-        "create_and_delete_leave_the_rows_and_quota_that_stock_leaves",
-    ),
-    ("create_snapshot", "served", "lifecycle/copies", "snapshots_come_and_go"),
-    ("delete_snapshot", "served", "lifecycle/copies", "snapshots_come_and_go"),
-    ("revert_to_snapshot", "served", "lifecycle/manage", "a_revert_brings_back_the_content_on_both_sites"),
-    ("attach_volume", "served", "lifecycle/attach", "the_older_actions_attach_and_detach"),
-    ("detach_volume", "served", "lifecycle/attach", "the_older_actions_attach_and_detach"),
-    ("initialize_connection", "served", "lifecycle/attach", "the_older_actions_attach_and_detach"),
-    ("terminate_connection", "served", "lifecycle/attach", "the_older_actions_attach_and_detach"),
-    ("remove_export", "served", "lifecycle/service", "calls_that_change_nothing_are_answered"),
-    (
-        "attachment_update",
-        "served",
-        "lifecycle/attach",
-        "an_attachment_is_reserved_connected_completed_and_deleted",
-    ),
-    (
-        "attachment_delete",
-        "served",
-        "lifecycle/attach",
-        "an_attachment_is_reserved_connected_completed_and_deleted",
-    ),
-    ("initialize_connection_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
-    ("terminate_connection_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
-    ("remove_export_snapshot", "served", "lifecycle/service", "a_snapshot_cannot_be_attached"),
-    ("extend_volume", "served", "lifecycle/basics", "extend_changes_size_quota_and_image"),
-    ("extend_volume_completion", "served", "lifecycle/extend", "an_extension_that_nova_has_done_is_recorded"),
-    (
-        "migrate_volume",
-        "served",
-        "lifecycle/moving",
-        "a_volume_migrates_by_ceph_and_by_copying_and_stays_the_same",
-    ),
-    (
-        "migrate_volume_completion",
-        "served",
-        "db/migrates",
-        "nova_completes_the_migration_of_an_attached_volume",
-    ),
+/// Method, file under `tests/` and name of the test.
+const TESTS: &[(&str, &str, &str)] = &[
+    ("create_volume", "lifecycle/basics", "create_and_delete_leave_the_rows_and_quota_that_stock_leaves"),
+    ("delete_volume", "lifecycle/basics", "create_and_delete_leave_the_rows_and_quota_that_stock_leaves"),
+    ("create_snapshot", "lifecycle/copies", "snapshots_come_and_go"),
+    ("delete_snapshot", "lifecycle/copies", "snapshots_come_and_go"),
+    ("revert_to_snapshot", "lifecycle/manage", "a_revert_brings_back_the_content_on_both_sites"),
+    ("attach_volume", "lifecycle/attach", "the_older_actions_attach_and_detach"),
+    ("detach_volume", "lifecycle/attach", "the_older_actions_attach_and_detach"),
+    ("initialize_connection", "lifecycle/attach", "the_older_actions_attach_and_detach"),
+    ("terminate_connection", "lifecycle/attach", "the_older_actions_attach_and_detach"),
+    ("remove_export", "lifecycle/service", "calls_that_change_nothing_are_answered"),
+    ("attachment_update", "lifecycle/attach", "an_attachment_is_reserved_connected_completed_and_deleted"),
+    ("attachment_delete", "lifecycle/attach", "an_attachment_is_reserved_connected_completed_and_deleted"),
+    ("initialize_connection_snapshot", "lifecycle/service", "a_snapshot_cannot_be_attached"),
+    ("terminate_connection_snapshot", "lifecycle/service", "a_snapshot_cannot_be_attached"),
+    ("remove_export_snapshot", "lifecycle/service", "a_snapshot_cannot_be_attached"),
+    ("extend_volume", "lifecycle/basics", "extend_changes_size_quota_and_image"),
+    ("extend_volume_completion", "lifecycle/extend", "an_extension_that_nova_has_done_is_recorded"),
+    ("migrate_volume", "lifecycle/moving", "a_volume_migrates_by_ceph_and_by_copying_and_stays_the_same"),
+    ("migrate_volume_completion", "db/migrates", "nova_completes_the_migration_of_an_attached_volume"),
     (
         "update_migrated_volume",
-        "served",
         "db/migrates",
         "a_peers_copy_gets_the_volumes_name_unless_it_is_open_or_the_name_is_taken",
     ),
-    ("retype", "served", "lifecycle/moving", "replication_comes_and_goes_with_the_type"),
+    ("retype", "lifecycle/moving", "replication_comes_and_goes_with_the_type"),
     (
         "manage_existing",
-        "served",
         "lifecycle/manage",
         "a_volume_is_let_go_and_taken_over_with_its_data_and_its_snapshot",
     ),
     (
         "manage_existing_snapshot",
-        "served",
         "lifecycle/manage",
         "a_volume_is_let_go_and_taken_over_with_its_data_and_its_snapshot",
     ),
-    ("get_manageable_volumes", "served", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
-    ("get_manageable_snapshots", "served", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
+    ("get_manageable_volumes", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
+    ("get_manageable_snapshots", "lifecycle/manage", "lists_say_what_may_be_managed_and_why_not"),
     (
         "copy_volume_to_image",
-        "served",
         "images/upload",
         "what_a_volume_holds_becomes_an_image_in_the_format_that_was_asked_for",
     ),
-    ("reimage", "served", "images/from_image", "a_volume_is_reimaged"),
-    ("accept_transfer", "served", "db/requests", "a_transfer_is_accepted_for_any_volume_that_exists"),
+    ("reimage", "images/from_image", "a_volume_is_reimaged"),
+    ("accept_transfer", "db/requests", "a_transfer_is_accepted_for_any_volume_that_exists"),
     (
         "get_backup_device",
-        "served",
         "backup/life",
         "what_is_attached_and_mirrored_is_backed_up_as_it_is_and_a_snapshot_by_a_copy",
     ),
-    (
-        "secure_file_operations_enabled",
-        "served",
-        "lifecycle/service",
-        "calls_that_change_nothing_are_answered",
-    ),
-    ("get_capabilities", "served", "lifecycle/service", "capabilities_are_those_of_stock"),
-    ("create_group", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("delete_group", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("update_group", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("create_group_from_src", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("create_group_snapshot", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("delete_group_snapshot", "served", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    (
-        "enable_replication",
-        "served",
-        "replication/group",
-        "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
-    ),
+    ("secure_file_operations_enabled", "lifecycle/service", "calls_that_change_nothing_are_answered"),
+    ("get_capabilities", "lifecycle/service", "capabilities_are_those_of_stock"),
+    ("create_group", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("delete_group", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("update_group", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("create_group_from_src", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("create_group_snapshot", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("delete_group_snapshot", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
+    ("enable_replication", "replication/group", "a_group_goes_to_b_and_back_without_the_rest_of_its_backend"),
     (
         "disable_replication",
-        "served",
         "replication/group",
         "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
     ),
     (
         "failover_replication",
-        "served",
         "replication/group",
         "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
     ),
     (
         "list_replication_targets",
-        "served",
         "replication/group",
         "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
     ),
-    ("freeze_host", "served", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
-    ("thaw_host", "served", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
+    ("freeze_host", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
+    ("thaw_host", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
     (
         "failover",
-        "served",
         "replication/planned",
         "journal_mirrored_volumes_go_to_b_and_back_and_are_attached_and_deleted_there",
     ),
-    ("failover_host", "served", "rpc_wire", "a_failover_is_understood_by_both_names"),
-    ("failover_completed", "served", "db/standing", "a_member_that_cannot_follow_serves_nothing"),
-    ("publish_service_capabilities", "served", "lifecycle/service", "the_scheduler_knows_both_pools"),
-    ("do_cleanup", "served", "db/cleanup", "a_request_cleans_only_what_it_names"),
-    ("set_log_levels", "served", "lifecycle/service", "log_levels_are_set_and_read_through_the_api"),
-    ("get_log_levels", "served", "lifecycle/service", "log_levels_are_set_and_read_through_the_api"),
+    ("failover_host", "rpc_wire", "a_failover_is_understood_by_both_names"),
+    ("failover_completed", "db/standing", "a_member_that_cannot_follow_serves_nothing"),
+    ("publish_service_capabilities", "lifecycle/service", "the_scheduler_knows_both_pools"),
+    ("do_cleanup", "db/cleanup", "a_request_cleans_only_what_it_names"),
+    ("set_log_levels", "lifecycle/service", "log_levels_are_set_and_read_through_the_api"),
+    ("get_log_levels", "lifecycle/service", "log_levels_are_set_and_read_through_the_api"),
 ];
 
 fn root() -> PathBuf {
@@ -159,12 +107,11 @@ fn root() -> PathBuf {
 fn page() -> String {
     let mut text = String::from(
         "# The methods of cinder-volume's RPC API 3.20\n\n\
-         Made from the dispatch table by `tests/rpc_coverage.rs`: do not edit. A refused method ends its resource as\n\
-         Cinder defines for that failure, or answers its caller as an unknown method does.\n\n\
-         | method | since | sent as | journalled | | a test of it |\n| --- | --- | --- | --- | --- | --- |\n",
+         Made from the dispatch table by `tests/rpc_coverage.rs`: do not edit. All are served.\n\n\
+         | method | since | sent as | journalled | a test of it |\n| --- | --- | --- | --- | --- |\n",
     );
     for method in METHODS {
-        let (_, served, file, test) =
+        let (_, file, test) =
             TESTS.iter().find(|t| t.0 == method.name).unwrap_or_else(|| panic!("no test of {}", method.name));
         let sent = match method.kind {
             Kind::Call => "call",
@@ -180,7 +127,7 @@ fn page() -> String {
         let (major, minor) = method.since;
         writeln!(
             text,
-            "| `{}` | {major}.{minor} | {sent} | {journalled} | {served} | `{file}`: `{test}` |",
+            "| `{}` | {major}.{minor} | {sent} | {journalled} | `{file}`: `{test}` |",
             method.name
         )
         .unwrap();
@@ -190,7 +137,7 @@ fn page() -> String {
 
 #[test]
 fn every_method_is_listed_with_a_test_that_exists() {
-    for (method, _, file, test) in TESTS {
+    for (method, file, test) in TESTS {
         assert_eq!(METHODS.iter().filter(|m| m.name == *method).count(), 1, "{method} is no method");
         assert_eq!(TESTS.iter().filter(|t| t.0 == *method).count(), 1, "{method} is listed twice");
         let path = root().join(format!("tests/{file}.rs"));

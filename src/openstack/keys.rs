@@ -95,7 +95,7 @@ fn hex(bytes: &[u8]) -> SecretString {
 fn unhex(text: &SecretString) -> Option<SecretSlice<u8>> {
     let digits = text.expose_secret().trim().bytes().map(|b| char::from(b).to_digit(16));
     let digits: Zeroizing<Vec<u8>> = Zeroizing::new(digits.map(|d| Some(d? as u8)).collect::<Option<_>>()?);
-    let whole = digits.len() % 2 == 0 && !digits.is_empty();
+    let whole = digits.len().is_multiple_of(2) && !digits.is_empty();
     let bytes = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]);
     whole.then(|| SecretSlice::from(bytes.collect::<Vec<u8>>()))
 }

@@ -14,8 +14,9 @@ use serde_json::Value;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::create::{self, Source};
+use super::create;
 use super::image::Attempt;
+use super::source::Source;
 use super::{crash, transition_if_still};
 use crate::backend::Backend;
 use crate::backend::peers::ContinueBackup;

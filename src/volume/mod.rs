@@ -33,6 +33,7 @@ pub mod retype;
 pub mod revert;
 mod setup;
 pub mod snapshot;
+mod source;
 pub mod transfer;
 pub mod trash;
 pub mod upload;

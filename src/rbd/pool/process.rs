@@ -197,7 +197,7 @@ impl Process {
     ) -> Outcome {
         let mut call = match self.begin(connection, request, by, None) {
             Ok(call) => call,
-            Err(outcome) => return outcome,
+            Err(outcome) => return *outcome,
         };
         loop {
             tokio::select! {
@@ -225,7 +225,7 @@ impl Process {
         request: &Request,
         by: Instant,
         flow: Option<mpsc::UnboundedSender<Told>>,
-    ) -> Result<Begun, Outcome> {
+    ) -> Result<Begun, Box<Outcome>> {
         let at = Instant::now();
         let op = request.name();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -236,19 +236,19 @@ impl Process {
             deadline_ms: ms(by.saturating_duration_since(at)),
         });
         let frame = frame.map_err(|e| {
-            Outcome::Done(Err(error(RbdErrorKind::Invalid, op, &connection.site, e.to_string())))
+            Box::new(Outcome::Done(Err(error(RbdErrorKind::Invalid, op, &connection.site, e.to_string()))))
         })?;
         let (answer, answered) = oneshot::channel();
         let progress = Arc::new(Notify::new());
         let mut state = lock(&self.state);
         if state.condemned.is_some() {
-            return Err(Outcome::NotSent);
+            return Err(Box::new(Outcome::NotSent));
         }
         let sent = state.to_worker.as_ref().is_some_and(|to_worker| to_worker.send(frame.into()).is_ok());
         if !sent {
             // Nobody reads any more: so that it is not chosen again.
             state.to_worker = None;
-            return Err(Outcome::NotSent);
+            return Err(Box::new(Outcome::NotSent));
         }
         let (site, probe) = (connection.site.clone(), request.class() == Class::Probe);
         state.calls.insert(id, Pending { answer, progress: Arc::clone(&progress), flow, op, site, probe });

@@ -44,7 +44,7 @@ impl Process {
         let (tell, mut told) = mpsc::unbounded_channel();
         let call = match self.begin(connection, request, by, Some(tell)) {
             Ok(call) => call,
-            Err(outcome) => return outcome,
+            Err(outcome) => return *outcome,
         };
         let mut under_way = 0usize;
         // It owes the end; or an export owes parts as long as there is room for them.

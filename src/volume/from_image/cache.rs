@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::super::create;
 use super::super::image::{Attempt, Place, Shape};
+use super::super::source::Source;
 use super::Request;
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
@@ -91,10 +92,7 @@ impl<'a> Cache<'a> {
         if served.site.name() != place.site.name() || copy.size > request.volume.size {
             return Ok(false);
         }
-        let depth = match backend.config.max_clone_depth {
-            0 => 0,
-            depth => depth,
-        };
+        let depth = backend.config.max_clone_depth;
         let bytes = u64::try_from(request.volume.size).unwrap_or(0) * GIB;
         let from = backend.image_name(&copy);
         // A snapshot for it may be there from a former attempt.
@@ -208,7 +206,7 @@ impl<'a> Cache<'a> {
         loop {
             let size = entries.iter().map(|e| u64::try_from(e.size).unwrap_or(0)).sum::<u64>() + gib;
             let fits = self.limits.max_size_gb.is_none_or(|max| size <= max)
-                && self.limits.max_count.is_none_or(|max| entries.len() as u64 + 1 <= max);
+                && self.limits.max_count.is_none_or(|max| (entries.len() as u64) < max);
             if fits {
                 return Ok(true);
             }
@@ -294,7 +292,7 @@ async fn make(
         super::super::crash::point("create_volume:cache_row");
     }
     let copy = backend.db.read("copy of an image", async |conn| db::volume::get(conn, id).await).await?;
-    let source = create::Source::Volume(volume.id.clone());
+    let source = Source::Volume(volume.id.clone());
     let changes = create::make(backend, context, &copy, volume_type, &source, place, Attempt::Again).await?;
     let changes = VolumeChanges {
         launched_at: Some(Some(Utc::now().naive_utc())),

@@ -19,8 +19,9 @@ use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::{Group, Volume, VolumeEvent, VolumeType};
 use crate::volume::crash;
-use crate::volume::create::{self, Create, Source};
+use crate::volume::create::{self, Create};
 use crate::volume::image::{Attempt, Place};
+use crate::volume::source::Source;
 
 /// Statuses of a source snapshot (`VALID_CREATE_GROUP_SRC_SNAP_STATUS`).
 const SNAPSHOT_SERVES: &[&str] = &["available"];
