@@ -217,7 +217,8 @@ commands! {
     Short ImageRead { pool: String, image: String, snap: Option<String>, offset: u64, length: u64 } -> Vec<u8>;
     /// Writes the parts that the caller sends meanwhile ([`Site::import`](super::Site::import)) into an image that
     /// exists, opened once. Answers the bytes written. `blank`: the image reads as zeros, so that zeros need not
-    /// be written; otherwise they are, where there is something else.
+    /// be written. Otherwise all that is not sent becomes zero, before a part and behind the last: parts come in
+    /// order.
     Stream ImageImport { pool: String, image: String, blank: bool } -> u64;
     /// Reads `length` bytes from `offset` on, or what there is of them, of the head or of a snapshot, and sends what
     /// is not zero in parts, in order ([`Site::export`](super::Site::export)). Answers the bytes sent.

@@ -6,7 +6,6 @@
 //! that has reserved it is told by nova afterwards: that is a step of its own, so that a crash before it repeats
 //! nothing else.
 
-use bytes::Bytes;
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -24,7 +23,6 @@ use crate::journal::{Operation, Outcome};
 use crate::model::{GIB, Volume, VolumeEvent};
 use crate::openstack::nova;
 use crate::rbd::protocol::{ImageExport, ImageImport};
-use crate::rbd::stream::PART;
 use crate::volume::image::Place;
 
 /// The row has its status back; what is left is to tell nova.
@@ -152,7 +150,7 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
     let place = backend.place(&volume).await?;
     let name = backend.image_name(&volume);
     match &request.snapshot_id {
-        Some(snapshot_id) => from_snapshot(backend, snapshot_id, &volume, &place, &name).boxed().await?,
+        Some(snapshot_id) => from_snapshot(backend, snapshot_id, &place, &name).boxed().await?,
         None => {
             let target = Target { place: &place, name: &name, gib: volume.size, make: None };
             from_image::overwrite(backend, context, request.image_id(), id, &target).boxed().await?;
@@ -172,13 +170,7 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
 }
 
 /// Copies a snapshot, which may be another volume's, over the volume (`_revert_to_snapshot_generic`).
-async fn from_snapshot(
-    backend: &Backend,
-    snapshot_id: &str,
-    volume: &Volume,
-    place: &Place,
-    name: &str,
-) -> Result<()> {
+async fn from_snapshot(backend: &Backend, snapshot_id: &str, place: &Place, name: &str) -> Result<()> {
     let _lock = backend.locks.lock(&format!("{snapshot_id}-delete_snapshot")).await;
     let parent = backend
         .db
@@ -197,20 +189,7 @@ async fn from_snapshot(
     });
     let mut import =
         place.site.import(ImageImport { pool: place.pool.clone(), image: name.to_owned(), blank: false });
-    let zeros = Bytes::from(vec![0; PART]);
-    let end = u64::try_from(volume.size).unwrap_or(0) * GIB;
-    let mut at = 0;
-    loop {
-        let part = export.next().await?;
-        // What is left out between two parts reads as zeros.
-        let next = part.as_ref().map_or(end, |p| p.offset);
-        while at < next {
-            let length = zeros.len().min(usize::try_from(next - at).unwrap_or(usize::MAX));
-            import.write(at, zeros.slice(..length)).await?;
-            at += length as u64;
-        }
-        let Some(part) = part else { break };
-        at += part.data.len() as u64;
+    while let Some(part) = export.next().await? {
         import.write(part.offset, part.data).await?;
     }
     import.finish().await?;

@@ -325,21 +325,23 @@ pub async fn import(env: &Env) -> Case {
 }
 
 pub async fn import_over(env: &Env) -> Case {
-    let image = env.image("i").await?;
-    env.write(&env.a, &image, 0, &[7; 4096]).await?;
-    env.write(&env.a, &image, 4 << 20, b"stays").await?;
-    let mut data = vec![0; 2 << 20];
-    data[(1 << 20) - 1] = 9;
+    let parent = env.parent("parent", b"of the parent").await?;
+    let image = env.name("i");
+    env.a.call(env.clone_of(&parent, &image)).await?;
+    env.write(&env.a, &image, 1 << 20, &[7; 4096]).await?;
+    env.write(&env.a, &image, 4 << 20, b"between").await?;
+    env.write(&env.a, &image, SIZE - 4, b"end.").await?;
+    let mut whole = vec![0; usize::try_from(SIZE)?];
+    whole[2 << 20] = 9;
+    whole[(5 << 20) + 1] = 8;
     let mut import = env.a.import(import_of(env, &image, false));
-    import.write(0, data.clone().into()).await?;
+    // Zeros that are sent, and some that are not.
+    import.write(1 << 20, whole[1 << 20..3 << 20].to_vec().into()).await?;
+    import.write(5 << 20, whole[5 << 20..(5 << 20) + 2].to_vec().into()).await?;
     import.finish().await?;
     let read =
-        ImageRead { pool: env.pool.clone(), image: image.clone(), snap: None, offset: 0, length: 2 << 20 };
-    ensure!(env.a.call(read.clone()).await? == data, "zeros take the place of what was there");
-    ensure!(
-        env.a.call(ImageRead { offset: 4 << 20, length: 5, ..read }).await? == b"stays",
-        "the rest stays"
-    );
+        ImageRead { pool: env.pool.clone(), image: image.clone(), snap: None, offset: 0, length: SIZE };
+    ensure!(env.a.call(read).await? == whole, "nothing is left of what was there");
     Ok(())
 }
 

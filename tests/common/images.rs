@@ -45,6 +45,11 @@ impl ImageFile {
         made
     }
 
+    /// Cuts the rest of the file off.
+    pub(crate) fn keep_only_the_first(&self, bytes: u64) {
+        File::options().write(true).open(self.path()).unwrap().set_len(bytes).unwrap();
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join(format!("disk.{}", self.disk_format))

@@ -18,11 +18,15 @@ impl Sim {
         match (request, flow) {
             (Request::ImageImport(r), Flow::In(mut feed)) => {
                 self.lock().write(site, &r.pool, &r.image, 0, &[])?;
-                let mut written = 0;
+                let (mut written, mut reached) = (0, 0);
                 loop {
                     match feed.recv().await {
-                        Some(Feed::Part(part)) => written += self.take(site, r, &part)?,
-                        Some(Feed::End) => return Ok(written),
+                        Some(Feed::Part(part)) => {
+                            written += self.clear(site, r, reached, part.offset)?;
+                            reached = reached.max(part.offset + part.data.len() as u64);
+                            written += self.take(site, r, &part)?;
+                        }
+                        Some(Feed::End) => return Ok(written + self.clear(site, r, reached, u64::MAX)?),
                         None => return Err(given_up()),
                     }
                     if half {
@@ -46,6 +50,20 @@ impl Sim {
             }
             _ => refuse(Kind::Invalid, "no data flows that way"),
         }
+    }
+
+    /// What is not sent becomes zero.
+    fn clear(&self, site: &str, r: &ImageImport, from: u64, to: u64) -> Answer<u64> {
+        if r.blank || from >= to {
+            return Ok(0);
+        }
+        let mut world = self.lock();
+        let mut written = 0;
+        for (at, old) in world.effective(site, &r.pool, &r.image, None)?.pieces(from, to) {
+            world.write(site, &r.pool, &r.image, at, &vec![0; old.len()])?;
+            written += old.len() as u64;
+        }
+        Ok(written)
     }
 
     fn take(&self, site: &str, r: &ImageImport, part: &Part) -> Answer<u64> {

@@ -65,15 +65,22 @@ impl<'a> Link<'a> {
 
     /// Writes what comes, until the end is told.
     pub(super) fn import(&self, image: &Image<'_>, blank: bool) -> Result<u64, Failure> {
-        let mut written = 0;
+        let (mut written, mut reached) = (0, 0);
         loop {
             match self.words.recv() {
                 Ok((Word::Part { offset, .. }, data)) => {
+                    if !blank {
+                        written += self.clear(image, reached, offset)?;
+                        reached = reached.max(offset + data.len() as u64);
+                    }
                     written += write(image, blank, offset, &data)?;
                     drop(data);
                     self.worker.send(&Event::Taken { id: self.id });
                 }
                 Ok((Word::End { .. }, _)) => {
+                    if !blank {
+                        written += self.clear(image, reached, image.stat()?.0)?;
+                    }
                     image.flush()?;
                     return Ok(written);
                 }
@@ -81,6 +88,29 @@ impl<'a> Link<'a> {
                 Ok((Word::CallOff { .. }, _)) | Err(_) => return Err(called_off("rbd_write")),
             }
         }
+    }
+
+    /// Writes zeros over what is something else between two places; answers the bytes written. By writing them:
+    /// what takes objects away is not followed by every kind of mirroring (`Image::restore`).
+    fn clear(&self, image: &Image<'_>, mut at: u64, to: u64) -> Result<u64, Failure> {
+        let zeros = vec![0; PART];
+        let mut written = 0;
+        while at < to {
+            let stretch = STRETCH.min(to - at);
+            for (start, run) in image.extents(at, stretch)? {
+                for place in (start..start + run).step_by(PART) {
+                    let length = (start + run - place).min(PART as u64);
+                    let old = image.read(place, usize::try_from(length).unwrap_or(0))?;
+                    for (from, to) in filled(&old) {
+                        image.put(place + from as u64, zeros.get(from..to).unwrap_or_default())?;
+                        written += (to - from) as u64;
+                    }
+                    self.worker.send(&Event::Progress { id: self.id, done: place, total: to });
+                }
+            }
+            at += stretch;
+        }
+        Ok(written)
     }
 
     /// Sends what is not zero in `length` bytes from `offset` on, as far as the image goes.
@@ -144,20 +174,19 @@ fn write(image: &Image<'_>, blank: bool, offset: u64, data: &[u8]) -> Result<u64
     };
     for (from, to) in filled(data) {
         if !blank {
-            clear(image, offset, at, from, &mut put)?;
+            put_zeros(image, offset, at, from, &mut put)?;
         }
         put(from, to)?;
         at = to;
     }
     if !blank {
-        clear(image, offset, at, data.len(), &mut put)?;
+        put_zeros(image, offset, at, data.len(), &mut put)?;
     }
     Ok(written)
 }
 
-/// Zeros where there is something else. By writing them: what takes objects away is not followed by every kind
-/// of mirroring (`Image::restore`).
-fn clear(
+/// Zeros of a part where there is something else.
+fn put_zeros(
     image: &Image<'_>,
     offset: u64,
     from: usize,
