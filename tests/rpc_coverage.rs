@@ -69,22 +69,10 @@ const TESTS: &[(&str, &str, &str)] = &[
     ("create_group_from_src", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
     ("create_group_snapshot", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
     ("delete_group_snapshot", "lifecycle/groups", "a_group_lives_and_its_copies_outlive_it"),
-    ("enable_replication", "replication/group", "a_group_goes_to_b_and_back_without_the_rest_of_its_backend"),
-    (
-        "disable_replication",
-        "replication/group",
-        "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
-    ),
-    (
-        "failover_replication",
-        "replication/group",
-        "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
-    ),
-    (
-        "list_replication_targets",
-        "replication/group",
-        "a_group_goes_to_b_and_back_without_the_rest_of_its_backend",
-    ),
+    ("enable_replication", "replication/group", "a_group_mirrored_by_snapshots_goes_to_b_and_back"),
+    ("disable_replication", "replication/group", "a_group_mirrored_by_snapshots_goes_to_b_and_back"),
+    ("failover_replication", "replication/group", "a_group_mirrored_by_snapshots_goes_to_b_and_back"),
+    ("list_replication_targets", "replication/group", "a_group_mirrored_by_snapshots_goes_to_b_and_back"),
     ("freeze_host", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
     ("thaw_host", "lifecycle/service", "a_frozen_backend_gets_no_new_volumes_and_thaws"),
     (
