@@ -153,8 +153,9 @@ fn forget(lab: &Lab, requests: &[Request], done: &[String]) {
             [("volumes", 1), ("volumes_ceph", 1), ("gigabytes", 1), ("gigabytes_ceph", 1)]
         {
             lab.sql(
-                "UPDATE quota_usages SET in_use = in_use - %s WHERE resource = %s",
-                &[json!(amount), json!(resource)],
+                // The lab has had other projects, where there was a Keystone.
+                "UPDATE quota_usages SET in_use = in_use - %s WHERE resource = %s AND project_id = %s",
+                &[json!(amount), json!(resource), json!(lab.env["OS_PROJECT_ID"])],
             );
         }
     }
