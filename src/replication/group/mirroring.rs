@@ -68,7 +68,7 @@ pub async fn enable(
 /// that they had. A group that is gone is a success.
 ///
 /// # Errors
-/// As [`enable`].
+/// As [`enable()`].
 pub async fn disable(
     backend: &Backend,
     context: &RequestContext,

@@ -6,7 +6,7 @@
 //! anew. Nothing is held during the transfer, which may take hours: a failover does not wait for it.
 //!
 //! Raw data goes from Ceph to Glance in parts, without a file between; only for another format is there one,
-//! because qemu-img wants to seek ([`convert`]).
+//! because qemu-img wants to seek (`convert.rs`).
 
 mod content;
 mod convert;
