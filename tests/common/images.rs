@@ -45,9 +45,9 @@ impl ImageFile {
         made
     }
 
-    /// Cuts the rest of the file off.
-    pub(crate) fn keep_only_the_first(&self, bytes: u64) {
-        File::options().write(true).open(self.path()).unwrap().set_len(bytes).unwrap();
+    /// Writes over bytes of the file.
+    pub(crate) fn spoil(&self, offset: u64, bytes: &[u8]) {
+        File::options().write(true).open(self.path()).unwrap().write_all_at(bytes, offset).unwrap();
     }
 
     /// Where it is.

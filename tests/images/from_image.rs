@@ -126,10 +126,10 @@ fn other_formats_and_other_clusters_are_downloaded() {
 #[test]
 fn an_image_that_cannot_be_used_is_refused() {
     let lab = Lab::with_images();
-    // Glance looks at the first bytes only, of what it knows.
     let (raw, large) = (ImageFile::new("raw", 8, 16), ImageFile::new("qcow2", 1500, 17));
     let broken = ImageFile::new("qcow2", 8, 18);
-    broken.keep_only_the_first(512);
+    // `cluster_bits`, which Glance does not look at.
+    broken.spoil(20, &63u32.to_be_bytes());
     let images =
         [lab.image_of(&raw, json!({})), lab.image_of(&large, json!({})), lab.image_of(&broken, json!({}))];
     // Glance has looked how large the disk is, and the API asks it.
