@@ -504,9 +504,18 @@ pub async fn copy_glance_metadata(conn: &mut Conn, from: GlanceSource<'_>, volum
             query.filter(volume_glance_metadata::snapshot_id.eq(id)).load(conn).await?
         }
     };
+    let pairs = rows.iter().map(|(key, value)| (key.as_deref(), value.as_deref())).collect();
+    insert_glance_metadata(conn, volume_id, pairs).await
+}
+
+async fn insert_glance_metadata(
+    conn: &mut Conn,
+    volume_id: &str,
+    pairs: Vec<(Option<&str>, Option<&str>)>,
+) -> Result<usize> {
     let at = now();
-    let values: Vec<_> = rows
-        .iter()
+    let values: Vec<_> = pairs
+        .into_iter()
         .map(|(key, value)| {
             (
                 volume_glance_metadata::volume_id.eq(volume_id),
@@ -540,21 +549,8 @@ pub async fn replace_glance_metadata(
         .set((volume_glance_metadata::deleted.eq(true), volume_glance_metadata::deleted_at.eq(at)))
         .execute(conn)
         .await?;
-    let values: Vec<_> = metadata
-        .iter()
-        .map(|(key, value)| {
-            (
-                volume_glance_metadata::volume_id.eq(volume_id),
-                volume_glance_metadata::key.eq(key),
-                volume_glance_metadata::value.eq(value),
-                volume_glance_metadata::deleted.eq(false),
-                volume_glance_metadata::created_at.eq(at),
-            )
-        })
-        .collect();
-    if !values.is_empty() {
-        diesel::insert_into(volume_glance_metadata::table).values(&values).execute(conn).await?;
-    }
+    let pairs = metadata.iter().map(|(key, value)| (Some(key.as_str()), Some(value.as_str()))).collect();
+    insert_glance_metadata(conn, volume_id, pairs).await?;
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod crash;
 pub mod create;
 pub mod delete;
+mod disk_format;
 mod encryption;
 pub mod extend;
 mod from_image;

@@ -143,7 +143,7 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
     if volume.encryption_key_id.is_some() {
         return Err(Error::new(
             Code::NotSupported,
-            "Encrypted volumes are not supported by this service yet",
+            "Reimaging encrypted volumes is not supported by this service yet",
         ));
     }
     backend.require_up()?;

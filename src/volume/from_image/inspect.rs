@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
 use crate::model::GIB;
+use crate::volume::disk_format::qemu_name;
 
 /// Bytes of the beginning of an image that tell its format.
 pub(super) const HEAD: usize = 512;
@@ -31,16 +32,6 @@ pub(super) fn require_fit(bytes: u64, gib: i32, image_id: &str) -> Result<()> {
 /// An image that cannot be used as it is.
 pub(super) fn unacceptable(image_id: &str, reason: &str) -> Error {
     Error::new(Code::ImageUnacceptable, format!("Image {image_id} is unacceptable: {reason}"))
-}
-
-/// qemu's name of a format of Glance (`QEMU_IMG_FORMAT_MAP`).
-pub(super) fn qemu_name(disk_format: &str) -> &str {
-    match disk_format {
-        "iso" => "raw",
-        "vhd" => "vpc",
-        "ploop" => "parallels",
-        other => other,
-    }
 }
 
 /// qemu's name of the format that an image begins like; `raw` for anything else.

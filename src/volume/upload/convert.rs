@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::rbd::protocol::ImageExport;
+use crate::volume::disk_format::qemu_name;
 use crate::volume::image::Place;
 
 /// How much of what qemu-img says is kept.
@@ -113,16 +114,6 @@ async fn remove(path: &Path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => warn!(path = %path.display(), %error, "a file of an upload is left"),
-    }
-}
-
-/// qemu-img's name of what Glance calls so (`QEMU_IMG_FORMAT_MAP`).
-fn qemu_name(disk_format: &str) -> &str {
-    match disk_format {
-        "iso" => "raw",
-        "vhd" => "vpc",
-        "ploop" => "parallels",
-        other => other,
     }
 }
 
