@@ -23,18 +23,20 @@ from labkit.state import REPO, Lab, LabError
 from . import results
 
 SECTIONS = ("start", "memory", "ops", "calls", "cpu", "floor")
-# Named or not at all: it needs Keystone and Glance, and much time.
-EXTRA = ("image",)
+# Named or not at all: one needs Keystone and Glance, both much time.
+EXTRA = ("image", "failover")
 PREPARED = "SCORIA_BENCH_PREPARED"
 SERVICES = ("scoria-volume", "cinder-volume")
 EPILOG = """\
-sections (all but image without an argument):
+sections (all but image and failover without an argument):
   start   from the start of the service to its first answered RPC, by volumes in the database
   memory  PSS of all processes, idle and after 500 operations
   ops     create and delete put straight on the queue: latency and throughput
   calls   get_capabilities and initialize_connection: calls per second and latency
   cpu     CPU of all processes per operation (over what ops and calls do)
   image   volumes of images, one and ten at once, and images of a volume: seconds, PSS
+  failover  of 10, 100 and 1000 volumes in both modes, there and back, and with the active site killed,
+            beside stock (journal mode) and the same librbd calls with nothing around them
   floor   the same librbd calls with nothing around them
 
 Each sample of scoria-volume has one of stock cinder-volume 29 beside it, taken right before or
@@ -53,6 +55,7 @@ def _parser():
     parser.add_argument("sections", nargs="*", metavar="SECTION",
                         help=" ".join(SECTIONS + EXTRA))
     parser.add_argument("--runs", type=int, metavar="N", help="rounds (5)")
+    parser.add_argument("--volumes", metavar="N,N", help="failover: other numbers of volumes")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
                         help="also write every sample there")
     parser.add_argument("--quick", action="store_true",
@@ -72,6 +75,11 @@ def _parse(argv):
         parser.error(f"unknown section '{unknown[0]}'; known: {' '.join(known)}")
     if args.runs is not None and args.runs < 1:
         parser.error("--runs must be at least 1")
+    if args.volumes:
+        try:
+            args.volumes = tuple(int(n) for n in args.volumes.split(","))
+        except ValueError:
+            parser.error(f"--volumes {args.volumes}: numbers with commas between them")
     args.sections = tuple(s for s in known if s in (args.sections or SECTIONS))
     if args.json and not args.json.absolute().parent.is_dir():
         parser.error(f"{args.json}: there is no such directory")
@@ -163,7 +171,18 @@ def _output(*command):
     return (done.stdout.strip().splitlines() or ["unknown"])[0]
 
 
-def _header(args, sizes, binary):
+def _sizes(args, sizes, drill):
+    yield f"sections {' '.join(args.sections)}"
+    if set(args.sections) - {"failover"}:
+        operations = ", ".join(f"{k}: {v}" for k, v in sizes.operations.items())
+        yield (f"{sizes.runs} round{'s' * (sizes.runs > 1)}; operations by number in flight {operations}; "
+               f"calls for {sizes.seconds:g} s; 1 GiB volumes, not mirrored")
+    if "failover" in args.sections:
+        yield (f"{drill.runs} round{'s' * (drill.runs > 1)} of failovers; empty volumes of 1 GiB; "
+               f"{drill.threads} threads of the floor, {drill.threads} volumes at once of scoria")
+
+
+def _header(args, sizes, drill, binary):
     import importlib.metadata
     with open("/proc/meminfo") as f:
         memory = int(f.readline().split()[1]) / 2**20
@@ -172,7 +191,6 @@ def _header(args, sizes, binary):
                      platform.machine())
     packages = {name: _output("dpkg-query", "-W", "-f", "${Version}", package) for name, package in (
         ("Ceph", "librbd1"), ("RabbitMQ", "rabbitmq-server"), ("MariaDB", "mariadb-server-core"))}
-    operations = ", ".join(f"{k}: {v}" for k, v in sizes.operations.items())
     load = os.getloadavg()[0]
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -182,9 +200,7 @@ def _header(args, sizes, binary):
                   f"{_output('git', 'describe', '--always', '--dirty', '--abbrev=10')}",
         "stock": f"cinder {importlib.metadata.version('cinder')}, Python {platform.python_version()}",
         "beside": ", ".join(f"{k} {v}" for k, v in packages.items()),
-        "sizes": f"{sizes.runs} round{'s' * (sizes.runs > 1)}; sections {' '.join(args.sections)}; "
-                 f"operations by number in flight {operations}; calls for {sizes.seconds:g} s; 1 GiB "
-                 "volumes, not mirrored",
+        "sizes": "; ".join(_sizes(args, sizes, drill)),
     }
 
 
@@ -204,11 +220,13 @@ def _measure(args, lab, every):
     sys.path.insert(0, str(REPO / "tests" / "common"))
     from . import rows as rows_module
     os.environ["OS_PROJECT_ID"] = rows_module.PROJECT        # of contexts and messages
-    from . import broker, floor, sections, sides
+    from . import broker, failover, floor, sections, sides
     from labkit import scoria
     sizes = sections.Sizes.quick() if args.quick else sections.Sizes()
     sizes.runs = args.runs or sizes.runs
-    header = _header(args, sizes, scoria.binary())
+    drill = failover.Sizes.quick() if args.quick else failover.Sizes()
+    drill.runs, drill.counts = args.runs or drill.runs, args.volumes or drill.counts
+    header = _header(args, sizes, drill, scoria.binary())
     found = results.Results()
     with contextlib.ExitStack() as stack:
         rows = stack.enter_context(contextlib.closing(
@@ -228,9 +246,19 @@ def _measure(args, lab, every):
             from . import images
             glance = stack.enter_context(contextlib.closing(images.Glance()))
         began = time.monotonic()
+
+        def tell(text):
+            say(f"{time.monotonic() - began:6.0f} s  {text}")
+
         try:
-            sections.Bench(sides.both(lab, every), rows, client, ceph, glance, sizes, args.sections, found,
-                           lambda text: say(f"{time.monotonic() - began:6.0f} s  {text}")).run()
+            services = sides.both(lab, every)
+            if set(args.sections) - {"failover"}:
+                sections.Bench(services, rows, client, ceph, glance, sizes, args.sections, found, tell).run()
+            if "failover" in args.sections:
+                confs = os.environ["SITE_A_CONF"], os.environ["SITE_B_CONF"]
+                with contextlib.closing(failover.Failovers(lab, every, services, rows, client, confs, drill,
+                                                           found, tell)) as failovers:
+                    failovers.run()
         except broker.BenchError as e:
             raise LabError(f"{e} (logs: {lab.path('log')})") from None
         finally:                   # also what an interrupted run has

@@ -23,6 +23,7 @@ class Metric:
     unit: str
     better: str = LOWER
     aim: float | None = None    # bound of scoria/stock; None: shown, not judged
+    over: str = STOCK           # or scoria/floor
     samples: dict = dataclasses.field(default_factory=dict)     # contestant: {round: value}
 
     def values(self, who):
@@ -44,7 +45,7 @@ class Metric:
 
     @property
     def met(self):
-        ratio = self.ratio()
+        ratio = self.ratio(self.over)
         if ratio is None or self.aim is None:
             return None
         return ratio <= self.aim if self.better == LOWER else ratio >= self.aim
@@ -56,7 +57,7 @@ class Metric:
                 "median": {w: self.median(w) for w in self.samples},
                 "ratio": self.ratio(), "ratio_min": min(ratios, default=None),
                 "ratio_max": max(ratios, default=None), "ratio_floor": self.ratio(FLOOR),
-                "aim": self.aim, "met": self.met}
+                "aim": self.aim, "aim_over": self.over, "met": self.met}
 
 
 class Results:
@@ -65,9 +66,9 @@ class Results:
     def __init__(self):
         self.sections = {}      # title: {key: Metric}
 
-    def metric(self, section, key, label, unit, better=LOWER, aim=None):
+    def metric(self, section, key, label, unit, better=LOWER, aim=None, over=STOCK):
         return self.sections.setdefault(section, {}).setdefault(
-            key, Metric(key, label, unit, better, aim))
+            key, Metric(key, label, unit, better, aim, over))
 
     def all(self):
         return [m for metrics in self.sections.values() for m in metrics.values()]
@@ -120,7 +121,7 @@ def aim_text(metric):
         return ""
     sign = "≤" if metric.better == LOWER else "≥"
     verdict = {None: "", True: " met", False: " MISSED"}[metric.met]
-    return f"{sign} {metric.aim:.2g}{verdict}"
+    return f"{sign} {metric.aim:.3g}{' of the floor' if metric.over == FLOOR else ''}{verdict}"
 
 
 HEAD = ("", "unit", "scoria", "stock", "scoria/stock", "floor", "scoria/floor", "aim")
@@ -150,6 +151,6 @@ def summary(results):
     """How many aims are met, and a line for each that is not."""
     judged = [(t, m) for t, metrics in results.sections.items() for m in metrics.values()
               if m.met is not None]
-    missed = [f"{t}, {m.label} ({ratio_text(m.ratio())})" for t, m in judged if not m.met]
+    missed = [f"{t}, {m.label} ({ratio_text(m.ratio(m.over))})" for t, m in judged if not m.met]
     return (f"aims met: {len(judged) - len(missed)} of {len(judged)}"
             + "".join(f"\n  missed: {m}" for m in missed))

@@ -85,6 +85,15 @@ class Rows:
                      "IN %s", [at, at, ids[i:i + BATCH]])
         self.many(WORKER, [(at, at, i, "deleting") for i in ids])
 
+    def replicate(self, host, type_name, ids, driver_data):
+        """These volumes are replicated ones of this host, well and at home."""
+        type_id = self.sql("SELECT id FROM volume_types WHERE name=%s AND deleted=0", [type_name])[0]["id"]
+        for i in range(0, len(ids), BATCH):
+            self.sql("UPDATE volumes SET host=%s, volume_type_id=%s, status='available', "
+                     "replication_status='enabled', replication_extended_status=NULL, "
+                     "replication_driver_data=%s WHERE id IN %s",
+                     [host, type_id, driver_data, ids[i:i + BATCH]])
+
     def _quota(self, type_name, count, at):
         for name in (n + s for n in ("volumes", "gigabytes") for s in ("", f"_{type_name}")):
             if not self.sql("UPDATE quota_usages SET in_use=in_use+%s WHERE project_id=%s AND "
