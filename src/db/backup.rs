@@ -11,7 +11,7 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::schema::{backup_metadata, backups, services};
-use super::{Conn, fitting, now, volume};
+use super::{Conn, fitting, now, stray, volume};
 use crate::error::{Code, Error, Result};
 use crate::model::transition::{self, BackupEvent};
 use crate::model::{Backup, Volume};
@@ -210,6 +210,7 @@ pub async fn create_copy(
 /// `Database`.
 pub async fn forget_copy(conn: &mut Conn, backup_id: &str, copy_id: &str) -> Result<()> {
     volume::destroy(conn, copy_id).await?;
+    stray::forget(conn, std::slice::from_ref(&copy_id.to_owned())).await?;
     set_copy(conn, backup_id, None).await
 }
 

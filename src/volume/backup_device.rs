@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::create;
-use super::image::Attempt;
+use super::image::{Attempt, Place};
 use super::source::Source;
 use super::{crash, transition_if_still};
 use crate::backend::Backend;
@@ -130,11 +130,13 @@ async fn copy(
     volume: &Volume,
     source: Source,
 ) -> Result<Volume> {
+    // A volume that was moved by itself is copied where it is.
+    let place = create::place_beside(backend, operation, volume).await?;
     let copy = match begun(operation).await? {
         Some(id) => {
             backend.db.read("copy for a backup", async |conn| db::volume::get(conn, &id).await).await?
         }
-        None => begin(backend, context, operation, request, volume).await?,
+        None => begin(backend, context, operation, request, volume, &place).await?,
     };
     // Whoever deletes it waits until there is something to delete.
     let _own = backend.locks.lock(&format!("{}-delete_volume", copy.id)).await;
@@ -145,19 +147,21 @@ async fn copy(
         Some(name) => Some(backend.locks.lock(&name).await),
         None => None,
     };
-    backend.require_up()?;
     let volume_type = backend
         .db
         .read("type of a copy", async |conn| db::volume_type::get(conn, &copy.volume_type_id).await)
         .await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
-    let place = create::place(backend, operation).await?;
     let changes =
         create::make(backend, context, &copy, &unmirrored(volume_type), &source, &place, attempt).await?;
     crash::point("get_backup_device:copied");
     let copy = operation
         .write("copy for a backup is made", async |conn| {
-            let changes = create::overtaken(conn, backend, &copy, &place, &changes).await?;
+            // One that was begun on another site is known to be there.
+            let changes = match db::stray::site_of(conn, &copy.id).await? {
+                Some(_) => changes.clone(),
+                None => create::overtaken(conn, backend, &copy, &place, &changes).await?,
+            };
             db::volume::transition(conn, &copy.id, VolumeEvent::CopiedForBackup, &changes).await?;
             db::volume::get(conn, &copy.id).await
         })
@@ -178,6 +182,7 @@ async fn begin(
     operation: &Operation,
     request: &BackupDevice,
     volume: &Volume,
+    place: &Place,
 ) -> Result<Volume> {
     let id = Uuid::new_v4().to_string();
     let owner = (context.user_id.as_deref(), context.project_id.as_deref());
@@ -185,6 +190,10 @@ async fn begin(
         .write("copy for a backup", async |conn| {
             let copy = db::backup::create_copy(conn, &request.backup_id, &volume.id, &id, owner).await?;
             operation.item_step_in(conn, &id, COPY, &()).await?;
+            if place.site.name() != backend.active_name() {
+                // Before there is an image: whoever deletes the copy looks for it there.
+                db::stray::record(conn, std::slice::from_ref(&id), place.site.name()).await?;
+            }
             Ok(copy)
         })
         .await?;
@@ -334,7 +343,12 @@ async fn leftover(backend: &Backend, operation: &Operation, request: &BackupDevi
     let (Some(copy), volume) = read.await? else { return Ok(Leftover::Nothing) };
     // A copy of a snapshot has no helper snapshot.
     let source = volume.filter(|_| request.snapshot_id.is_none()).map(|v| backend.image_name(&v));
-    let removed = match create::place(backend, operation).await {
+    let place = match create::place_begun(backend, operation).await {
+        Ok(None) => backend.place(&copy).await,
+        Ok(Some(place)) => Ok(place),
+        Err(e) => Err(e),
+    };
+    let removed = match place {
         Ok(place) => {
             place.undo_create(&backend.image_name(&copy), source.as_deref()).await.map_err(Error::from)
         }

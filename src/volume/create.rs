@@ -144,18 +144,37 @@ enum Unmade {
 /// Where the image is made: on the active site; after a crash, where the first attempt began, because its
 /// image, or the copy of it on the active site, would look like our own work there.
 pub(super) async fn place(backend: &Backend, operation: &Operation) -> Result<Place> {
-    let pool = backend.config.pool.clone();
-    if !backend.is_replicated() {
-        return Ok(Place { site: backend.active_site()?, pool });
-    }
     if operation.is_adopted()
-        && let Some(site) = operation.reached::<String>(BEGUN).await?
+        && let Some(place) = place_begun(backend, operation).await?
     {
-        return Ok(Place { site: backend.site(&site)?, pool });
+        return Ok(place);
     }
     let site = backend.active_site()?;
-    operation.step(BEGUN, &site.name()).await?;
-    Ok(Place { site, pool })
+    if backend.is_replicated() {
+        operation.step(BEGUN, &site.name()).await?;
+    }
+    Ok(Place { site, pool: backend.config.pool.clone() })
+}
+
+/// The same for what is made beside a volume that exists: where that is served.
+pub(super) async fn place_beside(backend: &Backend, operation: &Operation, source: &Volume) -> Result<Place> {
+    if let Some(place) = place_begun(backend, operation).await? {
+        return Ok(place);
+    }
+    let place = backend.place_up(source).await?;
+    if backend.is_replicated() {
+        operation.step(BEGUN, &place.site.name()).await?;
+    }
+    Ok(place)
+}
+
+/// Where this operation has begun to make its image.
+pub(super) async fn place_begun(backend: &Backend, operation: &Operation) -> Result<Option<Place>> {
+    if !backend.is_replicated() {
+        return Ok(None);
+    }
+    let Some(site) = operation.reached::<String>(BEGUN).await? else { return Ok(None) };
+    Ok(Some(Place { site: backend.site(&site)?, pool: backend.config.pool.clone() }))
 }
 
 /// The volume's host with this member of the Cinder cluster in it.

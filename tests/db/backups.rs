@@ -182,6 +182,43 @@ async fn a_backup_without_a_device_fails_and_frees_its_source() {
 }
 
 #[tokio::test]
+async fn a_volume_that_was_moved_by_itself_is_copied_where_it_is() {
+    let stage = Stage::replicated().await;
+    let extra = ", previous_status='in-use', replication_status='failed-over'";
+    let volume = seed::volume(&stage.test, 1, "backing-up", extra).await;
+    stage.test.sql(&format!("INSERT INTO scoria_strays VALUES ('{volume}', 'b', '2026-01-01')")).await;
+    crate::create_site::image(&stage, "a", &volume).await;
+    crate::create_site::image(&stage, "b", &volume).await;
+    let there = |id: &str| stage.sim.image("b", "volumes", &format!("volume-{id}"));
+
+    let failing = backup(&stage, 1, &volume, None, "creating").await;
+    stage.sim.inject(Fault::on("ImageClone").site("b").fails(When::After, RbdErrorKind::Other));
+    let operation = asked(&stage, &failing).await;
+    provide(&stage, &operation, request(POSIX, &failing, &volume, None)).await.unwrap();
+    assert_eq!(stage.status("backups", &failing).await, "error");
+    assert_eq!(stage.sim.images("b", "volumes").len(), 1, "removed where it was made");
+    let strays = "SELECT volume_id, site FROM scoria_strays ORDER BY recorded_at";
+    assert_eq!(stage.test.rows(strays).await.len(), 1);
+
+    stage
+        .test
+        .sql(&format!("UPDATE volumes SET status='backing-up', previous_status='in-use' WHERE id='{volume}'"))
+        .await;
+    let backup = backup(&stage, 2, &volume, None, "creating").await;
+    let operation = asked(&stage, &backup).await;
+    provide(&stage, &operation, request(POSIX, &backup, &volume, None)).await.unwrap();
+    let copy = stage.heard.handed_out().pop().expect("a device").device;
+    assert_eq!(stage.status("volumes", &copy.id).await, "backing-up");
+    assert!(there(&copy.id).is_some() && images(&stage) == 1, "not of what this site has of it");
+    assert_eq!(
+        stage.backend.place(&copy).await.unwrap().site.name(),
+        "b",
+        "there it is attached and deleted"
+    );
+    assert_eq!(stage.test.rows(strays).await[1], [copy.id.as_str(), "b"]);
+}
+
+#[tokio::test]
 async fn a_copy_that_cannot_be_removed_again_is_left_to_be_deleted() {
     let stage = Stage::new().await;
     let volume = seed::volume(&stage.test, 1, "backing-up", ", previous_status='in-use'").await;
