@@ -1,10 +1,12 @@
-//! Nova, told of volumes that changed under its servers (`POST /os-server-external-events`).
+//! Nova, told of volumes that changed under its servers (`POST /os-server-external-events`), and asked to let a
+//! server have another volume instead of one that it has (`PUT /servers/ID/os-volume_attachments/ID`).
 //!
 //! Nova answers for each event. As upstream, an event that nova did not accept (its server is gone or not
 //! running) is logged and is no failure of ours: nova has heard of it. A failure is when it has not.
 
 use std::sync::Arc;
 
+use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -18,6 +20,8 @@ use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 
 const SERVICE_TYPE: &str = "compute";
+/// The microversion in which an exchange of volumes is asked for, as upstream.
+const EXCHANGE: &str = "2.1";
 
 /// What has happened to a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,15 @@ impl VolumeEvent {
             VolumeEvent::Reimaged => "2.93",
         }
     }
+}
+
+/// Why a server may not have begun to exchange its volume for another one.
+#[derive(Debug)]
+pub enum Exchange {
+    /// Nova has said no, or was not asked.
+    Refused(Error),
+    /// It may have begun.
+    Unknown(Error),
 }
 
 /// The client.
@@ -78,7 +91,9 @@ impl Nova {
             .iter()
             .map(|server| json!({"name": event.name(), "server_uuid": server, "tag": volume_id}))
             .collect();
-        let told = self.post(context, event.microversion(), &json!({ "events": events })).await;
+        let path = "/os-server-external-events";
+        let told =
+            self.send(context, Method::POST, path, event.microversion(), &json!({ "events": events })).await;
         let failed = |detail: String| {
             Error::new(Code::Compute, format!("Nova could not be told that volume {volume_id} has changed"))
                 .detail(detail)
@@ -93,9 +108,44 @@ impl Nova {
         judge(&answer).map_err(failed)
     }
 
-    async fn post(
+    /// Has a server copy what `volume_id` holds into `new_id` while it goes on, and have that from then on. When this
+    /// comes back the copying has begun; nova reports its end to Cinder's API (`os-migrate_volume_completion`).
+    ///
+    /// # Errors
+    /// Whether it may have begun all the same, with `Compute` or `NoEndpoint`.
+    pub async fn exchange_volume(
         &self,
         context: &RequestContext,
+        server: &str,
+        volume_id: &str,
+        new_id: &str,
+    ) -> Result<(), Exchange> {
+        let path = format!("/servers/{server}/os-volume_attachments/{volume_id}");
+        let body = json!({"volumeAttachment": {"volumeId": new_id}});
+        let failed =
+            |text: &str, failure: &Failure| Error::new(Code::Compute, text).detail(failure.to_string());
+        match self.send(context, Method::PUT, &path, EXCHANGE, &body).await {
+            Ok(_) => Ok(()),
+            Err(failure @ Failure::NoEndpoint(_)) => {
+                let text = "No compute service is configured";
+                Err(Exchange::Refused(Error::new(Code::NoEndpoint, text).detail(failure.to_string())))
+            }
+            // Of a server that is broken, or a proxy without one, nobody knows how far it came.
+            Err(failure @ (Failure::Unreachable(_) | Failure::Refused { status: 500.., .. })) => {
+                Err(Exchange::Unknown(failed("Nova did not say whether it copies the volume", &failure)))
+            }
+            Err(failure) => {
+                Err(Exchange::Refused(failed("Nova does not copy the volume of its server", &failure)))
+            }
+        }
+    }
+
+    /// A refused token of ours is renewed once.
+    async fn send(
+        &self,
+        context: &RequestContext,
+        method: Method,
+        path: &str,
         microversion: &'static str,
         body: &Value,
     ) -> Result<Answer, Failure> {
@@ -105,7 +155,7 @@ impl Nova {
             let (speaker, endpoint) = self.speaker(context).await?;
             let tokens = speaker.tokens().await?;
             let request = client
-                .post(format!("{}/os-server-external-events", endpoint.trim_end_matches('/')))
+                .request(method.clone(), format!("{}{path}", endpoint.trim_end_matches('/')))
                 .headers(headers(context, microversion))
                 .headers(tokens.headers.clone())
                 .body(body.to_string());
@@ -318,6 +368,36 @@ mod tests {
             let keystone = keystone(&nova).await;
             let config = config(Some(account(&keystone.url(""))), None);
             assert_eq!(tell(&config, &context(None, None)).await, Err(Code::Compute));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_is_asked_to_exchange_its_volume_and_a_lost_answer_is_no_refusal() {
+        for (reply, expected) in [
+            (Reply::text(202, ""), "begun"),
+            (
+                Reply::json(409, &json!({"conflictingRequest": {"message": "not now"}})),
+                "refused: HTTP 409 not now",
+            ),
+            (Reply::text(404, ""), "refused: HTTP 404 Not Found"),
+            (Reply::text(504, "proxy"), "unknown: HTTP 504 proxy"),
+            (Reply::text(202, "abcdef").cut_after(2), "unknown"),
+        ] {
+            let nova = Server::start(move |_| reply.clone()).await;
+            let keystone = keystone(&nova).await;
+            let client = OpenStack::new(&config(Some(account(&keystone.url(""))), None)).nova;
+            let said = match client.exchange_volume(&context(Some("users"), None), "s1", "v1", "v2").await {
+                Ok(()) => "begun".to_owned(),
+                Err(Exchange::Refused(e)) => format!("refused: {}", e.operator()),
+                Err(Exchange::Unknown(e)) => format!("unknown: {}", e.operator()),
+            };
+            let (how, why) = expected.split_once(": ").unwrap_or((expected, ""));
+            assert!(said.starts_with(how) && said.contains(why), "{said}, not {expected}");
+            let seen = &nova.seen()[0];
+            assert_eq!(nova.asked(), ["PUT /v2.1/servers/s1/os-volume_attachments/v1"]);
+            assert_eq!(seen.json(), json!({"volumeAttachment": {"volumeId": "v2"}}));
+            assert_eq!(seen.header("openstack-api-version"), Some("compute 2.1"));
+            assert_eq!(seen.header("x-auth-token"), Some("token-1"), "nobody else may");
         }
     }
 

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::image::{Attempt, Place};
 use super::migrate::{COPIED, COPYING, Copy, Job, TARGET};
 use super::pool_move::Location;
-use super::{crash, migrated};
+use super::{crash, migrated, nova_copy};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::model::{Attachment, Volume, backend_of};
@@ -30,20 +30,15 @@ const HEAD: u64 = 4 << 20;
 
 /// Moves a volume that has no row at its destination yet.
 pub(super) async fn begin(job: &Job<'_>, volume: &Volume, attachments: &[Attachment]) -> Result<()> {
-    if !attachments.is_empty() {
-        return Err(Error::new(
-            Code::NotSupported,
-            format!(
-                "Volume {} is attached: moving it needs Nova, which is not asked by this service yet",
-                volume.id
-            ),
-        ));
-    }
     require_same_encryption(job, volume).await?;
     // Looked at before anybody is asked to make something.
-    let source = job.backend.place(volume).await?;
-    destination(job, &source).await?;
-    source.refuse_watched(&job.backend.image_name(volume)).await?;
+    if attachments.is_empty() {
+        let source = job.backend.place(volume).await?;
+        destination(job, &source).await?;
+        source.refuse_watched(&job.backend.image_name(volume)).await?;
+    } else {
+        nova_copy::servers(volume, attachments)?;
+    }
     let service = job.service().await?;
     let copy = Copy { new_id: Uuid::new_v4().to_string(), ..Copy::default() };
     job.operation
@@ -82,10 +77,17 @@ async fn require_same_encryption(job: &Job<'_>, volume: &Volume) -> Result<()> {
 
 /// Goes on after `step`.
 pub(super) async fn go_on(job: &Job<'_>, volume: &Volume, step: &str, mut copy: Copy) -> Result<()> {
+    if step == TARGET {
+        await_target(job, &copy.new_id).await?;
+        let id = &volume.id;
+        let attachments = async |conn: &mut db::Conn| db::attachment::list_for_volume(conn, id).await;
+        if !job.backend.db.read("attachments of a volume", attachments).await?.is_empty() {
+            return nova_copy::begin(job, copy).await;
+        }
+    }
     let source = job.backend.place(volume).await?;
     let dest = destination(job, &source).await?;
     if step == TARGET {
-        await_target(job, &copy.new_id).await?;
         job.operation.step(COPYING, &copy).await?;
     }
     if step != COPIED {

@@ -6,9 +6,9 @@
 //! was begun at the destination is deleted (reference volume_rpc.md 2.2; `cinder/volume/manager.py`,
 //! `migrate_volume`).
 //!
-//! Two ways lead there. What is in the same Ceph cluster is moved by Ceph (`pool_move.rs`); for
-//! anything else the destination's service makes a volume, into which the content is copied
-//! (`host_copy.rs`).
+//! Three ways lead there. What is in the same Ceph cluster is moved by Ceph (`pool_move.rs`); for
+//! anything else the destination's service makes a volume, into which the content is copied: by us
+//! (`host_copy.rs`), or by the server that has the volume (`nova_copy.rs`).
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::pool_move::{self, Way};
 use super::retype::Retype;
-use super::{crash, host_copy, migrated, project_of};
+use super::{crash, host_copy, migrated, nova_copy, project_of};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -38,6 +38,8 @@ pub(super) const TARGET: &str = "target";
 pub(super) const COPYING: &str = "copying";
 /// All has.
 pub(super) const COPIED: &str = "copied";
+/// Nova is being asked to copy.
+pub(super) const ASKED: &str = "asked";
 /// Volume and destination have changed places; the original is still to be deleted.
 pub(super) const SWAPPED: &str = "swapped";
 /// It has failed; what was made at the destination is still to be deleted.
@@ -116,7 +118,7 @@ pub(super) struct Copy {
 
 /// True when the operation has come to a step of a migration.
 pub(super) async fn has_begun(operation: &Operation) -> Result<bool> {
-    let steps = [TO_POOL, MOVED, TARGET, COPYING, COPIED, SWAPPED, ABANDONED];
+    let steps = [TO_POOL, MOVED, TARGET, COPYING, COPIED, ASKED, SWAPPED, ABANDONED];
     Ok(operation.last_step().await?.is_some_and(|step| steps.contains(&step.name.as_str())))
 }
 
@@ -219,7 +221,10 @@ pub(super) async fn give_up(
     let job = Job { backend, context, operation, volume_id, destination, retyping };
     match operation.last_step().await? {
         // The volume is there: only the rest is left to do, and does not depend on where.
-        Some(step) if [MOVED, SWAPPED, ABANDONED].contains(&step.name.as_str()) => job.resume(step).await,
+        // Nova may be at it.
+        Some(step) if [MOVED, ASKED, SWAPPED, ABANDONED].contains(&step.name.as_str()) => {
+            job.resume(step).await
+        }
         _ => job.fail(failure).await,
     }
 }
@@ -288,6 +293,7 @@ impl Job<'_> {
             MOVED => return pool_move::leave(self, step.parse()?).await,
             SWAPPED => return migrated::leave(self, &step.parse()?).await,
             ABANDONED => return self.abandon(step.parse()?).await,
+            ASKED => return nova_copy::go_on(self, step.parse()?).await,
             _ => {}
         }
         let id = self.volume_id;
@@ -361,6 +367,13 @@ impl Job<'_> {
             "volume migrated"
         );
         backend.want_report();
+        self.tell_of_retype().await;
+        Ok(())
+    }
+
+    /// Says that the volume has been retyped, if it was that.
+    pub(super) async fn tell_of_retype(&self) {
+        let backend = self.backend;
         if self.retyping.is_some() {
             let id = self.volume_id;
             match backend.db.read("retyped volume", async |conn| db::volume::find(conn, id).await).await {
@@ -369,7 +382,6 @@ impl Job<'_> {
                 Err(error) => warn!(volume.id = id, %error, "could not read what a notification tells"),
             }
         }
-        Ok(())
     }
 
     /// The volume stays where it is: its row gets its status back, reserved quota is returned, and what was made
@@ -378,7 +390,7 @@ impl Job<'_> {
         let (id, operation) = (self.volume_id, self.operation);
         error!(volume.id = id, to = self.destination.host, error = %failure, "volume could not be migrated");
         let made = match operation.last_step().await? {
-            Some(step) if [TARGET, COPYING, COPIED].contains(&step.name.as_str()) => {
+            Some(step) if [TARGET, COPYING, COPIED, ASKED].contains(&step.name.as_str()) => {
                 step.parse::<Copy>()?.new_id
             }
             _ => String::new(),

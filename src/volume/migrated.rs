@@ -13,13 +13,14 @@
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::crash;
 use super::image::{Attempt, Place};
 use super::migrate::{self, ABANDONED, Copy, Job, SWAPPED};
 use super::pool_move::Location;
+use super::{crash, project_of};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
+use crate::db::quota::{self, Release};
 use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
@@ -129,10 +130,18 @@ pub async fn complete(
         operation
             .write("migration completed", async |conn| {
                 let (volume, target) = db::moving::lock_pair(conn, id, new_id).await?;
+                let given_up = target.status == "deleting";
                 if request.failed {
+                    if !given_up {
+                        uncount(backend, context, conn, &volume, &target).await?;
+                    }
                     migrate::end_in_error(conn, &volume).await?;
                     migrate::forsake(conn, new_id).await?;
                     return operation.step_in(conn, ABANDONED, &left).await;
+                }
+                if given_up {
+                    let text = format!("The migration of volume {id} was given up before it was completed.");
+                    return Err(Error::new(Code::InvalidVolume, text));
                 }
                 let status = db::moving::status_before(conn, &volume).await?;
                 db::moving::swap(conn, &volume, &target, Some(target.name_id()), &status).await?;
@@ -145,6 +154,24 @@ pub async fn complete(
     info!(volume.id = id, failed = request.failed, "migration completed");
     backend.want_report();
     Ok(id.clone())
+}
+
+/// A retype whose volume nova was to copy has counted already (`nova_copy.rs`, and so stock's); it counts back.
+async fn uncount(
+    backend: &Backend,
+    context: &RequestContext,
+    conn: &mut db::Conn,
+    volume: &Volume,
+    target: &Volume,
+) -> Result<()> {
+    if volume.volume_type_id == target.volume_type_id || !volume.use_quota {
+        return Ok(());
+    }
+    let (project, rules) = (project_of(volume, context), &backend.globals.quota);
+    let gone = Release::volume(volume.size, Some(&target.volume_type_id));
+    quota::give_back(conn, &project, &gone, rules).await?;
+    let again = Release::used_volume(volume.size, &volume.volume_type_id);
+    quota::give_back(conn, &project, &again, rules).await
 }
 
 /// What `update_migrated_volume` found, to be restored when its caller has stopped waiting.

@@ -14,21 +14,22 @@ use crate::stage::Stage;
 
 /// What nova does with events.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Nova {
+pub enum Nova {
     Takes,
     Fails,
+    Refuses,
     Hangs,
 }
 
-/// Keystone and nova in one: remembers the events.
-struct Control {
+/// Keystone and nova in one: remembers the events, and which volumes servers were to have.
+pub struct Control {
     url: String,
     nova: Arc<Mutex<Nova>>,
     heard: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Control {
-    async fn start(nova: Nova) -> Control {
+    pub async fn start(nova: Nova) -> Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let control = Control { url: url.clone(), nova: Arc::new(Mutex::new(nova)), heard: Arc::default() };
@@ -43,7 +44,7 @@ impl Control {
     }
 
     /// Options of a backend that tells it.
-    fn options(&self) -> String {
+    pub fn options(&self) -> String {
         let url = &self.url;
         format!(
             "[nova]\nauth_type=password\nauth_url={url}\nusername=cinder\npassword=p\nproject_name=service\n\
@@ -51,11 +52,11 @@ impl Control {
         )
     }
 
-    fn set(&self, nova: Nova) {
+    pub fn set(&self, nova: Nova) {
         *self.nova.lock().unwrap() = nova;
     }
 
-    fn heard(&self) -> Vec<Value> {
+    pub fn heard(&self) -> Vec<Value> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -83,12 +84,18 @@ async fn serve(stream: TcpStream, url: &str, nova: &Mutex<Nova>, heard: &Mutex<V
         let endpoints = json!([{"interface": "public", "region": "R", "url": format!("{url}/v2.1")}]);
         (201, json!({"token": {"catalog": [{"type": "compute", "endpoints": endpoints}]}}))
     } else {
-        heard.lock().unwrap().push(body["events"].clone());
-        for event in body["events"].as_array_mut()? {
-            event["code"] = json!(200);
+        match body["events"].as_array_mut() {
+            Some(events) => {
+                heard.lock().unwrap().push(json!(events));
+                for event in events {
+                    event["code"] = json!(200);
+                }
+            }
+            None => heard.lock().unwrap().push(json!([path, body["volumeAttachment"]["volumeId"]])),
         }
         match now {
             Nova::Takes => (200, body),
+            Nova::Refuses => (409, json!({"conflictingRequest": {"message": "not in this state"}})),
             Nova::Fails => (500, json!({"computeFault": {"message": "no"}})),
             Nova::Hangs => {
                 tokio::time::sleep(Duration::from_secs(60)).await;

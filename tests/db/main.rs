@@ -27,6 +27,7 @@ mod lease;
 mod locks;
 mod manage;
 mod migrates;
+mod nova_copies;
 mod proxy;
 mod quota;
 mod replies;

@@ -19,10 +19,10 @@ use crate::seed::{self, BACKEND};
 use crate::stage::Stage;
 
 const GIB: u64 = 1 << 30;
-const THERE: &str = "node2@other#other";
+pub const THERE: &str = "node2@other#other";
 
 /// The service of the destination.
-async fn other_service(stage: &Stage) -> String {
+pub async fn other_service(stage: &Stage) -> String {
     let uuid = seed::id(9, 2);
     stage
         .test
@@ -36,7 +36,7 @@ async fn other_service(stage: &Stage) -> String {
 }
 
 /// That backend, in `pool` of the simulator's `site`.
-async fn at(stage: &Stage, site: &str, pool: &str) -> Destination {
+pub async fn at(stage: &Stage, site: &str, pool: &str) -> Destination {
     let fsid = stage.sim.site(site).call(Fsid {}).await.unwrap();
     let Value::Object(capabilities) = json!({
         "storage_protocol": "ceph",
@@ -81,7 +81,7 @@ async fn run(stage: &Stage, request: Migrate) -> Operation {
     operation
 }
 
-async fn row(stage: &Stage, volume: &str) -> Vec<String> {
+pub async fn row(stage: &Stage, volume: &str) -> Vec<String> {
     let columns = "status, migration_status, host, availability_zone, _name_id";
     stage.test.row(&format!("SELECT {columns} FROM volumes WHERE id='{volume}' AND deleted=0")).await
 }
@@ -93,7 +93,7 @@ async fn target(stage: &Stage, volume: &str) -> Option<String> {
 }
 
 /// What the destination's service does when it is asked: the image, then the row.
-async fn serve(stage: &Stage, site: &str, pool: &str, volume: &str) -> String {
+pub async fn serve(stage: &Stage, site: &str, pool: &str, volume: &str) -> String {
     let id = loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         match target(stage, volume).await {
@@ -166,7 +166,7 @@ async fn a_pool_copy_is_finished_after_a_crash_wherever_it_was() {
     }
 }
 
-async fn adopt(stage: &Stage) -> Operation {
+pub async fn adopt(stage: &Stage) -> Operation {
     stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0)
 }
 
@@ -316,7 +316,7 @@ async fn a_destination_that_fails_costs_nothing_but_the_attempt() {
 }
 
 #[tokio::test]
-async fn an_attached_volume_is_not_copied_under_its_user() {
+async fn a_volume_that_a_host_has_is_not_copied_under_it() {
     let stage = Stage::new().await;
     other_service(&stage).await;
     let extra = ", migration_status='starting', previous_status='in-use'";
@@ -393,7 +393,7 @@ async fn call(stage: &Stage, method: &str, volume: &str) -> Operation {
     accept(&stage.backend.journal, new).await
 }
 
-async fn complete(stage: &Stage, volume: &str, new: &str, failed: bool) -> Result<String, Code> {
+pub async fn complete(stage: &Stage, volume: &str, new: &str, failed: bool) -> Result<String, Code> {
     let operation = call(stage, "migrate_volume_completion", volume).await;
     let request = Completion { volume_id: volume.into(), new_volume_id: new.into(), failed };
     let done = migrated::complete(&stage.backend, &stage.context, &operation, request).await;
