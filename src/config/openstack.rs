@@ -141,6 +141,8 @@ pub struct ImageConfig {
     pub conversion_disabled: bool,
     /// `image_compress_on_upload`.
     pub compress_on_upload: bool,
+    /// `allow_compression_on_image_upload`: images may be gzipped.
+    pub compression_allowed: bool,
     /// `image_introspection_cpu_limit` (60 s).
     pub introspection_cpu: Duration,
     /// `image_introspection_address_space_limit` (1 GiB).
@@ -253,6 +255,7 @@ pub(super) fn image(reader: &Reader<'_>) -> ImageConfig {
         conversion_dir: PathBuf::from(reader.text(scope, "image_conversion_dir")),
         conversion_disabled: reader.boolean(scope, "image_conversion_disable"),
         compress_on_upload: reader.boolean(scope, "image_compress_on_upload"),
+        compression_allowed: reader.boolean(scope, "allow_compression_on_image_upload"),
         introspection_cpu: reader.seconds_from(scope, "image_introspection_cpu_limit", 1),
         introspection_memory_gib: reader
             .bounded(scope, "image_introspection_address_space_limit", 1, 1024)

@@ -278,6 +278,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(De, "allowed_direct_url_schemes", List, Some(""), "Image locations that may be used instead of a download: file, cinder."),
     opt(De, "verify_glance_signatures", Choice(&["disabled", "enabled"]), Some("enabled"), "Whether the signature of a signed image is verified."),
     opt(De, "image_compress_on_upload", Bool, Some("true"), "Whether volumes that are uploaded as qcow2 are compressed."),
+    opt(De, "allow_compression_on_image_upload", Bool, Some("false"), "Whether images may be gzipped (container_format compressed)."),
     opt(De, "image_conversion_dir", Text, Some("$state_path/conversion"), "Directory for images that are being converted."),
     opt(De, "image_conversion_disable", Bool, Some("false"), "Whether images in other formats than the volume's are refused."),
     opt(De, "image_introspection_cpu_limit", INT, Some("60"), "Seconds of CPU for a look into an image.").deprecated(&[("DEFAULT", "image_conversion_cpu_limit")]),

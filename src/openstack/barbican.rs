@@ -19,6 +19,9 @@ use crate::context::RequestContext;
 const SERVICE_TYPE: &str = "key-manager";
 /// Of the API, when `barbican_api_version` is not set (barbicanclient's own default).
 const VERSION: &str = "v1";
+/// How a payload is asked for.
+const BYTES: &str = "application/octet-stream";
+const TEXT: &str = "text/plain";
 /// How long Barbican may be silent. castellan waits for ever.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -52,7 +55,11 @@ impl Barbican {
         }
         let version = self.config.version.as_deref().unwrap_or(VERSION);
         let url = format!("{}/{version}/secrets/{id}/payload", base(&self.endpoint(context).await?));
-        let payload = self.get(context, &url).await?.body;
+        let payload = match self.get(context, &url, BYTES).await {
+            // A certificate may have been stored as text; a key has not.
+            Err(Failure::Refused { status: 406, .. }) => self.get(context, &url, TEXT).await?.body,
+            answer => answer?.body,
+        };
         if payload.is_empty() {
             return Err(Failure::Malformed("the secret has no payload".to_owned()));
         }
@@ -60,13 +67,18 @@ impl Barbican {
     }
 
     /// A refused token of ours is renewed once.
-    async fn get(&self, context: &RequestContext, url: &str) -> Result<Answer, Failure> {
+    async fn get(
+        &self,
+        context: &RequestContext,
+        url: &str,
+        accept: &'static str,
+    ) -> Result<Answer, Failure> {
         let client = self.connections.client(&self.config.tls).await?;
         let speaker = self.auth.user(context, None)?;
         let mut again = true;
         loop {
             let tokens = speaker.tokens().await?;
-            let request = client.get(url).headers(headers(context)).headers(tokens.headers.clone());
+            let request = client.get(url).headers(headers(context, accept)).headers(tokens.headers.clone());
             let answer = http::ask(request, LIMIT).await;
             let refused = answer.as_ref().is_err_and(|failure| failure.status() == Some(401));
             if !(refused && again && tokens.refused().await) {
@@ -102,9 +114,9 @@ fn base(url: &str) -> &str {
     url.strip_suffix("/v1").unwrap_or(url)
 }
 
-fn headers(context: &RequestContext) -> HeaderMap {
+fn headers(context: &RequestContext, accept: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert("accept", HeaderValue::from_static("application/octet-stream"));
+    headers.insert("accept", HeaderValue::from_static(accept));
     if let Ok(id) = HeaderValue::from_str(context.global_id()) {
         headers.insert("x-openstack-request-id", id);
     }

@@ -60,6 +60,29 @@ impl Keys {
         Ok(hex(key.expose_secret()))
     }
 
+    /// A certificate that somebody has stored there, in PEM or DER.
+    ///
+    /// # Errors
+    /// `KeyManager`.
+    pub async fn certificate(&self, context: &RequestContext, id: &str) -> Result<Vec<u8>> {
+        let found = match &self.backend {
+            KeyBackend::Barbican => self.barbican.payload(context, id).await,
+            // It knows one key.
+            KeyBackend::Fixed => {
+                let text = "[key_manager] has one fixed_key, and no certificates";
+                Err(Failure::Refused { status: 404, text: text.to_owned() })
+            }
+            KeyBackend::Other(name) => {
+                Err(Failure::Unusable(format!("[key_manager] backend = {name} is not supported")))
+            }
+        };
+        let found = found.map_err(|failure| {
+            let text = format!("Unable to retrieve certificate with ID: {id}");
+            Error::new(Code::KeyManager, text).detail(failure.to_string())
+        })?;
+        Ok(found.expose_secret().to_vec())
+    }
+
     async fn key(&self, context: &RequestContext, id: &str) -> Result<SecretSlice<u8>, Failure> {
         let fixed = self.fixed_key.as_ref().filter(|_| id == FIXED_ID);
         match (&self.backend, fixed) {
@@ -211,6 +234,25 @@ mod tests {
         // It does not stand in for him.
         let nobody = keys(&config, None).passphrase(&context(None, None), ID).await.unwrap_err();
         assert!(nobody.operator().contains("[service_user]"), "{nobody}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_is_read_as_bytes_or_as_text() {
+        let server = Server::start(|seen: &Seen| match (seen.path.as_str(), seen.header("accept")) {
+            ("/v1/secrets/c-1/payload", Some("application/octet-stream")) => Reply::bytes(200, b"der"),
+            ("/v1/secrets/c-2/payload", Some("text/plain")) => Reply::text(200, "pem"),
+            ("/v1/secrets/c-2/payload", _) => Reply::text(406, ""),
+            _ => Reply::text(404, ""),
+        })
+        .await;
+        let found = keys(&at(Some(server.url(""))), None);
+        let get = async |id: &str| found.certificate(&context(Some("users"), None), id).await;
+        assert_eq!(get("c-1").await.unwrap(), b"der");
+        assert_eq!(get("c-2").await.unwrap(), b"pem");
+        assert_eq!(get("c-3").await.unwrap_err().code(), Code::KeyManager);
+        let fixed = KeyManagerConfig { backend: KeyBackend::Fixed, ..KeyManagerConfig::default() };
+        let none = keys(&fixed, None).certificate(&context(Some("users"), None), "c-1").await;
+        assert_eq!(none.unwrap_err().code(), Code::KeyManager);
     }
 
     #[tokio::test]

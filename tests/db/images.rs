@@ -19,7 +19,10 @@ use crate::stage::Stage;
 
 const IMAGE: &str = "11111111-0000-4000-8000-000000000001";
 
-/// A server with one image. Its thread ends with the process.
+/// Of the certificate in the key manager.
+const CERTIFICATE: &str = "22222222-0000-4000-8000-000000000001";
+
+/// A server with one image, and a key manager with one certificate. Its thread ends with the process.
 #[derive(Clone)]
 struct Glance {
     url: String,
@@ -74,6 +77,9 @@ impl Glance {
             } else if path == format!("/v2/images/{IMAGE}/file") {
                 *self.downloads.lock().unwrap() += 1;
                 (200, image.1.clone())
+            } else if path == format!("/v1/secrets/{CERTIFICATE}/payload") {
+                let pem = include_bytes!("../../src/openstack/testdata/signatures/p384.pem");
+                (200, pem.to_vec())
             } else {
                 (404, Vec::new())
             }
@@ -253,6 +259,119 @@ async fn what_is_no_image_to_use_makes_an_error_and_goes_nowhere_else() {
     run(&stage, &volume, elsewhere()).await.unwrap();
     assert_eq!(stage.heard.rescheduled().len(), 1);
     assert_eq!(stage.status("volumes", &volume).await, "creating");
+}
+
+#[tokio::test]
+async fn a_signed_image_must_be_what_was_signed() {
+    let data = b"the bytes of an image\n".repeat(1000);
+    let glance = Glance::start("raw", &data);
+    let dir = tempfile::tempdir().unwrap();
+    let keys = format!("[key_manager]\nbackend=barbican\n[barbican]\nbarbican_endpoint={}\n", glance.url);
+    let stage = stage(&glance, &dir, &keys).await;
+    let signatures = include_str!("../../src/openstack/testdata/signatures/signatures.txt");
+    let signature = signatures.lines().find_map(|line| line.strip_prefix("p384 ECC_SECP384R1 SHA-256 "));
+    glance.set("img_signature", json!(signature.unwrap()));
+    glance.set("img_signature_hash_method", json!("SHA-256"));
+    glance.set("img_signature_key_type", json!("ECC_SECP384R1"));
+    glance.set("img_signature_certificate_uuid", json!(CERTIFICATE));
+    let good = seed::volume(&stage.test, 1, "creating", "").await;
+    run(&stage, &good, of_image()).await.unwrap();
+    assert_eq!(stage.status("volumes", &good).await, "available");
+    assert_eq!(read(&stage, &good, 0, 9).await, b"the bytes");
+    let verified = format!(
+        "SELECT value FROM volume_glance_metadata WHERE volume_id='{good}' AND `key`='signature_verified'"
+    );
+    assert_eq!(stage.test.row(&verified).await, ["True"]);
+
+    // One bit is another; then nobody knows the certificate.
+    let refused = async |number: u32| {
+        let bad = seed::volume(&stage.test, number, "creating", "").await;
+        run(&stage, &bad, of_image()).await.unwrap();
+        assert_eq!(stage.status("volumes", &bad).await, "error");
+        assert!(stage.seen(&format!("volume-{bad}")).is_none());
+        let said = stage.messages().await;
+        assert!(said.contains(&["VOLUME".into(), bad, "005".into(), "011".into()]), "{said:?}");
+    };
+    glance.image.lock().unwrap().1[21_999] ^= 1;
+    refused(2).await;
+    glance.image.lock().unwrap().1[21_999] ^= 1;
+    glance.set("img_signature_certificate_uuid", json!("another"));
+    refused(3).await;
+    assert_eq!(glance.downloads(), 2, "it is not read in vain");
+}
+
+#[tokio::test]
+async fn a_gzipped_image_is_unzipped_where_that_is_allowed() {
+    let gzip = |data: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    };
+    let glance = Glance::start("raw", &gzip(&disk()));
+    glance.set("container_format", json!("compressed"));
+    let dir = tempfile::tempdir().unwrap();
+    let stage = stage(&glance, &dir, "[DEFAULT]\nallow_compression_on_image_upload=true\n").await;
+    let put = |disk_format: &str, data: Vec<u8>| {
+        glance.set("disk_format", json!(disk_format));
+        glance.set("size", json!(data.len()));
+        glance.image.lock().unwrap().1 = data;
+    };
+    for (number, format, data) in
+        [(1, "raw", gzip(&disk())), (2, "qcow2", gzip(&converted("qcow2", &disk(), &[])))]
+    {
+        put(format, data);
+        let volume = seed::volume(&stage.test, number, "creating", "").await;
+        run(&stage, &volume, of_image()).await.unwrap();
+        assert_eq!(stage.status("volumes", &volume).await, "available", "{format}");
+        assert_content(&stage, &volume).await;
+    }
+    // It is cut short; it is none; what is in it is not what it is called.
+    let mut cut = gzip(&disk());
+    cut.truncate(cut.len() - 9);
+    for (number, format, data) in [(4, "raw", cut), (5, "raw", disk()), (6, "qcow2", gzip(&disk()))] {
+        put(format, data);
+        let volume = seed::volume(&stage.test, number, "creating", "").await;
+        run(&stage, &volume, of_image()).await.unwrap();
+        assert_eq!(stage.status("volumes", &volume).await, "error", "{number}");
+        assert!(stage.seen(&format!("volume-{volume}")).is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_is_a_volume_here_is_cloned_from_it_if_it_is_the_users() {
+    let glance = Glance::start("raw", &disk());
+    let dir = tempfile::tempdir().unwrap();
+    let stage = stage(&glance, &dir, "[DEFAULT]\nallowed_direct_url_schemes=cinder\n").await;
+    let holder = seed::volume(&stage.test, 1, "available", "").await;
+    let image = stage.image(&holder).await;
+    let (pool, data) = ("volumes".to_owned(), b"head\0\0".to_vec());
+    let write = ImageWrite { pool, image: image.clone(), offset: 0, data };
+    stage.sim.site("a").call(write).await.unwrap();
+    glance.set("direct_url", json!(format!("cinder://store/{holder}")));
+
+    // It is somebody else's.
+    let other = seed::volume(&stage.test, 2, "creating", "").await;
+    run(&stage, &other, of_image()).await.unwrap();
+    assert_eq!((stage.status("volumes", &other).await.as_str(), glance.downloads()), ("available", 1));
+
+    let owner = format!(
+        "INSERT INTO volume_metadata (volume_id, `key`, value, deleted) VALUES ('{holder}', 'image_owner', 'o', 0)"
+    );
+    stage.test.sql(&owner).await;
+    let cloned = seed::volume(&stage.test, 3, "creating", "").await;
+    run(&stage, &cloned, of_image()).await.unwrap();
+    assert_eq!((stage.status("volumes", &cloned).await.as_str(), glance.downloads()), ("available", 1));
+    assert_eq!(read(&stage, &cloned, 0, 6).await, b"head\0\0");
+    let parent = stage.place().stat(&format!("volume-{cloned}")).await.unwrap().parent.expect("a clone");
+    assert_eq!(parent.image, image);
+    assert_eq!(stage.column("volumes", "bootable", &cloned).await, "1");
+
+    // It cannot be cloned: the image is downloaded, and nothing is left of the attempt.
+    stage.sim.inject(Fault::on("ImageClone").fails(When::Before, RbdErrorKind::Other));
+    let downloaded = seed::volume(&stage.test, 4, "creating", "").await;
+    run(&stage, &downloaded, of_image()).await.unwrap();
+    assert_eq!((stage.status("volumes", &downloaded).await.as_str(), glance.downloads()), ("available", 2));
+    assert_content(&stage, &downloaded).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use tokio::io::AsyncReadExt;
 use tracing::{info, warn};
 
 use super::checksum::Checksum;
-use super::{Attempts, Glance, Image, Request, image_error, image_path};
+use super::signature::Check;
+use super::{Attempts, Glance, Image, Request, Verifier, image_error, image_path};
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::openstack::auth::Speaker;
@@ -27,6 +28,7 @@ pub struct Download {
     context: RequestContext,
     image: Image,
     source: Source,
+    signature: Option<Check>,
 }
 
 enum Source {
@@ -58,7 +60,7 @@ impl Glance {
             Some(file) => Source::File(file),
             None => Source::Http(Box::new(self.first(context, &image).await?)),
         };
-        Ok(Download { glance: self.clone(), context: context.clone(), image, source })
+        Ok(Download { glance: self.clone(), context: context.clone(), image, source, signature: None })
     }
 
     async fn local_file(&self, context: &RequestContext, id: &str) -> Result<Option<tokio::fs::File>> {
@@ -103,10 +105,16 @@ impl Download {
         &self.image
     }
 
-    /// The next piece; `None` when all is there and its checksum right.
+    /// From its begin on, it must be what was signed.
+    pub fn verify(&mut self, verifier: &Verifier) {
+        self.signature = Some(verifier.begin());
+    }
+
+    /// The next piece; `None` when all is there, and its checksum and signature are right.
     ///
     /// # Errors
-    /// `GlanceConnection` when no server goes on; `ImageDownload` when the data is not the image's.
+    /// `GlanceConnection` when no server goes on; `ImageDownload` when the data is not the image's; `ImageSignature`
+    /// when it is not what was signed.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         let next = match &mut self.source {
             Source::Ended => return Ok(None),
@@ -115,8 +123,18 @@ impl Download {
                 .map_err(|e| failed(&self.image.id, "its file could not be read").caused_by(e)),
             Source::Http(stream) => stream.next(&self.glance, &self.context, &self.image).await,
         };
-        if !matches!(next, Ok(Some(_))) {
-            self.source = Source::Ended;
+        match (&next, &mut self.signature) {
+            (Ok(Some(bytes)), Some(check)) => check.add(bytes),
+            (Ok(Some(_)), None) => {}
+            _ => self.source = Source::Ended,
+        }
+        let is_whole = matches!(next, Ok(None));
+        if let Some(check) = self.signature.take_if(|_| is_whole)
+            && !check.is_good()
+        {
+            let text =
+                "Failed to verify image signature, reason: Image signature verification failed for image: ";
+            return Err(Error::new(Code::ImageSignature, format!("{text}{}.", self.image.id)));
         }
         next
     }

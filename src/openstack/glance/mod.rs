@@ -7,6 +7,7 @@
 mod checksum;
 mod download;
 mod image;
+mod signature;
 mod upload;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 
 pub use download::Download;
 pub use image::Image;
+pub use signature::{Claim, Verifier};
 pub use upload::Upload;
 
 use super::auth::{Auth, Speaker};

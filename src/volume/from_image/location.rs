@@ -47,7 +47,7 @@ impl RbdLocation {
         }
     }
 
-    /// Clones it to an image that does not exist yet. With the objects that the parent has, as upstream.
+    /// Clones it to an image that does not exist yet. Its objects are no smaller than the parent's, as upstream.
     pub(super) async fn clone_to(
         &self,
         place: &Place,
@@ -62,7 +62,7 @@ impl RbdLocation {
             dest_pool: place.pool.clone(),
             dest: name.to_owned(),
             features: shape.features,
-            order: (63 - parent.stripe_unit.max(1).leading_zeros()) as u8,
+            order: shape.order.max((63 - parent.stripe_unit.max(1).leading_zeros()) as u8),
         };
         let mut tries = 0;
         loop {

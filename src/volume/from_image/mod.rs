@@ -11,10 +11,13 @@
 
 mod cache;
 mod convert;
+mod gunzip;
+mod image_volume;
 mod inspect;
 mod location;
 mod metadata;
 mod nbd;
+mod signature;
 mod write;
 
 use std::collections::BTreeMap;
@@ -34,7 +37,7 @@ use crate::backend::locks::NamedGuard;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::volume::VolumeChanges;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::journal::Operation;
 use crate::model::{GIB, Volume, VolumeEvent};
 use crate::openstack::glance::{Image, Locations};
@@ -107,7 +110,9 @@ pub(super) async fn fill(
     }
     let mut filled = Filled { metadata: of_image(&image), keep: None };
     let mut guard = None;
-    if !cloned(request, place, &name, &image, &locations, shape).boxed().await? {
+    let cloned = cloned(request, place, &name, &image, &locations, shape).boxed().await?
+        || image_volume::clone(backend, request, place, &name, &image, &locations, shape).boxed().await?;
+    if !cloned {
         let mut found = false;
         if let Some(cache) = &cache {
             guard = Some(cache.lock(id).await);
@@ -132,14 +137,19 @@ async fn download(
     filled: &mut Filled,
 ) -> Result<()> {
     let volume = request.volume;
-    if let Some(verified) = signature(backend, image)? {
+    let mut verifier = None;
+    if backend.globals.image.verify_signatures {
+        verifier = signature::verifier(backend, request.context, image).boxed().await?;
+        let verified = if verifier.is_some() { "True" } else { "False" };
         filled.metadata.insert("signature_verified".to_owned(), verified.to_owned());
     }
     downloading(request).await?;
     let name = backend.image_name(volume);
     let make = Some(Make { shape, small: filled.keep.is_some() });
     let target = Target { place, name: &name, gib: volume.size, make };
-    let gib = write::download(backend, request.context, image, &volume.id, &target).boxed().await?;
+    let gib = write::download(backend, request.context, image, &volume.id, &target, verifier.as_ref())
+        .boxed()
+        .await?;
     if let Some(keep) = &mut filled.keep {
         keep.gib = gib;
     }
@@ -177,7 +187,9 @@ async fn cloned(
     locations: &Locations,
     shape: Shape,
 ) -> Result<bool> {
-    if image.disk_format.as_deref() != Some("raw") || request.volume.encryption_key_id.is_some() {
+    // A gzipped one lies there gzipped.
+    let as_it_is = image.disk_format.as_deref() == Some("raw") && !write::is_compressed(image);
+    if !as_it_is || request.volume.encryption_key_id.is_some() {
         return Ok(false);
     }
     let candidates: Vec<RbdLocation> = locations.urls().into_iter().filter_map(RbdLocation::parse).collect();
@@ -211,34 +223,4 @@ async fn cloned(
         return Ok(true);
     }
     Ok(false)
-}
-
-/// Whether the image's signature was verified, as it is remembered; `None` when nobody wants to know. Upstream
-/// gets certificates from a key manager, and fails like this where it has none.
-fn signature(backend: &Backend, image: &Image) -> Result<Option<&'static str>> {
-    if !backend.globals.image.verify_signatures {
-        return Ok(None);
-    }
-    let parts = [
-        "img_signature",
-        "img_signature_hash_method",
-        "img_signature_certificate_uuid",
-        "img_signature_key_type",
-    ];
-    let known =
-        parts.iter().filter(|part| image.properties.get(**part).is_some_and(|v| !v.is_null())).count();
-    match known {
-        0 => Ok(Some("False")),
-        4 => Err(Error::new(
-            Code::ImageSignature,
-            format!(
-                "Failed to verify image signature, reason: Failed to get verifier for image: {}.",
-                image.id
-            ),
-        )),
-        _ => Err(Error::new(
-            Code::InvalidSignatureImage,
-            format!("Signature metadata is incomplete for image: {}.", image.id),
-        )),
-    }
 }

@@ -8,12 +8,13 @@ use futures::FutureExt;
 use tracing::{info, warn};
 
 use super::convert;
+use super::gunzip::{self, Gunzip, Next};
 use super::inspect::{self, HEAD};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::model::GIB;
-use crate::openstack::glance::{Download, Image};
+use crate::openstack::glance::{Download, Image, Verifier};
 use crate::rbd::protocol::ImageImport;
 use crate::rbd::stream::{Import, PART};
 use crate::rbd::{RbdError, RbdErrorKind};
@@ -75,7 +76,8 @@ pub(in crate::volume) async fn overwrite(
     target: &Target<'_>,
 ) -> Result<()> {
     let image = backend.globals.openstack.glance.show(context, image_id).boxed().await?;
-    download(backend, context, &image, volume_id, target).await.map(|_| ())
+    // As upstream, which asks for signatures of new volumes only.
+    download(backend, context, &image, volume_id, target, None).await.map(|_| ())
 }
 
 /// Downloads an image into a volume; answers its GiB, rounded up.
@@ -89,12 +91,13 @@ pub(super) async fn download(
     image: &Image,
     volume_id: &str,
     target: &Target<'_>,
+    verifier: Option<&Verifier>,
 ) -> Result<i32> {
     let claimed = image.disk_format.as_deref().unwrap_or_default();
     if backend.globals.image.conversion_disabled && claimed != "raw" {
         return Err(not_allowed(&image.id, claimed));
     }
-    if image.container_format.as_deref() == Some("compressed") {
+    if is_compressed(image) && !backend.globals.image.compression_allowed {
         let reason = "Image compression disallowed, but container_format is compressed.";
         return Err(inspect::unacceptable(&image.id, reason));
     }
@@ -103,7 +106,7 @@ pub(super) async fn download(
     let mut tries = 0;
     let (gib, written) = loop {
         tries += 1;
-        match once(backend, context, image, volume_id, claimed, target, &mut made).boxed().await {
+        match once(backend, context, image, volume_id, target, verifier, &mut made).boxed().await {
             Ok(done) => break done,
             Err(Broken::Ceph(e)) if e.kind == RbdErrorKind::WorkerLost && tries < TRIES => {
                 warn!(volume.id = volume_id, image.id = image.id, error = %e, "the download begins anew");
@@ -126,6 +129,11 @@ pub(super) async fn download(
     Ok(gib)
 }
 
+/// True for an image that Glance keeps gzipped.
+pub(super) fn is_compressed(image: &Image) -> bool {
+    image.container_format.as_deref() == Some("compressed")
+}
+
 fn not_allowed(image_id: &str, disk_format: &str) -> Error {
     let reason = format!(
         "Image conversion is disabled. The volume type you have requested requires that the image it is being \
@@ -144,19 +152,28 @@ async fn once(
     context: &RequestContext,
     image: &Image,
     volume_id: &str,
-    claimed: &str,
     target: &Target<'_>,
+    verifier: Option<&Verifier>,
     made: &mut bool,
 ) -> Result<(i32, u64), Broken> {
     let mut download = backend.globals.openstack.glance.download(context, &image.id).boxed().await?;
-    let mut source = Source { download: &mut download, buffer: BytesMut::new() };
+    if let Some(verifier) = verifier {
+        download.verify(verifier);
+    }
+    let mut source = Source { download: &mut download, buffer: BytesMut::new(), gunzip: None };
     source.fill(HEAD).await?;
+    if is_compressed(image) {
+        source.unzip(&image.id)?;
+        source.fill(HEAD).await?;
+    }
     let found = inspect::format_of(&source.buffer)?;
-    inspect::require_format(claimed, found, &image.id)?;
+    inspect::require_format(image.disk_format.as_deref().unwrap_or_default(), found, &image.id)?;
     if found != "raw" {
         return convert::convert(backend, image, found, volume_id, source, (target, made)).boxed().await;
     }
-    let bytes = image.size.unwrap_or(0);
+    // What comes out of a gzipped one is only known at its end: as much as the volume holds, at most.
+    let room = u64::try_from(target.gib).unwrap_or(0) * GIB;
+    let bytes = if is_compressed(image) { room } else { image.size.unwrap_or(0) };
     inspect::require_fit(bytes, target.gib, &image.id)?;
     let (gib, mut import) = open(target, bytes, made).await?;
     match copy(&mut source, &mut import, target.gib, &image.id).await {
@@ -211,13 +228,41 @@ async fn copy(source: &mut Source<'_>, import: &mut Import, gib: i32, image_id: 
 pub(super) struct Source<'a> {
     download: &'a mut Download,
     buffer: BytesMut,
+    gunzip: Option<Gunzip>,
 }
 
 impl Source<'_> {
+    /// What has come, and all that comes, is gzipped.
+    fn unzip(&mut self, image_id: &str) -> Result<()> {
+        if !gunzip::is_gzip(&self.buffer) {
+            let reason = "Unsupported compressed image format found. Only gzip is supported currently";
+            return Err(inspect::unacceptable(image_id, reason));
+        }
+        let mut gunzip = Gunzip::new();
+        gunzip.feed(Some(self.buffer.split().freeze()));
+        self.gunzip = Some(gunzip);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let Some(gunzip) = &mut self.gunzip else { return self.download.next().boxed().await };
+        loop {
+            let next = gunzip.next().map_err(|e| {
+                let text = "Failed to copy image to volume: it cannot be decompressed";
+                Error::new(Code::ImageCopy, text).caused_by(e)
+            })?;
+            match next {
+                Next::Bytes(bytes) => return Ok(Some(bytes)),
+                Next::Waits => gunzip.feed(self.download.next().boxed().await?),
+                Next::End => return Ok(None),
+            }
+        }
+    }
+
     /// Reads until `length` bytes are there, or all.
     async fn fill(&mut self, length: usize) -> Result<()> {
         while self.buffer.len() < length {
-            match self.download.next().boxed().await? {
+            match self.next().await? {
                 Some(bytes) => {
                     // At once what a part needs: growing would copy it again and again.
                     self.buffer.reserve(bytes.len().max(length.saturating_sub(self.buffer.len())));
@@ -238,6 +283,6 @@ impl Source<'_> {
         if !self.buffer.is_empty() {
             return Ok(Some(self.buffer.split().freeze()));
         }
-        self.download.next().boxed().await
+        self.next().await
     }
 }
