@@ -338,12 +338,12 @@ impl Journal {
             .await
     }
 
-    /// Whether [`Journal::adopt`] would find anything: a plain read, so that asking every two seconds
-    /// takes no locks.
+    /// How long until [`Journal::adopt`] finds something, unless its owner renews his lease; zero: at once. `None`
+    /// when nobody else has anything open. A plain read, so that asking every two seconds takes no locks.
     ///
     /// # Errors
     /// `Database`.
-    pub async fn has_orphans(&self, scope: &Scope) -> Result<bool> {
+    pub async fn next_orphan(&self, scope: &Scope) -> Result<Option<Duration>> {
         let owner = self.owner();
         let held: Vec<i64> = self.state().open.keys().copied().collect();
         self.shared
@@ -351,19 +351,23 @@ impl Journal {
             .read("orphans", async |conn| {
                 let mut query = ops::table
                     .filter(ops::state.eq("open"))
-                    .filter(
-                        ops::lease_until
-                            .lt(db_now())
-                            .or(ops::owner_host.eq(&owner.host).and(ops::owner.ne(&owner.instance))),
-                    )
-                    .select(ops::id)
+                    .filter(ops::lease_until.lt(db_now()).or(ops::owner.ne(&owner.instance)))
+                    .select((
+                        ops::id,
+                        ops::owner_host.eq(&owner.host).and(ops::owner.ne(&owner.instance)),
+                        sql::<BigInt>("TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), lease_until)"),
+                    ))
+                    .order(ops::lease_until)
                     .into_boxed();
                 query = match scope {
                     Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
                     Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),
                 };
-                let ids: Vec<i64> = query.limit(1000).load(conn).await?;
-                Ok(ids.iter().any(|id| !held.contains(id)))
+                let rows: Vec<(i64, bool, i64)> = query.limit(1000).load(conn).await?;
+                let others = rows.into_iter().filter(|(id, _, _)| !held.contains(id));
+                let left =
+                    others.map(|(_, ours, left)| if ours { 0 } else { u64::try_from(left).unwrap_or(0) });
+                Ok(left.min().map(Duration::from_micros))
             })
             .await
     }

@@ -1,15 +1,15 @@
 //! Taking up work that somebody left behind: our own former instance, another member of the Cinder
 //! cluster, or an operator with an order.
 //!
-//! Runs at start and then every two seconds. Before anything is run again, the RADOS clients of the
+//! Runs at start and then every two seconds, and at the moment when a lease of somebody else runs out. Before anything is run again, the RADOS clients of the
 //! former owner are fenced: a killed worker's watch and lock would otherwise outlive it and make the
 //! image look busy to its own successor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
@@ -31,6 +31,8 @@ use crate::volume::{attach, migrated};
 
 /// How often abandoned work is looked for.
 const EVERY: Duration = Duration::from_secs(2);
+/// After a lease has run out, for the clocks of two connections.
+const AFTER: Duration = Duration::from_millis(20);
 /// How long a dead client is kept out: longer than any request of it can still be on its way.
 const FENCE_SECONDS: u32 = 300;
 
@@ -54,12 +56,16 @@ impl Recovery {
     /// Looks for work until told to stop.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
         loop {
-            if let Err(error) = self.look().await {
-                warn!(backend = self.backend.host(), %error, "could not look for abandoned operations");
-            }
+            let next = match self.look().await {
+                Ok(next) => next.map_or(EVERY, |left| EVERY.min(left + AFTER)),
+                Err(error) => {
+                    warn!(backend = self.backend.host(), %error, "could not look for abandoned operations");
+                    EVERY
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(next) => {}
             }
         }
     }
@@ -78,15 +84,16 @@ impl Recovery {
         Ok(())
     }
 
-    /// Takes up everything that is abandoned now.
+    /// Takes up everything that is abandoned now; answers how long it is until there may be more, if it is known.
     ///
     /// # Errors
     /// `Database`.
-    pub async fn look(self: &Arc<Self>) -> Result<()> {
+    pub async fn look(self: &Arc<Self>) -> Result<Option<Duration>> {
+        let mut next = None;
         for scope in self.scopes() {
-            self.look_in(&scope).await?;
+            next = self.look_in(&scope).await?.into_iter().chain(next).min();
         }
-        Ok(())
+        Ok(next)
     }
 
     /// Where its operations are: a member of a Cinder cluster also has orders that are for it alone, and what it
@@ -99,9 +106,10 @@ impl Recovery {
         }
     }
 
-    async fn look_in(self: &Arc<Self>, scope: &Scope) -> Result<()> {
-        if !self.backend.journal.has_orphans(scope).await? {
-            return Ok(());
+    async fn look_in(self: &Arc<Self>, scope: &Scope) -> Result<Option<Duration>> {
+        let next = self.backend.journal.next_orphan(scope).await?;
+        if next != Some(Duration::ZERO) {
+            return Ok(next);
         }
         let operations = self.backend.journal.adopt(scope).await?;
         // Before it could have taken a request.
@@ -123,7 +131,7 @@ impl Recovery {
             );
             self.running.spawn(async move { this.finish(operation).await }.instrument(span));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Whether the operation has ended because somebody else has seen to its resource, or cannot be judged now
@@ -179,15 +187,25 @@ impl Recovery {
             }
             // A site that does not answer costs its deadline once, whatever the number of its clients.
             let sites = self.sites().await;
+            // All at once: the monitors write down together what reaches them together.
+            let mut fences: Vec<BoxFuture<'_, ()>> = Vec::with_capacity(clients.len());
             for client in clients.values() {
                 match sites.get(&client.site_fsid) {
-                    Some(site) => self.fence_client(site, client).await,
+                    Some(site) => fences.push(Box::pin(self.fence_client(site, client))),
                     None => debug!(
                         client = client.address,
                         "the site of a former client does not answer, or is not ours"
                     ),
                 }
             }
+            let began = Instant::now();
+            let count = fences.len();
+            join_all(fences).await;
+            info!(
+                clients = count,
+                fence_ms = began.elapsed().as_millis() as u64,
+                "former clients are seen to"
+            );
         })
     }
 

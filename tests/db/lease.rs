@@ -71,6 +71,27 @@ async fn an_operation_that_was_taken_away_makes_us_give_up_everything() {
 }
 
 #[tokio::test]
+async fn it_is_known_when_the_work_of_another_member_may_be_taken_up() {
+    let test = TestDb::new().await;
+    let cluster = Scope::Cluster("c@ceph".into());
+    let (ours, theirs) = (journal(&test, "node1"), journal(&test, "node2"));
+    assert_eq!(ours.next_orphan(&cluster).await.unwrap(), None);
+    accept(&ours, request("a")).await;
+    assert_eq!(ours.next_orphan(&cluster).await.unwrap(), None, "our own is none");
+    let other = accept(&theirs, request("b")).await;
+    let left = ours.next_orphan(&cluster).await.unwrap().expect("its lease runs out one day");
+    assert!(left > Duration::ZERO && left <= options().lease, "{left:?}");
+    test.sql(&format!("UPDATE scoria_operations SET lease_until='2026-01-01' WHERE id={}", other.id())).await;
+    assert_eq!(ours.next_orphan(&cluster).await.unwrap(), Some(Duration::ZERO));
+    assert_eq!(theirs.next_orphan(&cluster).await.unwrap().map(|left| left > Duration::ZERO), Some(true));
+    assert_eq!(ours.adopt(&cluster).await.unwrap().len(), 1);
+    assert_eq!(ours.next_orphan(&cluster).await.unwrap(), None);
+    // A former instance on this host is dead.
+    let again = journal(&test, "node1");
+    assert_eq!(again.next_orphan(&cluster).await.unwrap(), Some(Duration::ZERO));
+}
+
+#[tokio::test]
 async fn a_database_that_is_away_for_longer_than_the_lease_is_a_loss() {
     let test = TestDb::new().await;
     let proxy = Proxy::start(&test.config).await;
