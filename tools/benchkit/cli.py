@@ -23,12 +23,12 @@ from labkit.state import REPO, Lab, LabError
 from . import results
 
 SECTIONS = ("start", "memory", "ops", "calls", "cpu", "floor")
-# Named or not at all: one needs Keystone and Glance, both much time.
-EXTRA = ("image", "failover")
+# Named or not at all: the first needs Keystone and Glance, the first two much time, the last has no rival.
+EXTRA = ("image", "failover", "takeover")
 PREPARED = "SCORIA_BENCH_PREPARED"
 SERVICES = ("scoria-volume", "cinder-volume")
 EPILOG = """\
-sections (all but image and failover without an argument):
+sections (without an argument all but image, failover and takeover):
   start   from the start of the service to its first answered RPC, by volumes in the database
   memory  PSS of all processes, idle and after 500 operations
   ops     create and delete put straight on the queue: latency and throughput
@@ -38,6 +38,8 @@ sections (all but image and failover without an argument):
   failover  of 10, 100 and 1000 volumes in both modes, there and back, and with the active site killed,
             beside stock (journal mode) and the same librbd calls with nothing around them
   floor   the same librbd calls with nothing around them
+  takeover  (Scoria alone) from the kill -9 of one of two members of a Cinder cluster to the end of its
+          work by the other
 
 Each sample of scoria-volume has one of stock cinder-volume 29 beside it, taken right before or
 after; never both at once. docs/bench.md says what every figure is.
@@ -173,7 +175,7 @@ def _output(*command):
 
 def _sizes(args, sizes, drill):
     yield f"sections {' '.join(args.sections)}"
-    if set(args.sections) - {"failover"}:
+    if set(args.sections) - {"failover", "takeover"}:
         operations = ", ".join(f"{k}: {v}" for k, v in sizes.operations.items())
         yield (f"{sizes.runs} round{'s' * (sizes.runs > 1)}; operations by number in flight {operations}; "
                f"calls for {sizes.seconds:g} s; 1 GiB volumes, not mirrored")
@@ -220,7 +222,7 @@ def _measure(args, lab, every):
     sys.path.insert(0, str(REPO / "tests" / "common"))
     from . import rows as rows_module
     os.environ["OS_PROJECT_ID"] = rows_module.PROJECT        # of contexts and messages
-    from . import broker, failover, floor, sections, sides
+    from . import broker, failover, floor, sections, sides, takeover
     from labkit import scoria
     sizes = sections.Sizes.quick() if args.quick else sections.Sizes()
     sizes.runs = args.runs or sizes.runs
@@ -246,19 +248,22 @@ def _measure(args, lab, every):
             from . import images
             glance = stack.enter_context(contextlib.closing(images.Glance()))
         began = time.monotonic()
+        compared = tuple(s for s in args.sections if s not in ("failover", "takeover"))
 
         def tell(text):
             say(f"{time.monotonic() - began:6.0f} s  {text}")
 
         try:
             services = sides.both(lab, every)
-            if set(args.sections) - {"failover"}:
-                sections.Bench(services, rows, client, ceph, glance, sizes, args.sections, found, tell).run()
+            if compared:
+                sections.Bench(services, rows, client, ceph, glance, sizes, compared, found, tell).run()
             if "failover" in args.sections:
                 confs = os.environ["SITE_A_CONF"], os.environ["SITE_B_CONF"]
                 with contextlib.closing(failover.Failovers(lab, every, services, rows, client, confs, drill,
                                                            found, tell)) as failovers:
                     failovers.run()
+            if "takeover" in args.sections:
+                takeover.Takeover(lab, every, rows, client, found, tell).run(sizes.runs)
         except broker.BenchError as e:
             raise LabError(f"{e} (logs: {lab.path('log')})") from None
         finally:                   # also what an interrupted run has
