@@ -58,7 +58,7 @@ pub struct Connect<'a> {
     pub enforce_multipath: Value,
     /// Physical and logical block size, when they are configured.
     pub block_sizes: Option<(&'static str, &'static str)>,
-    /// The type's `cacheable` spec, and the volume is not multiattach.
+    /// The type's `cacheable` spec.
     pub cacheable: bool,
 }
 
