@@ -1,0 +1,1 @@
+"""OpenStack's own API tests against a lab: what tools/tempest consists of."""
