@@ -1,5 +1,7 @@
 //! Groups and their snapshots: the rows, the images and the quota at every end.
 
+use std::time::Duration;
+
 use scoria::rbd::RbdErrorKind;
 use scoria::rbd::sim::{Fault, When};
 use scoria::rbd::types::features;
@@ -425,6 +427,26 @@ async fn a_group_is_deleted_with_its_volumes() {
     }
     // A late duplicate finds nothing to do.
     assert_eq!(delete(&stage, &id).await, "closed succeeded");
+}
+
+#[tokio::test]
+async fn a_group_outlives_its_volumes_for_as_long_as_a_listing_takes() {
+    let stage = Stage::new().await;
+    let id = seed::group(&stage.test, 1, "deleting", "disabled").await;
+    let volumes = members(&stage, &id, 2, "deleting").await;
+    let listing = async {
+        while stage.test.row("SELECT COUNT(*) FROM volumes WHERE deleted=0").await != ["0"] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // It has read the volumes' rows right before, and asks for their group now.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stage.test.row("SELECT status, deleted FROM `groups`").await
+    };
+    let (ended, found) = tokio::join!(delete(&stage, &id), listing);
+    assert_eq!(found, ["deleting", "0"], "cinder-api would answer the whole listing with 404");
+    assert_eq!(ended, "closed succeeded");
+    assert_eq!(stage.test.row("SELECT deleted FROM `groups`").await, ["1"]);
+    assert!(volumes.iter().all(|volume| stage.seen(&format!("volume-{volume}")).is_none()));
 }
 
 #[tokio::test]

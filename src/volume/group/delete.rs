@@ -1,5 +1,7 @@
 //! `delete_group`: the volumes first, each for good, and then the group.
 
+use std::time::Duration;
+
 use futures::FutureExt;
 use tracing::{info, warn};
 
@@ -13,6 +15,12 @@ use crate::journal::Operation;
 use crate::model::{Group, Volume};
 use crate::volume::crash;
 use crate::volume::delete::{delete_with_group, is_ours, quota_or_log};
+
+/// How long a group outlives its volumes. A detailed listing of volumes asks for the group of each, one after the
+/// other, and cinder-api answers the whole of it with 404 when one is gone: whoever lists volumes while a group
+/// is deleted has read rows of volumes that, a moment later, belong to no group. Stock is slow enough for most
+/// listings to be over.
+const LISTING: Duration = Duration::from_secs(2);
 
 /// Deletes the group and its volumes. One that is gone already is a success.
 ///
@@ -38,7 +46,12 @@ pub async fn delete(
         return give_up(backend, context, operation, failed(Vec::new()), failure).await;
     }
     match remove(backend, context, operation, &volumes).await? {
-        None => forget(backend, context, operation, &group).await,
+        None => {
+            if !volumes.is_empty() {
+                tokio::time::sleep(LISTING).await;
+            }
+            forget(backend, context, operation, &group).await
+        }
         Some((failure, busy)) => give_up(backend, context, operation, failed(busy), failure).await,
     }
 }
