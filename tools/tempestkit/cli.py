@@ -19,8 +19,7 @@ import time
 from labkit import auth, plan, procs
 from labkit.state import REPO, SITES, Lab, LabError
 
-from . import results
-from .suites import SUITES
+from . import network, results, run, suites
 
 PREPARED = "SCORIA_TEMPEST_PREPARED"
 SERVICES = {results.SCORIA: "scoria-volume", results.STOCK: "cinder-volume"}
@@ -30,6 +29,7 @@ suites:
   tempest       tempest.api.volume, and the API and role tests of cinder-tempest-plugin
   cinderclient  the functional tests of python-cinderclient: the `cinder` command
   sdk           the functional tests of openstacksdk for block storage
+  sdk-cloud     the same for its cloud layer
   openstackclient  the functional tests of python-openstackclient: `openstack volume`
 
 The results of a side are kept in target/tempest until its next run. A run with REGEX replaces only the
@@ -60,7 +60,7 @@ def _parser():
     sub.add_argument("regexes", nargs="*", metavar="REGEX", help="only tests whose name has it")
     sub.add_argument("--stock", action="store_true", help="against stock cinder-volume")
     sub.add_argument("--both", action="store_true", help="against either, one after the other")
-    sub.add_argument("--suite", choices=list(SUITES), action="append", help="only this one (may be repeated)")
+    sub.add_argument("--suite", choices=list(suites.SUITES), action="append", help="only this one (may be repeated)")
     sub.add_argument("--jobs", type=int, default=4, metavar="N", help="tests at a time (4)")
     sub.add_argument("--keep", action="store_true", help="leave the lab running at the end")
     sub = commands.add_parser("compare", help="both sides, test by test")
@@ -149,7 +149,6 @@ def _file(side):
 
 
 def _run(args):
-    from . import run, suites
     home().mkdir(parents=True, exist_ok=True)
     sides = [results.SCORIA, results.STOCK] if args.both else [results.STOCK if args.stock else results.SCORIA]
     with _lab(args.keep):
@@ -157,27 +156,33 @@ def _run(args):
         for site in SITES:
             # As devstack's Ceph: an image that has clones can be deleted from Glance.
             _tool("ceph", site, "osd", "set-require-min-compat-client", "mimic")
-        suites.prepare(lab, home())
-        for side in sides:
-            _serve(side)
-            found = results.Results(_header(side))
-            for name in args.suite or SUITES:
-                began = time.monotonic()
-                tests = run.run(lab, SUITES[name], home(), args.jobs, args.regexes)
-                found.tests.update(tests)
-                say(f"tempest: {side}, {name}: {len(tests)} tests in {time.monotonic() - began:.0f} s")
-            kept = results.Results.read(_file(side))
-            if args.regexes or args.suite:
-                kept.merge(found)
-            else:
-                kept = found
-            kept.write(_file(side))
-            bad = [n for n, t in sorted(found.tests.items()) if t["outcome"] == results.FAILED]
-            say(f"tempest: {side}: {found.count(results.PASSED)} passed, {len(bad)} failed, "
-                f"{found.count(results.SKIPPED)} skipped")
-            for n in bad:
-                say(f"  {results.short(n)}\n      {found.tests[n]['why']}")
+        with contextlib.closing(suites.administrator(lab)) as admin, network.served(admin):
+            suites.prepare(lab, admin, home())
+            for side in sides:
+                _serve(side)
+                _side(lab, side, args)
     return 0
+
+
+def _side(lab, side, args):
+    """Run what is asked for, and keep what came of it."""
+    found = results.Results(_header(side))
+    for name in args.suite or suites.SUITES:
+        began = time.monotonic()
+        tests = run.run(lab, suites.SUITES[name], home(), args.jobs, args.regexes)
+        found.tests.update(tests)
+        say(f"tempest: {side}, {name}: {len(tests)} tests in {time.monotonic() - began:.0f} s")
+    kept = results.Results.read(_file(side))
+    if args.regexes or args.suite:
+        kept.merge(found)
+    else:
+        kept = found
+    kept.write(_file(side))
+    bad = [n for n, t in sorted(found.tests.items()) if t["outcome"] == results.FAILED]
+    say(f"tempest: {side}: {found.count(results.PASSED)} passed, {len(bad)} failed, "
+        f"{found.count(results.SKIPPED)} skipped")
+    for n in bad:
+        say(f"  {results.short(n)}\n      {found.tests[n]['why']}")
 
 
 def _compare(args):

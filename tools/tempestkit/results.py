@@ -49,11 +49,11 @@ class Results:
         path.write_text(json.dumps({"header": self.header, "tests": self.tests}, indent=1, sort_keys=True) + "\n")
 
     def merge(self, later):
-        """Tests that were run again count as they ended then. The set-up of a class is no test: it is only
-        told when it fails, so a later run of the class takes an old failure with it."""
-        classes = {name.rpartition(".")[0] for name in later.tests}
+        """Tests that were run again count as they ended then. The set-up of a class (and its end) is no test: it
+        is only told when it fails, so a later run of the class takes an old failure with it."""
+        classes = {short(name).rpartition(".")[0] for name in later.tests}
         kept = {n: t for n, t in self.tests.items()
-                if not (n.startswith("setUpClass") and n.partition("(")[2].rstrip(")") in classes)}
+                if not (n.startswith(("setUpClass", "tearDownClass")) and n.partition("(")[2].rstrip(")") in classes)}
         self.tests = {**kept, **later.tests}
         self.header = later.header
 

@@ -74,10 +74,11 @@ class Compared(unittest.TestCase):
 
 class Kept(unittest.TestCase):
     def test_a_later_run_replaces_its_own_tests_only(self):
-        kept = side(**{"a.B.one": FAILED, "a.B.two": PASSED, "setUpClass (a.C)": FAILED, "setUpClass (a.D)": FAILED})
-        kept.merge(side(**{"a.B.one": PASSED, "a.C.one": PASSED}))
+        kept = side(**{"a.B.one": FAILED, "a.B.two": PASSED, "setUpClass (a.C)": FAILED, "setUpClass (a.D)": FAILED,
+                       "tearDownClass (a.C)": FAILED})
+        kept.merge(side(**{"a.B.one": PASSED, "a.C.one[id-1.2]": PASSED}))
         self.assertEqual({n: t["outcome"] for n, t in kept.tests.items()}, {
-            "a.B.one": PASSED, "a.B.two": PASSED, "a.C.one": PASSED, "setUpClass (a.D)": FAILED})
+            "a.B.one": PASSED, "a.B.two": PASSED, "a.C.one[id-1.2]": PASSED, "setUpClass (a.D)": FAILED})
 
     def test_results_are_read_as_they_were_written(self):
         with tempfile.TemporaryDirectory() as tmp:
