@@ -165,19 +165,16 @@ def _run(args):
 
 
 def _side(lab, side, args):
-    """Run what is asked for, and keep what came of it."""
+    """Run what is asked for. What came of a suite is kept at once: the next one may be interrupted."""
+    kept = results.Results() if not args.regexes and not args.suite else results.Results.read(_file(side))
     found = results.Results(_header(side))
     for name in args.suite or suites.SUITES:
         began = time.monotonic()
         tests = run.run(lab, suites.SUITES[name], home(), args.jobs, args.regexes)
-        found.tests.update(tests)
         say(f"tempest: {side}, {name}: {len(tests)} tests in {time.monotonic() - began:.0f} s")
-    kept = results.Results.read(_file(side))
-    if args.regexes or args.suite:
+        found.tests.update(tests)
         kept.merge(found)
-    else:
-        kept = found
-    kept.write(_file(side))
+        kept.write(_file(side))
     bad = [n for n, t in sorted(found.tests.items()) if t["outcome"] == results.FAILED]
     say(f"tempest: {side}: {found.count(results.PASSED)} passed, {len(bad)} failed, "
         f"{found.count(results.SKIPPED)} skipped")

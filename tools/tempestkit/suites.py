@@ -159,7 +159,8 @@ def environment(lab, home):
         **kept, **client, "OS_VOLUME_API_VERSION": "3",
         "PATH": f"{pathlib.Path(sys.executable).parent}:{kept.get('PATH', '')}",
         "OS_CINDERCLIENT_EXEC_DIR": str(pathlib.Path(sys.executable).parent),
-        "HOME": str(home), "PYTHONWARNINGS": "ignore",
+        # The SDK gives a test five seconds unless told otherwise.
+        "HOME": str(home), "PYTHONWARNINGS": "ignore", "OS_TEST_TIMEOUT": "900",
         "TEMPEST_CONFIG_DIR": str(home), "TEMPEST_CONFIG": "tempest.conf",
         "OS_CLIENT_CONFIG_FILE": str(home / "clouds.yaml"), "OS_CLOUD": "devstack-admin",
     }
