@@ -19,6 +19,7 @@ USERS = {
     "cinder": ("service", ("admin", "service")),
     "glance": ("service", ("admin", "service")),
     "nova": ("service", ("admin", "service")),
+    "barbican": ("service", ("admin", "service")),
     "demo": ("demo", ("member",)),
 }
 DATABASES = ("keystone", "glance")

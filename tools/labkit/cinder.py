@@ -10,7 +10,7 @@ through a mount namespace of its own. In a lab with Keystone (`auth`) they have 
 import os
 import shutil
 
-from . import amqp, auth, ceph, rabbitmq
+from . import amqp, auth, ceph, keys, rabbitmq
 from .component import Component
 from .state import write_if_changed
 from .web import Web, uwsgi
@@ -31,17 +31,6 @@ def control_conf(lab):
     return lab.path("conf", "cinder.conf")
 
 
-def _key_section(lab):
-    """The key of all encrypted volumes; a lab that is older than this has none before its next `up`."""
-    key = lab.state["secrets"].get("fixed-key")
-    return "" if key is None else f"""\
-[key_manager]
-backend = cinder.keymgr.conf_key_mgr.ConfKeyManager
-fixed_key = {key}
-
-"""
-
-
 def shared_sections(lab):
     """What a control plane and a volume service must agree on."""
     return f"""\
@@ -51,7 +40,7 @@ connection = {database_url(lab)}
 [oslo_messaging_notifications]
 driver = messagingv2
 
-{_key_section(lab)}{rabbitmq.oslo_options(lab)}{auth.cinder_sections(lab)}"""
+{keys.section(lab)}{rabbitmq.oslo_options(lab)}{auth.cinder_sections(lab)}"""
 
 
 def backend_sections(lab, prefix=""):

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import time
 
-from . import auth, ceph, cinder, env, mariadb, plan, procs, rabbitmq, scoria, status
+from . import auth, ceph, cinder, env, keys, mariadb, plan, procs, rabbitmq, scoria, status
 from .state import REPO, SECRETS, Lab, LabError
 
 EPILOG = """\
 components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
 cinder-api cinder-scheduler scoria-volume, on demand cinder-volume and cinder-backup (the stock
 services) and scoria-volume-2 (another member of a Cinder cluster), and with --auth keystone also
-keystone and glance-api; site-a and site-b stand for everything of a site.
+keystone and glance-api, with --keys barbican also barbican; site-a and site-b stand for everything of a site.
 
 Keystone and Glance: `up --auth keystone` installs them if they are missing (tools/install auth), starts
 them and lets Cinder and Scoria use them. Glance has a store on either site: ceph (site a, the default)
@@ -31,7 +31,8 @@ it; the data stays, volumes belonging to the project that they were made in.
 environment: SCORIA_LAB (the lab's directory, default target/lab), SCORIA_BIN_DIR (where
 scoria-volume is, default the newest of target/debug and target/release), SCORIA_VENV (Cinder's
 virtual environment, default target/cinder-venv), SCORIA_AUTH_VENV (that of Keystone and Glance,
-default target/auth-venv), SCORIA_LAB_USER (admin), TMPDIR (where the sockets' directory is made)
+default target/auth-venv), SCORIA_BARBICAN_VENV (Barbican's,
+default target/barbican-venv), SCORIA_LAB_USER (admin), TMPDIR (where the sockets' directory is made)
 """
 
 
@@ -62,7 +63,7 @@ def up(lab, args):
         lab.state["watch_timeout"] = args.watch_timeout
     lab.save()
     procs.kill(lab, [procs.SETUP])      # of an `up` that was killed
-    restarted = [*_new_auth(lab, args.auth), *_new_secrets(lab)]
+    restarted = [*_new_auth(lab, args.auth), *_new_keys(lab, args.keys), *_new_secrets(lab)]
     every = plan.components(lab)
     without = plan.expand(every, args.without or [])
     named = plan.expand(every, args.components)
@@ -99,6 +100,20 @@ def _new_auth(lab, wanted):
     plan.stop(lab, plan.components(lab), running)
     auth.choose(lab, wanted)
     return [n for n in running if n not in auth.COMPONENTS]
+
+
+def _new_keys(lab, wanted):
+    """The same for who keeps the keys of encrypted volumes."""
+    target = wanted or keys.mode(lab)
+    if auth.on(lab) and target == "barbican" and not (lab.barbican_venv / ".scoria-hash").exists():
+        if subprocess.call([REPO / "tools/install", "barbican"], stdin=subprocess.DEVNULL):
+            raise LabError("Barbican could not be installed; once `tools/install barbican` succeeds, run this again")
+    if wanted is None or wanted == keys.mode(lab):
+        return []
+    running = [n for n in (*auth.CLIENTS, "glance-api", keys.COMPONENT) if procs.leader(lab, n)]
+    keys.choose(lab, wanted)
+    plan.stop(lab, plan.components(lab), running)
+    return [n for n in running if n != keys.COMPONENT]
 
 
 def _new_secrets(lab):
@@ -306,6 +321,9 @@ def _parser():
     sub.add_argument("--auth", choices=list(auth.MODES),
                      help="without Keystone and Glance (noauth, the default) or with them; remembered, and "
                      "changed by naming the other")
+    sub.add_argument("--keys", choices=list(keys.MODES),
+                     help="one key in a file for all encrypted volumes (fixed, the default), or Barbican, which "
+                     "needs --auth keystone; remembered")
     sub.add_argument("--rabbit-mode", choices=list(rabbitmq.MODES),
                      help="how queues are declared; remembered")
     sub.add_argument("--watch-timeout", type=int, metavar="SECONDS",

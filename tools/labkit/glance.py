@@ -5,7 +5,7 @@ tells where, which is not its default. Here Glance has a store on either site, s
 the volume's cluster, in the other one or in both, and shows the locations.
 """
 
-from . import auth, ceph, keystone
+from . import auth, ceph, keys, keystone
 from .state import write_if_changed
 from .web import Web, uwsgi
 
@@ -56,6 +56,8 @@ filesystem_store_datadir = {base}/staging
 [os_glance_tasks_store]
 filesystem_store_datadir = {base}/tasks
 """
+    if keys.on(lab):       # it deletes the key of an encrypted volume's image
+        text += f"\n{keys.section(lab)}"
     for name, site in STORES.items():
         text += f"""
 [{name}]

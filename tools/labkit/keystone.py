@@ -129,6 +129,21 @@ def make_accounts(lab):
     return {"projects": projects, "users": users}
 
 
+def add_service(lab, user, name, kind, url):
+    """A service that came later: its user and its endpoints."""
+    api = _Api(lab)
+    project, its_roles = auth.USERS[user]
+    roles = {r["name"]: r["id"] for r in api.listing("roles")}
+    projects = {p["name"]: p["id"] for p in api.listing("projects")}
+    ident = api.ensure("users", api.listing("users"), name=user, domain_id="default",
+                       password=lab.state["secrets"][f"user-{user}"])
+    for role in its_roles:
+        api.grant(projects[project], ident, roles[role])
+    service = api.ensure("services", api.listing("services"), name=name, type=kind)
+    for interface in ("public", "internal", "admin"):
+        api.endpoint(service, interface, url, api.listing("endpoints"))
+
+
 class Keystone(Web):
     name = "keystone"
     port_name = "keystone"

@@ -9,14 +9,14 @@ import sys
 import threading
 import time
 
-from . import backup, ceph, cinder, glance, keystone, mariadb, procs, rabbitmq, scoria
+from . import backup, barbican, ceph, cinder, glance, keystone, mariadb, procs, rabbitmq, scoria
 from .state import LabError
 
 
 def components(lab):
     """All components by name, in the order of the table."""
     every = [mariadb.MariaDb(lab), rabbitmq.Epmd(lab), rabbitmq.RabbitMq(lab),
-             *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab),
+             *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab), barbican.Barbican(lab),
              cinder.Api(lab), cinder.Scheduler(lab), scoria.ScoriaVolume(lab),
              scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab)]
     return {c.name: c for c in every}
@@ -148,7 +148,7 @@ def start(lab, every, names, say, args=(), wait=True):
 
 # Volume services first, while all they may still want to tell is there; a site's mirror daemon
 # before its cluster, so that it lets go of its locks; monitors last, since the others take leave.
-STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-backup", "cinder-api", "cinder-scheduler", "glance-api",
+STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-backup", "cinder-api", "cinder-scheduler", "glance-api", "barbican",
                "rbd-mirror"),
               ("site-a-osd", "site-b-osd", "site-a-mgr", "site-b-mgr", "keystone", "mariadb", "rabbitmq"),
               ("",))

@@ -31,7 +31,7 @@ SITES = ("a", "b")
 # What every lab keeps secret, and of how many bytes; `fixed-key` is a key of AES-256.
 SECRETS = {"database": 12, "rabbit": 12, "cookie": 12, "fixed-key": 32}
 # What a lab puts into its directory, and therefore all that --purge removes.
-CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "keystone", "glance", "conf", "log", "run", "home",
+CONTENTS = ("ceph", "mariadb", "rabbitmq", "cinder", "keystone", "glance", "barbican", "conf", "log", "run", "home",
             "lab.json", "lab.json.new", "etc-ceph", "scoria", "tmp", "cache", "tests.lock", "tests.queue",
             "tests.state")
 
@@ -79,6 +79,10 @@ class Lab:
     @property
     def auth_venv(self):
         return pathlib.Path(REPO, os.environ.get("SCORIA_AUTH_VENV") or "target/auth-venv")
+
+    @property
+    def barbican_venv(self):
+        return pathlib.Path(REPO, os.environ.get("SCORIA_BARBICAN_VENV") or "target/barbican-venv")
 
     @property
     def cache(self):

@@ -22,7 +22,7 @@ import time
 import unittest
 from unittest import mock
 
-from . import auth, cinder, env, glance, keystone, plan, procs, scoria
+from . import auth, barbican, cinder, env, glance, keys, keystone, plan, procs, scoria
 from .component import Component
 from .state import REPO, Lab, LabError, port_free
 
@@ -292,11 +292,30 @@ class Auth(WithLab):
         self.assertEqual(self.lab.state["ports"], kept["ports"])
         self.assertEqual(self.lab.state["secrets"], kept["secrets"])
 
+    def test_keys_are_in_a_file_or_with_barbican(self):
+        with self.assertRaises(LabError):
+            keys.choose(self.lab, "barbican")
+        self._keystone()
+        fixed = {name: path.read_text() for name, path in self._confs().items()}
+        self.assertNotIn("barbican", self._by_default())
+        for text in fixed.values():
+            self.assertIn("fixed_key = ", text)
+        keys.choose(self.lab, "barbican")
+        self.assertIn("barbican", self._by_default())
+        for name, path in self._confs().items():
+            text = path.read_text()
+            self.assertIn("[key_manager]\nbackend = barbican\n", text, name)
+            self.assertNotIn("fixed_key", text, name)
+        keys.choose(self.lab, "fixed")
+        self.assertEqual({name: path.read_text() for name, path in self._confs().items()}, fixed)
+
     def test_no_secret_is_on_a_command_line(self):
         self._keystone()
+        keys.choose(self.lab, "barbican")
+        barbican.write_conf(self.lab)
         keystone.write_conf(self.lab)
         glance.write_conf(self.lab)
-        for name in auth.COMPONENTS:
+        for name in (*auth.COMPONENTS, keys.COMPONENT):
             argv, _ = plan.components(self.lab)[name].command()
             for secret in self.lab.state["secrets"].values():
                 self.assertNotIn(secret, " ".join(map(str, argv)))
