@@ -227,14 +227,6 @@ async fn build(
         return Ok(Built { changes, image_metadata: None });
     };
     setup::require_makeable(volume_type)?;
-    if volume.encryption_key_id.is_some() {
-        return Err(Error::new(
-            Code::NotSupported,
-            format!(
-                "Creating an encrypted volume from image {image_id} is not supported by this service yet"
-            ),
-        ));
-    }
     let independent = volume_type.wants_replication() && backend.is_replicated();
     let request = from_image::Request { context, operation, volume, image_id, independent };
     let shape = backend.shape(&place.site).await?;

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -38,6 +39,8 @@ static MAKING: Semaphore = Semaphore::const_new(2);
 const LARGEST: u64 = 32 << 20;
 /// The first bytes of one (version 1).
 const MAGIC: &[u8] = b"LUKS\xba\xbe\x00\x01";
+/// Where it says how many sectors it has.
+const PAYLOAD_OFFSET: usize = 104;
 /// The class names by which LUKS went before `luks` (os-brick, `LEGACY_PROVIDER_CLASS_TO_FORMAT_MAP`).
 const FORMER_NAMES: [&str; 3] =
     ["nova.volume.encryptors.luks.LuksEncryptor", "os_brick.encryptors.luks.LuksEncryptor", "LuksEncryptor"];
@@ -103,7 +106,7 @@ pub(super) async fn create_image(
     attempt: Attempt,
 ) -> Result<()> {
     // All that can fail for want of a key fails before there is an image.
-    let header = header(backend, context, volume).await?;
+    let Lock { header, .. } = lock(backend, context, volume).await?;
     let image = backend.image_name(volume);
     place.create(&image, bytes + header.len() as u64, shape, attempt).await?;
     crash::point("create_volume:unformatted");
@@ -111,7 +114,19 @@ pub(super) async fn create_image(
     Ok(())
 }
 
-async fn header(backend: &Backend, context: &RequestContext, volume: &Volume) -> Result<Vec<u8>> {
+/// A new header, and what opens it.
+pub(super) struct Lock {
+    /// Up to where the data begins.
+    pub(super) header: Bytes,
+    /// In hex.
+    pub(super) passphrase: SecretString,
+}
+
+/// Makes a header for the key and the cipher of a volume.
+///
+/// # Errors
+/// `KeyManager`; `VolumeBackend` for a type that is not for LUKS, and without qemu-img.
+pub(super) async fn lock(backend: &Backend, context: &RequestContext, volume: &Volume) -> Result<Lock> {
     let Some(key_id) = &volume.encryption_key_id else {
         return Err(Error::internal(format!("Volume {} is not encrypted", volume.id)));
     };
@@ -130,7 +145,36 @@ async fn header(backend: &Backend, context: &RequestContext, volume: &Volume) ->
     let made =
         luks_header(&backend.globals.image.conversion_dir, &cipher, &passphrase).await.map_err(failed)?;
     debug!(volume.id = volume.id, bytes = made.len(), "LUKS header made");
-    Ok(made)
+    Ok(Lock { header: made.into(), passphrase })
+}
+
+/// Whether what is encrypted for the key `other` can be opened with the volume's, too; `None` is no encryption.
+///
+/// # Errors
+/// `KeyManager`.
+pub(super) async fn is_key_of(
+    backend: &Backend,
+    context: &RequestContext,
+    volume: &Volume,
+    other: Option<&str>,
+) -> Result<bool> {
+    let own = volume.encryption_key_id.as_deref();
+    let (Some(own), Some(other)) = (own, other) else { return Ok(own == other) };
+    if own == other {
+        return Ok(true);
+    }
+    // Each volume has an id of its own for a key that it shares.
+    let keys = &backend.globals.openstack.keys;
+    let (own, other) = (keys.passphrase(context, own).await?, keys.passphrase(context, other).await?);
+    Ok(own.expose_secret() == other.expose_secret())
+}
+
+/// Bytes of the LUKS header that begins like `head` (512 bytes do), as far as the data; `None` when it is none.
+pub(super) fn room_of(head: &[u8]) -> Option<u64> {
+    let sectors = head.get(PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4)?;
+    let sectors = u32::from_be_bytes(sectors.try_into().ok()?);
+    let room = u64::from(sectors) * 512;
+    (head.starts_with(MAGIC) && room > 0 && room <= LARGEST).then_some(room)
 }
 
 /// A LUKS header that `passphrase` opens, up to where the data begins.
@@ -191,9 +235,17 @@ fn whole(mut file: File) -> std::io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// A lock that `00ff` opens.
+    pub(in crate::volume) async fn lock(dir: &Path, cipher: &str) -> Lock {
+        let cipher = Cipher::of(Some(&spec("luks", Some(cipher), Some(256)))).unwrap();
+        let passphrase = SecretString::from("00ff");
+        let header = luks_header(dir, &cipher, &passphrase).await.unwrap().into();
+        Lock { header, passphrase }
+    }
 
     fn spec(provider: &str, cipher: Option<&str>, key_size: Option<i32>) -> Encryption {
         Encryption {
@@ -233,7 +285,8 @@ mod tests {
         let place = dir.path().join("conversion");
         let good = Cipher::of(Some(&spec("luks", Some("aes-xts-plain64"), Some(256)))).unwrap();
         let header = luks_header(&place, &good, &SecretString::from("00ff")).await.unwrap();
-        assert_eq!(header.len(), 2_068_480);
+        assert_eq!((header.len(), room_of(&header[..512])), (2_068_480, Some(2_068_480)));
+        assert_eq!((room_of(&header[..64]), room_of(&[0; 512])), (None, None));
         assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
         // QEMU knows no such key.
         let bad = Cipher { algorithm: "aes-512".to_owned(), ..good.clone() };

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::{error, info};
 
-use super::from_image::{self, Metadata, Target};
-use super::{compute, crash};
+use super::from_image::{self, Metadata};
+use super::{compute, crash, encryption};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message};
@@ -140,20 +140,13 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
             format!("Volume {id} is {}, not downloading: its content is left as it is", volume.status),
         ));
     }
-    if volume.encryption_key_id.is_some() {
-        return Err(Error::new(
-            Code::NotSupported,
-            "Reimaging encrypted volumes is not supported by this service yet",
-        ));
-    }
     backend.require_up()?;
     let place = backend.place(&volume).await?;
     let name = backend.image_name(&volume);
     match &request.snapshot_id {
-        Some(snapshot_id) => from_snapshot(backend, snapshot_id, &place, &name).boxed().await?,
+        Some(snapshot_id) => from_snapshot(backend, context, snapshot_id, &volume, &place).boxed().await?,
         None => {
-            let target = Target { place: &place, name: &name, gib: volume.size, make: None };
-            from_image::overwrite(backend, context, request.image_id(), id, &target).boxed().await?;
+            from_image::overwrite(backend, context, request.image_id(), &volume, &place).boxed().await?;
         }
     }
     place.grow(&name, u64::try_from(volume.size).unwrap_or(0) * GIB).await?;
@@ -170,7 +163,13 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
 }
 
 /// Copies a snapshot, which may be another volume's, over the volume (`_revert_to_snapshot_generic`).
-async fn from_snapshot(backend: &Backend, snapshot_id: &str, place: &Place, name: &str) -> Result<()> {
+async fn from_snapshot(
+    backend: &Backend,
+    context: &RequestContext,
+    snapshot_id: &str,
+    volume: &Volume,
+    place: &Place,
+) -> Result<()> {
     let _lock = backend.locks.lock(&format!("{snapshot_id}-delete_snapshot")).await;
     let parent = backend
         .db
@@ -179,16 +178,28 @@ async fn from_snapshot(backend: &Backend, snapshot_id: &str, place: &Place, name
             db::volume::get(conn, &snapshot.volume_id).await
         })
         .await?;
-    let from = backend.place(&parent).await?;
+    let key = parent.encryption_key_id.as_deref();
+    if !encryption::is_key_of(backend, context, volume, key).await? {
+        return Err(Error::new(
+            Code::InvalidVolume,
+            format!("Snapshot {snapshot_id} is not encrypted with the key of volume {}", volume.id),
+        ));
+    }
+    let (from, name) = (backend.place(&parent).await?, backend.image_name(volume));
+    let image = backend.image_name(&parent);
+    if key.is_some() {
+        // Stock's extension may have taken the room of the volume's header away.
+        let room = encryption::room_of(&from.read_head(&image, 512).await?).unwrap_or(0);
+        place.grow(&name, u64::try_from(volume.size).unwrap_or(0) * GIB + room).await?;
+    }
     let mut export = from.site.export(ImageExport {
         pool: from.pool.clone(),
-        image: backend.image_name(&parent),
+        image,
         snap: Some(backend.snap_name(snapshot_id)),
         offset: 0,
         length: u64::MAX,
     });
-    let mut import =
-        place.site.import(ImageImport { pool: place.pool.clone(), image: name.to_owned(), blank: false });
+    let mut import = place.site.import(ImageImport { pool: place.pool.clone(), image: name, blank: false });
     while let Some(part) = export.next().await? {
         import.write(part.offset, part.data).await?;
     }

@@ -105,3 +105,45 @@ fn a_backup_of_what_is_not_there_fails_and_lets_go_of_it() {
     lab.delete(&[&id]);
     lab.wait_quota(json!({}));
 }
+
+#[test]
+#[ignore = "for the long matrix: the sizes of images are tested on the simulator"]
+fn an_encrypted_volume_comes_back_with_its_header() {
+    let lab = Lab::get();
+    let backups = Backups::start(&lab);
+    let kind = lab.encrypted_type("secret", 256, &[("volume_backend_name", "ceph")]);
+    let id = lab.volume_of_type("secret");
+    let size = lab.image("a", &id)["size"].as_u64().unwrap();
+    let image = format!("volume-{id}");
+    // The last bytes, where a copy of 1 GiB would not reach.
+    let write = |seed: u32| {
+        let data = json!({"site": "a", "image": image, "seed": seed, "offset": size - (1 << 20)});
+        lab.ceph("write", data);
+    };
+    let whole = |id: &str| {
+        let args = json!({"site": "a", "image": format!("volume-{id}"), "length": 0});
+        lab.ceph("checksum", args)
+    };
+    write(1);
+    let first = whole(&id);
+    let full = backups.of(&id, json!({}));
+    write(2);
+    let second = whole(&id);
+    let more = backups.of(&id, json!({"incremental": true}));
+    write(3);
+    for (backup, content) in [(&full, &first), (&more, &second)] {
+        let made = lab.create(json!({"backup_id": backup, "volume_type": "secret"}));
+        lab.wait_status(&made, "available");
+        backups.wait(backup, "available");
+        assert_eq!(&whole(&made), content);
+        lab.expect_opens("a", "volumes", &made, 1);
+        lab.delete(&[&made]);
+    }
+    backups.restore(&more, Some(&id));
+    assert_eq!(whole(&id), second);
+    lab.expect_opens("a", "volumes", &id, 1);
+    backups.delete(&more);
+    backups.delete(&full);
+    lab.delete(&[&id]);
+    lab.api("volume_types.delete", json!([kind]), json!({}));
+}

@@ -180,6 +180,27 @@ def forget_images():
     return left
 
 
+# ---- barbican -------------------------------------------------------------------------------------
+def barbican(method, path, **kwargs):
+    """A request of admin's to the key manager."""
+    return authenticated("admin").request(path, method, endpoint_filter={"service_type": "key-manager"}, **kwargs)
+
+
+def secrets():
+    """Id and bytes, in hex, of every secret of admin's project."""
+    found = []
+    for secret in barbican("GET", "/v1/secrets?limit=100").json()["secrets"]:
+        ident = secret["secret_ref"].rsplit("/", 1)[1]
+        payload = barbican("GET", f"/v1/secrets/{ident}/payload", headers={"Accept": "application/octet-stream"})
+        found.append({"id": ident, "hex": payload.content.hex()})
+    return found
+
+
+def forget_secret(ident):
+    """Deletes a secret that the volume service may still want."""
+    barbican("DELETE", f"/v1/secrets/{ident}")
+
+
 # ---- database -------------------------------------------------------------------------------------
 def sql(query, args=()):
     """Rows as objects; for a statement the number of rows it matched."""
@@ -433,6 +454,7 @@ def depth(queue):
 
 
 OPS = {f.__name__: f for f in (api, http, image, image_of_file, image_from_file, image_to_file, image_list, forget_images,
+                               secrets, forget_secret,
                                sql, publish, publish_all, rpc, cast, collect, collected,
                                depth, forget_connections, envelope, context, insert_volume,
                                creations, deletions, volume_object, snapshot_object, create_args)}

@@ -127,18 +127,24 @@ struct Mode<'a> {
     queues: &'a str,
     /// Whether there are Keystone and Glance.
     auth: &'a str,
+    /// Who keeps the keys of encrypted volumes.
+    keys: &'a str,
     /// Ceph's `osd_client_watch_timeout`.
     watch_timeout: &'a str,
 }
 
 /// What most tests want: stock's default queues, nobody asks for a token.
-const USUAL: Mode<'static> = Mode { queues: "default", auth: NOAUTH, watch_timeout: SHORT_WATCH };
+const USUAL: Mode<'static> =
+    Mode { queues: "default", auth: NOAUTH, keys: FIXED, watch_timeout: SHORT_WATCH };
 /// Modes of `tools/lab up --auth`.
 const NOAUTH: &str = "noauth";
 const KEYSTONE: &str = "keystone";
+/// Modes of `tools/lab up --keys`.
+const FIXED: &str = "fixed";
+const BARBICAN: &str = "barbican";
 
 /// What has to be the same for a test to take over what the former one left running.
-fn identity(subject: Subject, queues: &str, auth: &str) -> String {
+fn identity(subject: Subject, queues: &str, auth: &str, keys: &str) -> String {
     let changed = |p: PathBuf| {
         fs::metadata(p)
             .and_then(|m| m.modified())
@@ -147,12 +153,21 @@ fn identity(subject: Subject, queues: &str, auth: &str) -> String {
     let dir = bin_dir();
     let built: Vec<u128> =
         ["scoria-volume", "scoria-rbd-worker"].iter().map(|b| changed(dir.join(b))).collect();
-    format!("clean {} {queues} {auth} {} {built:?}", subject.name(), dir.display())
+    format!("clean {} {queues} {auth} {keys} {} {built:?}", subject.name(), dir.display())
 }
 
 /// Everything but the volume services, whose state belongs to the test.
-const OTHERS: &[&str] =
-    &["site-a", "site-b", "mariadb", "rabbitmq", "keystone", "glance-api", "cinder-api", "cinder-scheduler"];
+const OTHERS: &[&str] = &[
+    "site-a",
+    "site-b",
+    "mariadb",
+    "rabbitmq",
+    "keystone",
+    "glance-api",
+    "barbican",
+    "cinder-api",
+    "cinder-scheduler",
+];
 
 impl Lab {
     /// Wait for the lab, make it healthy, and take it, with stock's default queues.
@@ -175,11 +190,16 @@ impl Lab {
         Lab::made(Mode { auth: KEYSTONE, ..USUAL })
     }
 
+    /// The same with Barbican, too, for keys.
+    pub(crate) fn with_barbican() -> Lab {
+        Lab::made(Mode { auth: KEYSTONE, keys: BARBICAN, ..USUAL })
+    }
+
     fn made(mode: Mode<'_>) -> Lab {
         let subject = Subject::chosen();
         let root = env::root();
         let lock = env::turn(true);
-        let clean = identity(subject, mode.queues, mode.auth);
+        let clean = identity(subject, mode.queues, mode.auth, mode.keys);
         let same = fs::read_to_string(root.join(STATE)).is_ok_and(|state| state == clean);
         // What a test has handed back whole, and what still runs, needs no looking after.
         if !same || mode.watch_timeout != SHORT_WATCH || service_pids(subject).is_empty() {
@@ -187,9 +207,9 @@ impl Lab {
                 let services = &["resume", "scoria-volume", "scoria-volume-2", "cinder-volume"];
                 tool_ok(&[services, OTHERS].concat(), &[]);
             }
-            let wanted =
-                ["--rabbit-mode", mode.queues, "--auth", mode.auth, "--watch-timeout", mode.watch_timeout];
-            tool_ok(&[&["up", "--without", "scoria-volume"], &wanted[..]].concat(), &[]);
+            let queues = ["--rabbit-mode", mode.queues, "--watch-timeout", mode.watch_timeout];
+            let accounts = ["--auth", mode.auth, "--keys", mode.keys];
+            tool_ok(&[&["up", "--without", "scoria-volume"], &queues[..], &accounts].concat(), &[]);
         }
         let env: BTreeMap<String, String> = tool_ok(&["env"], &[])
             .lines()
@@ -428,7 +448,7 @@ impl Lab {
     // ---- restoring --------------------------------------------------------------------------------
     fn restore(&self, mode: Mode<'_>) {
         let state = fs::read_to_string(self.root.join(STATE)).unwrap_or_default();
-        let clean = state == identity(self.subject, mode.queues, mode.auth);
+        let clean = state == identity(self.subject, mode.queues, mode.auth, mode.keys);
         fs::write(self.root.join(STATE), IN_USE).unwrap();
         if !clean || self.service_pids().is_empty() || !self.leftovers_now().is_empty() {
             tool_ok(&["stop", "scoria-volume", "scoria-volume-2", "cinder-volume"], &[]);
@@ -454,9 +474,10 @@ impl Lab {
             .unwrap_or_default();
         let queues = made["rabbit_mode"].as_str().unwrap_or_default();
         let auth = made["auth"].as_str().unwrap_or(NOAUTH);
+        let keys = made["keys"].as_str().unwrap_or(FIXED);
         let altered = *self.altered.lock().unwrap_or_else(|e| e.into_inner());
         let text = match (clean, altered) {
-            (true, false) => identity(self.subject, queues, auth),
+            (true, false) => identity(self.subject, queues, auth, keys),
             (true, true) => "to be restored".to_owned(),
             (false, _) => IN_USE.to_owned(),
         };

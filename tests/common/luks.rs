@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
+use super::images::checksum;
 use super::lab::Lab;
 
 /// What a LUKS header of AES-256 in XTS mode takes, as qemu-img lays it out.
@@ -53,6 +55,33 @@ impl Lab {
         state["secrets"]["fixed-key"].as_str().unwrap().to_owned()
     }
 
+    /// A volume's image in a file, and the passphrase in another.
+    fn exported(&self, name: &str, site: &str, passphrase: &str) -> Result<(TempDir, [String; 4]), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, image) = (dir.path().join("key"), dir.path().join("image"));
+        fs::write(&key, passphrase).unwrap();
+        let exported =
+            self.try_tool(&["rbd", site, "export", name, image.to_str().unwrap(), "--no-progress"]);
+        if !exported.status.success() {
+            return Err(String::from_utf8_lossy(&exported.stderr).into_owned());
+        }
+        let with = options(&key, &image);
+        Ok((dir, with))
+    }
+
+    /// SHA-256 of the first bytes of what a passphrase opens a volume to, in hex.
+    #[track_caller]
+    pub(crate) fn checksum_inside(&self, pool: &str, volume: &str, passphrase: &str, length: u64) -> String {
+        let name = format!("{pool}/volume-{volume}");
+        let (dir, [object, secret, flag, image]) = self.exported(&name, "a", passphrase).unwrap();
+        let plain = dir.path().join("plain");
+        let mut command = Command::new("qemu-img");
+        command.args(["dd", &object, &secret, &flag, "-O", "raw", &format!("if={image}"), "bs=1M"]);
+        command.args([&format!("of={}", plain.display()), &format!("count={}", length.div_ceil(1 << 20))]);
+        said(&mut command).unwrap();
+        checksum(&plain, 0, length)
+    }
+
     /// Opens a volume's image with a passphrase; how many bytes it then has, or what QEMU says.
     pub(crate) fn opened(
         &self,
@@ -61,16 +90,8 @@ impl Lab {
         volume: &str,
         passphrase: &str,
     ) -> Result<u64, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let (key, image) = (dir.path().join("key"), dir.path().join("image"));
-        fs::write(&key, passphrase).unwrap();
         let name = format!("{pool}/volume-{volume}");
-        let exported =
-            self.try_tool(&["rbd", site, "export", &name, image.to_str().unwrap(), "--no-progress"]);
-        if !exported.status.success() {
-            return Err(String::from_utf8_lossy(&exported.stderr).into_owned());
-        }
-        let with = options(&key, &image);
+        let (_dir, with) = self.exported(&name, site, passphrase)?;
         said(Command::new("qemu-io").arg("-r").args(&with).args(["-c", "read 0 64k"]))?;
         let info = said(Command::new("qemu-img").args(["info", "--output=json"]).args(&with))?;
         let info: Value = serde_json::from_str(&info).map_err(|e| e.to_string())?;

@@ -9,6 +9,7 @@ use scoria::rbd::sim::{Fault, When};
 use scoria::volume::backup_device::{self, BackupDevice};
 use scoria::volume::connect;
 use scoria::volume::create::{self, Create};
+use scoria::volume::image::{Attempt, Shape};
 use serde_json::{Value, json};
 
 use crate::journal::accept;
@@ -472,4 +473,30 @@ async fn a_restoration_is_asked_for_again_until_it_is_known_to_have_been() {
     assert_eq!(stage.heard.cast().len(), 1);
     assert_eq!(stage.status("volumes", &volume).await, "available");
     assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+}
+
+#[tokio::test]
+async fn a_copy_of_an_encrypted_volume_is_whole_though_it_has_no_key_of_its_own() {
+    const BYTES: u64 = (2 << 30) + 2_068_480;
+    for options in ["", "rbd_max_clone_depth=0\n"] {
+        let stage = Stage::with(options).await;
+        let extra = ", previous_status='in-use', encryption_key_id='00000000-0000-0000-0000-000000000000'";
+        let volume = seed::volume(&stage.test, 1, "backing-up", extra).await;
+        let image = format!("volume-{volume}");
+        let shape = Shape { order: 22, features: 61 };
+        stage.place().create(&image, BYTES, shape, Attempt::First).await.unwrap();
+        let snapshot = seed::snapshot(&stage.test, 1, &volume, "backing-up").await;
+        stage.snapped(&image, &snapshot).await;
+        for (number, snapshot) in [(1, None), (2, Some(snapshot.as_str()))] {
+            let backup = backup(&stage, number, &volume, snapshot, "creating").await;
+            let operation = asked(&stage, &backup).await;
+            provide(&stage, &operation, request(POSIX, &backup, &volume, snapshot)).await.unwrap();
+            let copy = stage.heard.handed_out().pop().unwrap().device.id;
+            assert_eq!(
+                stage.seen(&format!("volume-{copy}")).unwrap().size,
+                BYTES,
+                "{options:?} {snapshot:?}"
+            );
+        }
+    }
 }

@@ -17,21 +17,21 @@ use serde_json::{Value, json};
 use crate::seed;
 use crate::stage::Stage;
 
-const IMAGE: &str = "11111111-0000-4000-8000-000000000001";
+pub(crate) const IMAGE: &str = "11111111-0000-4000-8000-000000000001";
 
 /// Of the certificate in the key manager.
 const CERTIFICATE: &str = "22222222-0000-4000-8000-000000000001";
 
 /// A server with one image, and a key manager with one certificate. Its thread ends with the process.
 #[derive(Clone)]
-struct Glance {
-    url: String,
+pub(crate) struct Glance {
+    pub(crate) url: String,
     image: Arc<Mutex<(Value, Vec<u8>)>>,
     downloads: Arc<Mutex<usize>>,
 }
 
 impl Glance {
-    fn start(disk_format: &str, data: &[u8]) -> Glance {
+    pub(crate) fn start(disk_format: &str, data: &[u8]) -> Glance {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let image = json!({
@@ -50,11 +50,18 @@ impl Glance {
         glance
     }
 
-    fn set(&self, key: &str, value: Value) {
+    pub(crate) fn set(&self, key: &str, value: Value) {
         self.image.lock().unwrap().0[key] = value;
     }
 
-    fn downloads(&self) -> usize {
+    pub(crate) fn replace(&self, disk_format: &str, data: Vec<u8>) {
+        let mut image = self.image.lock().unwrap();
+        image.0["disk_format"] = json!(disk_format);
+        image.0["size"] = json!(data.len());
+        image.1 = data;
+    }
+
+    pub(crate) fn downloads(&self) -> usize {
         *self.downloads.lock().unwrap()
     }
 
@@ -92,7 +99,7 @@ impl Glance {
 }
 
 /// 5 MiB with data at both ends.
-fn disk() -> Vec<u8> {
+pub(crate) fn disk() -> Vec<u8> {
     let mut data = vec![0; 5 << 20];
     data[..4].copy_from_slice(b"head");
     let end = data.len();
@@ -101,7 +108,7 @@ fn disk() -> Vec<u8> {
 }
 
 /// The same in a file of another format.
-fn converted(format: &str, data: &[u8], more: &[&str]) -> Vec<u8> {
+pub(crate) fn converted(format: &str, data: &[u8], more: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (raw, other) = (dir.path().join("raw"), dir.path().join("other"));
     std::fs::write(&raw, data).unwrap();
@@ -125,7 +132,7 @@ async fn stage(glance: &Glance, dir: &tempfile::TempDir, more: &str) -> Stage {
     .await
 }
 
-fn of_image() -> Create {
+pub(crate) fn of_image() -> Create {
     Create { image_id: Some(IMAGE.to_owned()), ..Create::default() }
 }
 

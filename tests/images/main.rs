@@ -9,5 +9,6 @@ mod common;
 
 mod accounts;
 mod crash;
+mod encryption;
 mod from_image;
 mod upload;

@@ -3,36 +3,23 @@
 //! Such formats have tables all over the file, so that they cannot be read from front to back. What they hold
 //! is read through qemu, block by block and without its holes, and needs no second file of the disk's size.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tracing::warn;
 
 use super::inspect;
 use super::nbd::{self, Disk};
-use super::write::{Broken, Source, Target, open};
+use super::scratch::{Temporary, socket_path};
+use super::sink::{Sink, Target};
+use super::write::{Broken, Source};
 use crate::backend::Backend;
 use crate::config::ImageConfig;
 use crate::error::{Code, Error, Result};
 use crate::openstack::glance::Image;
-use crate::rbd::stream::{Import, PART};
-
-/// A file that is removed when nobody needs it any more. One that a killed service has left is overwritten: it
-/// has the name of its volume.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            warn!(path = %self.0.display(), %error, "cannot remove a temporary image");
-        }
-    }
-}
+use crate::rbd::stream::PART;
 
 /// Writes the disk inside an image of `format` to the target; answers its GiB, and the bytes written.
 pub(super) async fn convert(
@@ -41,7 +28,7 @@ pub(super) async fn convert(
     format: &str,
     volume_id: &str,
     mut source: Source<'_>,
-    (target, made): (&Target<'_>, &mut bool),
+    (target, room, made): (&Target<'_>, u64, &mut bool),
 ) -> Result<(i32, u64), Broken> {
     let config = &backend.globals.image;
     let dir = &config.conversion_dir;
@@ -53,23 +40,23 @@ pub(super) async fn convert(
     let size = inspect::judge(&info, format, &image.id)?;
     inspect::require_fit(size, target.gib, &image.id)?;
 
-    let socket = Temporary(socket_path(dir, volume_id));
+    let socket = Temporary(socket_path(dir, "nbd", volume_id));
     let mut disk = Disk::open(&file.0, format, &socket.0).await.map_err(|e| {
         Error::new(Code::ImageCopy, "Failed to copy image to volume: qemu-nbd does not serve it").caused_by(e)
     })?;
-    let (gib, mut import) = open(target, size, made).await?;
-    let copied = copy(&mut disk, &mut import).await;
+    let (gib, mut sink) = Sink::open(dir, volume_id, target, (size, room), made).await?;
+    let copied = copy(&mut disk, &mut sink).await;
     disk.close().await;
     match copied {
-        Ok(()) => Ok((gib, import.finish().await?)),
+        Ok(()) => Ok((gib, sink.finish(size).await?)),
         Err(failure) => {
-            import.abandon().await;
+            sink.abandon().await;
             Err(failure)
         }
     }
 }
 
-async fn copy(disk: &mut Disk, import: &mut Import) -> Result<(), Broken> {
+async fn copy(disk: &mut Disk, sink: &mut Sink) -> Result<(), Broken> {
     let size = disk.size();
     let mut at = 0;
     while at < size {
@@ -79,7 +66,7 @@ async fn copy(disk: &mut Disk, import: &mut Import) -> Result<(), Broken> {
                 .caused_by(e)
         })?;
         for (offset, bytes) in data {
-            import.write(offset, bytes).await?;
+            sink.write(offset, bytes).await?;
         }
         at += length;
     }
@@ -91,13 +78,6 @@ fn unusable(dir: &Path, error: std::io::Error) -> Error {
     Error::new(Code::ImageCopy, "Failed to copy image to volume: no temporary file can be made")
         .detail(text)
         .caused_by(error)
-}
-
-/// A socket's path may have 107 bytes.
-fn socket_path(dir: &Path, volume_id: &str) -> PathBuf {
-    let name = format!("nbd-{volume_id}.sock");
-    let near = dir.join(&name);
-    if near.as_os_str().len() <= 107 { near } else { std::env::temp_dir().join(name) }
 }
 
 /// Refuses an image that the directory has no room for (`check_available_space`).

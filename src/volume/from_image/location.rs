@@ -1,7 +1,8 @@
 //! Where Glance says that an image lies in Ceph: `rbd://fsid/pool/image/snapshot`.
 
 use super::super::image::{Place, Shape};
-use crate::rbd::protocol::{ImageClone, ImageInspect, ImageRemove};
+use super::inspect::HEAD;
+use crate::rbd::protocol::{ImageClone, ImageInspect, ImageRead, ImageRemove};
 use crate::rbd::types::ImageInfo;
 use crate::rbd::{RbdError, RbdErrorKind};
 
@@ -45,6 +46,12 @@ impl RbdLocation {
                 _ => Err(e),
             },
         }
+    }
+
+    /// Its first bytes.
+    pub(super) async fn head(&self, place: &Place) -> Result<Vec<u8>, RbdError> {
+        let (pool, image, snap) = (self.pool.clone(), self.image.clone(), Some(self.snap.clone()));
+        place.site.insist(ImageRead { pool, image, snap, offset: 0, length: HEAD as u64 }).await
     }
 
     /// Clones it to an image that does not exist yet. Its objects are no smaller than the parent's, as upstream.

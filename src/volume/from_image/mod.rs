@@ -3,7 +3,8 @@
 //! The cheap way is a copy-on-write clone, where Glance keeps the image raw in the Ceph cluster that the volume is
 //! made in. Otherwise its bytes come over HTTP: raw ones go straight into the volume, and zeros are left out;
 //! other formats need a temporary file, since they cannot be read from front to back, and are refused unless
-//! they can be read without harm (`inspect`). What was begun and not finished is removed and begun anew: nothing
+//! they can be read without harm (`inspect`). An encrypted volume gets the content of an image through the layer that
+//! encrypts it (`layer`), or the bytes of an image that is an encrypted volume as they are. What was begun and not finished is removed and begun anew: nothing
 //! of a half-written volume can be told from the image's own zeros.
 //!
 //! Reference: `cinder/volume/flows/manager/create_volume.py`, `cinder/volume/drivers/rbd.py` (`clone_image`,
@@ -14,23 +15,27 @@ mod convert;
 mod gunzip;
 mod image_volume;
 mod inspect;
+mod layer;
 mod location;
 mod metadata;
 mod nbd;
+mod scratch;
 mod signature;
+mod sink;
 mod write;
 
 use std::collections::BTreeMap;
 
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tracing::{debug, info};
 
 pub(super) use cache::{Keep, store};
 pub(super) use metadata::from_fields;
-use write::Make;
-pub(super) use write::{Target, overwrite};
+use sink::{Coat, Make, Target};
 
+use super::encryption;
 use super::image::{Attempt, Place, Shape};
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
@@ -89,7 +94,8 @@ pub(super) async fn fill(
     attempt: Attempt,
 ) -> Result<(Filled, Option<NamedGuard>)> {
     let (context, volume, id) = (request.context, request.volume, request.image_id);
-    let cache = Cache::of(backend);
+    // What is encrypted has a key of its own: it is nobody else's copy.
+    let cache = Cache::of(backend).filter(|_| volume.encryption_key_id.is_none());
     if let Some(done) = done_before(request, attempt).await? {
         let guard = match (&cache, &done.keep) {
             (Some(cache), Some(_)) => Some(cache.lock(id).await),
@@ -128,6 +134,30 @@ pub(super) async fn fill(
     Ok((filled, guard))
 }
 
+/// Writes an image over a volume that has content.
+///
+/// # Errors
+/// As [`fill`]; also `ImageUnacceptable` for an image that is encrypted for another key than the volume's.
+pub(super) async fn overwrite(
+    backend: &Backend,
+    context: &RequestContext,
+    image_id: &str,
+    volume: &Volume,
+    place: &Place,
+) -> Result<()> {
+    let image = backend.globals.openstack.glance.show(context, image_id).boxed().await?;
+    let coat = coat(backend, context, volume, &image).await?;
+    if matches!(coat, Coat::Own) && !encryption::is_key_of(backend, context, volume, key_of(&image)).await? {
+        // Nobody could open the volume any more: its key stays.
+        let reason = "It is encrypted with another key than the volume.";
+        return Err(inspect::unacceptable(image_id, reason));
+    }
+    let name = backend.image_name(volume);
+    let target = Target { place, name: &name, gib: volume.size, make: None, coat };
+    // As upstream, which asks for signatures of new volumes only.
+    write::download(backend, context, &image, &volume.id, &target, None).boxed().await.map(|_| ())
+}
+
 async fn download(
     backend: &Backend,
     request: &Request<'_>,
@@ -143,10 +173,11 @@ async fn download(
         let verified = if verifier.is_some() { "True" } else { "False" };
         filled.metadata.insert("signature_verified".to_owned(), verified.to_owned());
     }
+    let coat = coat(backend, request.context, volume, image).await?;
     downloading(request).await?;
     let name = backend.image_name(volume);
     let make = Some(Make { shape, small: filled.keep.is_some() });
-    let target = Target { place, name: &name, gib: volume.size, make };
+    let target = Target { place, name: &name, gib: volume.size, make, coat };
     let gib = write::download(backend, request.context, image, &volume.id, &target, verifier.as_ref())
         .boxed()
         .await?;
@@ -154,6 +185,30 @@ async fn download(
         keep.gib = gib;
     }
     Ok(())
+}
+
+/// How the content of an image is to lie in a volume.
+async fn coat(backend: &Backend, context: &RequestContext, volume: &Volume, image: &Image) -> Result<Coat> {
+    if volume.encryption_key_id.is_none() {
+        return Ok(Coat::Bare);
+    }
+    if key_of(image).is_some() {
+        return Ok(Coat::Own);
+    }
+    let lock = encryption::lock(backend, context, volume).await;
+    lock.map(Coat::New).map_err(|e| match e.code() {
+        // As for whatever else upstream meets on the way of an image.
+        Code::KeyManager | Code::VolumeBackend => {
+            let text = format!("Failed to copy image to volume: {}", e.user());
+            Error::new(Code::ImageCopy, text).caused_by(e)
+        }
+        _ => e,
+    })
+}
+
+/// The key of an image that is an encrypted volume.
+pub(super) fn key_of(image: &Image) -> Option<&str> {
+    image.properties.get("cinder_encryption_key_id").and_then(Value::as_str).filter(|id| !id.is_empty())
 }
 
 /// What a former attempt has done completely.
@@ -189,7 +244,8 @@ async fn cloned(
 ) -> Result<bool> {
     // A gzipped one lies there gzipped.
     let as_it_is = image.disk_format.as_deref() == Some("raw") && !write::is_compressed(image);
-    if !as_it_is || request.volume.encryption_key_id.is_some() {
+    let encrypted = request.volume.encryption_key_id.is_some();
+    if !as_it_is || (encrypted && key_of(image).is_none()) {
         return Ok(false);
     }
     let candidates: Vec<RbdLocation> = locations.urls().into_iter().filter_map(RbdLocation::parse).collect();
@@ -206,8 +262,13 @@ async fn cloned(
             debug!(image.id = image.id, location.pool, location.image, "the image cannot be opened here");
             continue;
         };
-        inspect::require_fit(parent.size, request.volume.size, &image.id)?;
-        let bytes = u64::try_from(request.volume.size).unwrap_or(0) * GIB;
+        // The API has given the volume a copy of the image's key: what is in front of the content stays.
+        let room = match encrypted {
+            true => Coat::Own.room(&location.head(place).await?, &image.id)?,
+            false => 0,
+        };
+        inspect::require_fit(parent.size.saturating_sub(room), request.volume.size, &image.id)?;
+        let bytes = u64::try_from(request.volume.size).unwrap_or(0) * GIB + room;
         location.clone_to(place, name, &parent, shape).await?;
         place.grow(name, bytes).await?;
         if request.independent {

@@ -1,16 +1,18 @@
-//! Reads the disk inside an image file, through qemu-nbd and a socket.
+//! Reads and writes the disk inside a file, through qemu-nbd and a socket.
 //!
 //! qemu knows the formats, and its network block device is the way to their content that needs neither a second
-//! file nor the privileges of a block device. Of the protocol this is what a reader needs: a fixed-newstyle
-//! handshake, structured replies (they leave holes out), one read at a time
+//! file nor the privileges of a block device. Of the protocol this is what is needed for that: a fixed-newstyle
+//! handshake, structured replies (they leave holes out), one request at a time
 //! (<https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>).
 
+use std::ffi::{OsStr, OsString};
 use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -29,18 +31,19 @@ const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const INFO_EXPORT: u16 = 0;
 const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
 const CMD_DISC: u16 = 2;
 const CHUNK_NONE: u16 = 0;
 const CHUNK_DATA: u16 = 1;
 const CHUNK_HOLE: u16 = 2;
 const CHUNK_DONE: u16 = 1;
 
-/// How long qemu-nbd may take to begin.
-const START: Duration = Duration::from_secs(30);
-/// How long one read may take.
-const READ: Duration = Duration::from_secs(300);
+/// How long qemu-nbd may take to begin: a passphrase costs it seconds of CPU.
+const START: Duration = Duration::from_secs(120);
+/// How long one request may take.
+const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 
-/// A disk that is being read.
+/// A disk that is being used.
 pub(super) struct Disk {
     stream: UnixStream,
     size: u64,
@@ -57,22 +60,26 @@ pub(super) fn missing(program: &str, error: &Error) -> Error {
 impl Disk {
     /// Starts qemu-nbd for one reader.
     pub(super) async fn open(file: &Path, format: &str, socket: &Path) -> Result<Disk> {
-        // What a killed service has left.
-        let _ = tokio::fs::remove_file(socket).await;
-        // A service that is killed takes it along.
-        let server = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-nbd", "--read-only"])
-            .arg(format!("--format={format}"))
-            .arg("--socket")
-            .arg(socket)
-            .arg(file)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|e| missing("setpriv", &e))?;
+        let format = OsString::from(format!("--format={format}"));
+        let server =
+            serve(socket, &["--read-only".as_ref(), &format, file.as_os_str()], Stdio::null()).await?;
+        Disk::connect(server, socket).await
+    }
+
+    /// Starts qemu-nbd for one writer of what lies behind a LUKS header.
+    pub(super) async fn open_luks(file: &Path, passphrase: &SecretString, socket: &Path) -> Result<Disk> {
+        // In a list of options a comma is written twice.
+        let name = file.to_str().ok_or(ErrorKind::InvalidFilename)?.replace(',', ",,");
+        let options = OsString::from(format!(
+            "driver=luks,key-secret=luks_sec,file.driver=file,file.locking=off,file.filename={name}"
+        ));
+        let secret = "secret,id=luks_sec,format=raw,file=/dev/stdin";
+        let more: [&OsStr; 4] = ["--object".as_ref(), secret.as_ref(), "--image-opts".as_ref(), &options];
+        let mut server = serve(socket, &more, Stdio::piped()).await?;
+        if let Some(mut stdin) = server.stdin.take() {
+            // One that ends without reading is found out below.
+            let _ = stdin.write_all(passphrase.expose_secret().as_bytes()).await;
+        }
         Disk::connect(server, socket).await
     }
 
@@ -150,7 +157,7 @@ impl Disk {
 
     /// What is not a hole of the `length` bytes from `offset` on.
     pub(super) async fn read(&mut self, offset: u64, length: u64) -> Result<Vec<(u64, Bytes)>> {
-        match timeout(READ, self.ask(offset, length)).await {
+        match timeout(REQUEST_LIMIT, self.ask(offset, length)).await {
             Ok(data) => data,
             Err(_) => Err(ErrorKind::TimedOut.into()),
         }
@@ -206,14 +213,58 @@ impl Disk {
                 _ => {
                     let mut data = vec![0; size as usize];
                     self.stream.read_exact(&mut data).await?;
-                    let errno =
-                        data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map_or(0, u32::from_be_bytes);
+                    let errno = errno_of(&data);
                     return Err(Error::other(format!("qemu-nbd cannot read at {offset}: error {errno}")));
                 }
             }
             if flags & CHUNK_DONE != 0 {
                 return Ok(found);
             }
+        }
+    }
+
+    /// Writes `data` at `offset`; whoever reads the file then reads it.
+    pub(super) async fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        match timeout(REQUEST_LIMIT, self.put(offset, data)).await {
+            Ok(done) => done,
+            Err(_) => Err(ErrorKind::TimedOut.into()),
+        }
+    }
+
+    async fn put(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        let length = u32::try_from(data.len()).map_err(|_| garbage("a write of more than 4 GiB"))?;
+        self.request(CMD_WRITE, offset, length).await?;
+        self.stream.write_all(data).await?;
+        let errno = match self.stream.read_u32().await? {
+            SIMPLE_REPLY => {
+                let errno = self.stream.read_u32().await?;
+                self.expect_cookie().await?;
+                errno
+            }
+            STRUCTURED_REPLY => {
+                let _flags = self.stream.read_u16().await?;
+                let kind = self.stream.read_u16().await?;
+                self.expect_cookie().await?;
+                let size = self.stream.read_u32().await?;
+                if size > 64 << 10 {
+                    return Err(garbage("a long reply to a write"));
+                }
+                let mut data = vec![0; size as usize];
+                self.stream.read_exact(&mut data).await?;
+                if kind == CHUNK_NONE { 0 } else { errno_of(&data) }
+            }
+            _ => return Err(garbage("no reply")),
+        };
+        match errno {
+            0 => Ok(()),
+            errno => Err(Error::other(format!("qemu-nbd cannot write at {offset}: error {errno}"))),
+        }
+    }
+
+    async fn expect_cookie(&mut self) -> Result<()> {
+        match self.stream.read_u64().await? == self.cookie {
+            true => Ok(()),
+            false => Err(garbage("a reply to something else")),
         }
     }
 
@@ -225,6 +276,28 @@ impl Disk {
             let _ = timeout(START, self.server.wait()).await;
         }
     }
+}
+
+/// Starts a server on a socket; with the service it is killed, too.
+async fn serve(socket: &Path, more: &[&OsStr], stdin: Stdio) -> Result<Child> {
+    // What a killed service has left.
+    let _ = tokio::fs::remove_file(socket).await;
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "qemu-nbd", "--socket"])
+        .arg(socket)
+        .args(more)
+        .env("LC_ALL", "C")
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| missing("setpriv", &e))
+}
+
+/// The number at the beginning of an error's data; never 0.
+fn errno_of(data: &[u8]) -> u32 {
+    data.get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map_or(u32::MAX, u32::from_be_bytes).max(1)
 }
 
 fn garbage(what: &str) -> Error {

@@ -10,39 +10,17 @@ use tracing::{info, warn};
 use super::convert;
 use super::gunzip::{self, Gunzip, Next};
 use super::inspect::{self, HEAD};
+use super::sink::{Sink, Target};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::model::GIB;
 use crate::openstack::glance::{Download, Image, Verifier};
-use crate::rbd::protocol::ImageImport;
-use crate::rbd::stream::{Import, PART};
+use crate::rbd::stream::PART;
 use crate::rbd::{RbdError, RbdErrorKind};
-use crate::volume::crash;
-use crate::volume::image::{Attempt, Place, Shape};
 
 /// How often an image is downloaded when workers die under it.
 const TRIES: u32 = 3;
-
-/// What is written.
-pub(in crate::volume) struct Target<'a> {
-    /// Where.
-    pub(in crate::volume) place: &'a Place,
-    /// The image in Ceph.
-    pub(in crate::volume) name: &'a str,
-    /// Size of the volume.
-    pub(in crate::volume) gib: i32,
-    /// It is not there yet; otherwise it has content, which goes.
-    pub(in crate::volume) make: Option<Make>,
-}
-
-/// How the image in Ceph is to be made.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::volume) struct Make {
-    pub(super) shape: Shape,
-    /// Not larger than its content, rounded up to GiB.
-    pub(super) small: bool,
-}
 
 /// Why the bytes of an image did not get into a volume.
 pub(super) enum Broken {
@@ -62,22 +40,6 @@ impl From<RbdError> for Broken {
     fn from(error: RbdError) -> Broken {
         Broken::Ceph(error)
     }
-}
-
-/// Writes an image over a volume that has content.
-///
-/// # Errors
-/// As [`download`].
-pub(in crate::volume) async fn overwrite(
-    backend: &Backend,
-    context: &RequestContext,
-    image_id: &str,
-    volume_id: &str,
-    target: &Target<'_>,
-) -> Result<()> {
-    let image = backend.globals.openstack.glance.show(context, image_id).boxed().await?;
-    // As upstream, which asks for signatures of new volumes only.
-    download(backend, context, &image, volume_id, target, None).await.map(|_| ())
 }
 
 /// Downloads an image into a volume; answers its GiB, rounded up.
@@ -167,59 +129,46 @@ async fn once(
         source.fill(HEAD).await?;
     }
     let found = inspect::format_of(&source.buffer)?;
-    inspect::require_format(image.disk_format.as_deref().unwrap_or_default(), found, &image.id)?;
+    let claimed = image.disk_format.as_deref().unwrap_or_default();
+    inspect::require_format(claimed, found, &image.id)?;
+    let room = target.coat.room(&source.buffer, &image.id)?;
     if found != "raw" {
-        return convert::convert(backend, image, found, volume_id, source, (target, made)).boxed().await;
+        return convert::convert(backend, image, found, volume_id, source, (target, room, made))
+            .boxed()
+            .await;
     }
     // What comes out of a gzipped one is only known at its end: as much as the volume holds, at most.
-    let room = u64::try_from(target.gib).unwrap_or(0) * GIB;
-    let bytes = if is_compressed(image) { room } else { image.size.unwrap_or(0) };
-    inspect::require_fit(bytes, target.gib, &image.id)?;
-    let (gib, mut import) = open(target, bytes, made).await?;
-    match copy(&mut source, &mut import, target.gib, &image.id).await {
-        Ok(()) => Ok((gib, import.finish().await?)),
+    let full = u64::try_from(target.gib).unwrap_or(0) * GIB;
+    let bytes = if is_compressed(image) { full } else { image.size.unwrap_or(0) };
+    inspect::require_fit(target.coat.content(bytes, room), target.gib, &image.id)?;
+    let dir = &backend.globals.image.conversion_dir;
+    let (gib, mut sink) = Sink::open(dir, volume_id, target, (bytes, room), made).await?;
+    match copy(&mut source, &mut sink, (target, room), &image.id).await {
+        Ok(reached) => Ok((gib, sink.finish(reached).await?)),
         Err(failure) => {
-            import.abandon().await;
+            sink.abandon().await;
             Err(failure)
         }
     }
 }
 
-/// Opens the target for content of so many bytes, and makes it before if need be; `made` says whether an attempt has
-/// made it already. Answers the GiB of the content too.
-pub(super) async fn open(target: &Target<'_>, bytes: u64, made: &mut bool) -> Result<(i32, Import), Broken> {
-    let gib = i32::try_from(bytes.div_ceil(GIB).max(1)).unwrap_or(target.gib);
-    let blank = target.make.is_some() && !*made;
-    if let Some(make) = target.make.filter(|_| blank) {
-        let size = if make.small { gib } else { target.gib };
-        let size = u64::try_from(size).unwrap_or(0) * GIB;
-        let made_now = target.place.create(target.name, size, make.shape, Attempt::First).await;
-        // Somebody else's image is not one that could not be written.
-        made_now.map_err(Error::from)?;
-        *made = true;
-        crash::point("create_volume:downloading");
-    }
-    let import = target.place.site.import(ImageImport {
-        pool: target.place.pool.clone(),
-        image: target.name.to_owned(),
-        blank,
-    });
-    Ok((gib, import))
-}
-
-async fn copy(source: &mut Source<'_>, import: &mut Import, gib: i32, image_id: &str) -> Result<(), Broken> {
+/// Answers the bytes that came.
+async fn copy(
+    source: &mut Source<'_>,
+    sink: &mut Sink,
+    (target, room): (&Target<'_>, u64),
+    image_id: &str,
+) -> Result<u64, Broken> {
     let mut at = 0u64;
     loop {
         source.fill(PART).await?;
         if source.buffer.is_empty() {
-            return Ok(());
+            return Ok(at);
         }
         let part = source.take(PART);
         let next = at + part.len() as u64;
-        if next.div_ceil(GIB) > u64::try_from(gib).unwrap_or(0) {
-            inspect::require_fit(next, gib, image_id)?;
-        }
-        import.write(at, part).await?;
+        inspect::require_fit(target.coat.content(next, room), target.gib, image_id)?;
+        sink.write(at, part).await?;
         at = next;
     }
 }
