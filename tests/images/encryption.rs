@@ -29,11 +29,11 @@ fn an_encrypted_volume_comes_of_an_image_and_becomes_one() {
     if !lab.only_scoria("stock cuts off the room of the header, and never clones an encrypted image") {
         return;
     }
-    let kind = lab.encrypted_type("secret", 256, &[("volume_backend_name", "plain")]);
+    let kind = lab.encrypted_type("secret-image", 256, &[("volume_backend_name", "plain")]);
     let key = lab.fixed_key();
     let (qcow2, raw) = (ImageFile::new("qcow2", 24, 31), ImageFile::new("raw", 8, 32));
     let images = [lab.image_of(&qcow2, json!({})), lab.image_of(&raw, json!({}))];
-    let volumes = images.each_ref().map(|image| order(&lab, image, 1, "secret"));
+    let volumes = images.each_ref().map(|image| order(&lab, image, 1, "secret-image"));
     for (volume, file) in volumes.iter().zip([&qcow2, &raw]) {
         lab.wait_status(volume, "available");
         assert!(lab.image_in("a", "volumes2", volume)["parent"].is_null(), "a plain image is no parent");
@@ -46,7 +46,7 @@ fn an_encrypted_volume_comes_of_an_image_and_becomes_one() {
     assert_eq!(shown["cinder_encryption_key_deletion_policy"], "on_image_deletion", "{shown}");
     assert!(shown["size"].as_u64().unwrap() > GIB, "{shown}");
     // The header counts, for the API.
-    let again = order(&lab, &image, 2, "secret");
+    let again = order(&lab, &image, 2, "secret-image");
     lab.wait_status(&again, "available");
     assert!(lab.image_in("a", "volumes2", &again)["parent"].to_string().contains(&image), "it is a clone");
     assert_eq!(lab.checksum_inside("volumes2", &again, &key, qcow2.size), qcow2.checksum);
@@ -133,11 +133,11 @@ fn key_of(lab: &Lab, volume: &str) -> String {
 #[ignore = "for the long matrix: Barbican is installed for it"]
 fn barbican_keeps_a_key_for_each_volume_and_image() {
     let lab = Lab::with_barbican();
-    let kind = lab.encrypted_type("secret", 256, &[("volume_backend_name", "plain")]);
+    let kind = lab.encrypted_type("secret-barbican", 256, &[("volume_backend_name", "plain")]);
     for (left, _) in secrets(&lab) {
         lab.driver.call("forget_secret", json!({"ident": left})).unwrap(); // by a test that failed
     }
-    let first = lab.volume_of_type("secret");
+    let first = lab.volume_of_type("secret-barbican");
     let id = key_of(&lab, &first);
     let key = secret(&lab, &id);
     assert_eq!(lab.opened("a", "volumes2", &first, &key), Ok(GIB));
@@ -156,14 +156,14 @@ fn barbican_keeps_a_key_for_each_volume_and_image() {
     // Of a plain image, of a volume, and of an encrypted image: three ids more, and the image's.
     let file = ImageFile::new("raw", 8, 35);
     let plain = lab.image_of(&file, json!({}));
-    let second = order(&lab, &plain, 1, "secret");
+    let second = order(&lab, &plain, 1, "secret-barbican");
     lab.wait_status(&second, "available");
     let key = secret(&lab, &key_of(&lab, &second));
     assert_eq!(lab.checksum_inside("volumes2", &second, &key, file.size), file.checksum);
-    let clone = lab.create(json!({"source_volid": second, "volume_type": "secret"}));
+    let clone = lab.create(json!({"source_volid": second, "volume_type": "secret-barbican"}));
     lab.wait_status(&clone, "available");
     let image = uploaded(&lab, &second);
-    let third = order(&lab, &image, 2, "secret");
+    let third = order(&lab, &image, 2, "secret-barbican");
     lab.wait_status(&third, "available");
     assert_eq!(secrets(&lab).len(), 5);
     for copy in [&clone, &third] {
@@ -175,7 +175,7 @@ fn barbican_keeps_a_key_for_each_volume_and_image() {
     assert_eq!(secrets(&lab).len(), 2, "of the first volume, and of the image");
 
     // Another image's key opens nothing here: the volume is left as it is.
-    let wide = order(&lab, &plain, 2, "secret");
+    let wide = order(&lab, &plain, 2, "secret-barbican");
     lab.wait_status(&wide, "available");
     lab.api("volumes.reimage", json!([wide, image]), json!({}));
     lab.wait_status(&wide, "error");
@@ -185,12 +185,12 @@ fn barbican_keeps_a_key_for_each_volume_and_image() {
 
     // Without its key, or without Barbican, there is no volume, and its user is told.
     lab.pause("scoria-volume");
-    let lost = lab.create(json!({"volume_type": "secret"}));
+    let lost = lab.create(json!({"volume_type": "secret-barbican"}));
     lab.driver.call("forget_secret", json!({"ident": key_of(&lab, &lost)})).unwrap();
     lab.resume("scoria-volume");
     lab.wait_status(&lost, "error");
     lab.pause("scoria-volume");
-    let silent = lab.create(json!({"volume_type": "secret"}));
+    let silent = lab.create(json!({"volume_type": "secret-barbican"}));
     lab.stop("barbican");
     lab.resume("scoria-volume");
     lab.wait_status(&silent, "error");
