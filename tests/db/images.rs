@@ -297,7 +297,7 @@ async fn a_signed_image_must_be_what_was_signed() {
         assert_eq!(stage.status("volumes", &bad).await, "error");
         assert!(stage.seen(&format!("volume-{bad}")).is_none());
         let said = stage.messages().await;
-        assert!(said.contains(&["VOLUME".into(), bad, "005".into(), "011".into()]), "{said:?}");
+        assert!(said.contains(&vec!["VOLUME".into(), bad, "005".into(), "011".into()]), "{said:?}");
     };
     glance.image.lock().unwrap().1[21_999] ^= 1;
     refused(2).await;

@@ -130,7 +130,7 @@ impl Download {
         }
         let is_whole = matches!(next, Ok(None));
         if let Some(check) = self.signature.take_if(|_| is_whole)
-            && !check.is_good()
+            && !check.verified()
         {
             let text =
                 "Failed to verify image signature, reason: Image signature verification failed for image: ";

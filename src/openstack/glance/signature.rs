@@ -237,7 +237,7 @@ impl Check {
     }
 
     /// The end: true when just these bytes were signed.
-    pub fn is_good(self) -> bool {
+    pub fn verified(self) -> bool {
         self.verifier.verify(&self.state.finalize())
     }
 }
@@ -272,7 +272,7 @@ mod tests {
     fn check(verifier: &Verifier, bytes: &[u8]) -> bool {
         let mut check = verifier.begin();
         bytes.chunks(999).for_each(|part| check.add(part));
-        check.is_good()
+        check.verified()
     }
 
     #[test]
