@@ -29,7 +29,6 @@ suites:
   tempest       tempest.api.volume, and the API and role tests of cinder-tempest-plugin
   cinderclient  the functional tests of python-cinderclient: the `cinder` command
   sdk           the functional tests of openstacksdk for block storage
-  sdk-cloud     the same for its cloud layer
   openstackclient  the functional tests of python-openstackclient: `openstack volume`
 
 The results of a side are kept in target/tempest until its next run. A run with REGEX replaces only the

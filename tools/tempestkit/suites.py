@@ -35,8 +35,6 @@ SUITES = {s.name: s for s in (
     Suite("cinderclient", "cinderclient/tests/functional", (r"^cinderclient\.tests\.functional\.",), jobs=1),
     Suite("sdk", "openstack/tests/functional/block_storage/v3",
           (r"^openstack\.tests\.functional\.block_storage\.v3\.",), jobs=1),
-    Suite("sdk-cloud", "openstack/tests/functional/cloud",
-          (r"^openstack\.tests\.functional\.cloud\.test_block_storage\.",), jobs=1),
     Suite("openstackclient", "openstackclient/tests/functional/volume/v3",
           (r"^openstackclient\.tests\.functional\.volume\.v3\.",), jobs=2),
 )}
