@@ -26,9 +26,9 @@ SERVICES = {results.SCORIA: "scoria-volume", results.STOCK: "cinder-volume"}
 HOST = "lab"                   # of both: stock takes Scoria's backends over
 EPILOG = """\
 suites:
-  tempest       tempest.api.volume, and the API and role tests of cinder-tempest-plugin
-  cinderclient  the functional tests of python-cinderclient: the `cinder` command
-  sdk           the functional tests of openstacksdk for block storage
+  tempest          tempest.api.volume, and the API and role tests of cinder-tempest-plugin
+  cinderclient     the functional tests of python-cinderclient: the `cinder` command
+  sdk              the functional tests of openstacksdk for block storage
   openstackclient  the functional tests of python-openstackclient: `openstack volume`
 
 The results of a side are kept in target/tempest until its next run. A run with REGEX replaces only the
