@@ -285,6 +285,9 @@ commands! {
     Short MirrorInfoMany { pool: String, images: Vec<String> } -> Vec<Option<Mirroring>>;
     /// What the rbd-mirror daemons last said of the image. May be 30 s old: never a gate for data.
     Short MirrorStatus { pool: String, image: String } -> MirrorReport;
+    /// The mirrored images of a pool with the daemons' reports, `limit` at a time, those after the id `after` (empty:
+    /// from the beginning). Opens no image: ten thousand cost a few reads of one object.
+    Short MirrorStatusPage { pool: String, after: String, limit: u32 } -> MirrorPage;
     /// Addresses of the rbd-mirror daemons that serve this pool on this site, in the form that
     /// `LockOwners` uses. The proof that a lock owner is the site's own daemon and not a VM.
     Short MirrorDaemons { pool: String } -> Vec<String>;

@@ -200,6 +200,30 @@ pub struct MirrorSiteStatus {
     pub last_update: i64,
 }
 
+/// Some of a pool's mirrored images, with what the daemons last said of them, in the order of their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorPage {
+    /// How this pool's daemon signs what it reports to its peers; empty where none has run.
+    pub mirror_uuid: String,
+    /// The images. None: there are no more.
+    pub images: Vec<MirrorListed>,
+}
+
+/// A mirrored image in a list. Which side is primary is not told: only the image itself knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorListed {
+    /// Internal id: where the next page begins.
+    pub id: String,
+    /// Name; the id of an image without one.
+    pub name: String,
+    /// Id shared by both sides.
+    pub global_id: String,
+    /// Local daemon's report.
+    pub local: Option<MirrorSiteStatus>,
+    /// What the peers' daemons wrote here.
+    pub peers: Vec<MirrorSiteStatus>,
+}
+
 /// Status of an image as seen from one side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorReport {

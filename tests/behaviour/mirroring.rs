@@ -393,7 +393,45 @@ pub async fn status(env: &Env, mode: MirrorMode) -> Case {
         Ok::<_, RbdError>(primary.zip(peer.filter(|p| !p.mirror_uuid.is_empty())))
     })
     .await?;
+    // The same of all images of the pool, without opening any.
+    let id = env.a.call(env.stat(&image)).await?.id;
+    let global_id = env.a.call(env.info(&image)).await?.global_id;
+    let (uuid, here) = listed(env, &env.a, &image).await?;
+    let (uuid_there, there) = listed(env, &env.b, &image).await?;
+    ensure!(
+        here.id == id && here.global_id == global_id && there.global_id == global_id,
+        "{here:?} {there:?}"
+    );
+    ensure!(!uuid.is_empty() && uuid != uuid_there, "{uuid} {uuid_there}");
+    ensure!(
+        here.local.as_ref().is_some_and(|l| l.state == "stopped" && l.mirror_uuid.is_empty()),
+        "{here:?}"
+    );
+    let peer =
+        here.peers.iter().find(|p| p.mirror_uuid == uuid_there).context("the peer, by its signature")?;
+    ensure!(peer.up && peer.state == "replaying" && peer.last_update > 0, "{peer:?}");
+    ensure!(there.local.is_some_and(|l| l.up && l.state == "replaying"), "the copy's own report");
     Ok(())
+}
+
+/// A site's signature and one image of its list, which is read in pages of one.
+async fn listed(env: &Env, site: &Site, image: &str) -> anyhow::Result<(String, MirrorListed)> {
+    let (mut after, mut found, mut seen) = (String::new(), None, 0);
+    loop {
+        let ask = MirrorStatusPage { pool: env.pool.clone(), after: after.clone(), limit: 1 };
+        let page = site.call(ask).await?;
+        ensure!(page.images.len() <= 1, "more than asked for: {page:?}");
+        let Some(one) = page.images.into_iter().next() else {
+            let found: MirrorListed = found.with_context(|| format!("not among {seen} images"))?;
+            return Ok((page.mirror_uuid, found));
+        };
+        ensure!(one.id > after, "ids grow: {after}, {}", one.id);
+        after.clone_from(&one.id);
+        seen += 1;
+        if one.name == image {
+            found = Some(one);
+        }
+    }
 }
 
 pub async fn journal_replica_lock_is_the_daemons(env: &Env) -> Case {

@@ -2,13 +2,17 @@
 
 use std::ffi::{c_char, c_int, c_uint};
 use std::mem::zeroed;
+use std::ptr::null_mut;
 
 use super::c::{rados_ioctx_t, rbd_image_t};
 use super::image::Image;
 use super::rados::IoCtx;
-use super::{Failure, check, functions, owned};
+use super::{Failure, check, functions, owned, text};
 use crate::rbd::error::RbdErrorKind;
-use crate::rbd::types::{MirrorMode, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring, PoolMirrorMode};
+use crate::rbd::types::{
+    MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring,
+    PoolMirrorMode,
+};
 
 #[allow(non_camel_case_types)]
 type rbd_mirror_mode_t = c_uint;
@@ -83,6 +87,9 @@ functions! { Functions {
     fn rbd_mirror_image_get_mode(image: rbd_image_t, mode: *mut rbd_mirror_image_mode_t) -> c_int;
     fn rbd_mirror_image_get_global_status(image: rbd_image_t, mirror_image_global_status: *mut rbd_mirror_image_global_status_t, status_size: usize) -> c_int;
     fn rbd_mirror_image_global_status_cleanup(mirror_image_global_status: *mut rbd_mirror_image_global_status_t);
+    fn rbd_mirror_image_global_status_list(io_ctx: rados_ioctx_t, start_id: *const c_char, max: usize, image_ids: *mut *mut c_char, images: *mut rbd_mirror_image_global_status_t, len: *mut usize) -> c_int;
+    fn rbd_mirror_image_global_status_list_cleanup(image_ids: *mut *mut c_char, images: *mut rbd_mirror_image_global_status_t, len: usize);
+    fn rbd_mirror_uuid_get(io_ctx: rados_ioctx_t, uuid: *mut c_char, max_len: *mut usize) -> c_int;
 } }
 
 impl IoCtx {
@@ -105,6 +112,78 @@ impl IoCtx {
             // Ceph 20 adds a mode for images that are only initialised; nothing of it is known here.
             other => Err(unknown(call, format!("mirror mode {other} of {}", self.path("")))),
         }
+    }
+}
+
+/// Most images in one page: what the `rbd` command takes.
+const PAGE: usize = 1024;
+
+impl IoCtx {
+    /// How this pool's daemon signs what it reports to its peers; empty where none has run.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_mirror_uuid_get(rados_ioctx_t io_ctx, char *uuid, size_t *max_len);
+    /// ```
+    fn mirror_uuid(&self) -> Result<String, Failure> {
+        // A uuid has 36 characters.
+        let mut buffer = [0_u8; 64];
+        let mut length = buffer.len();
+        // SAFETY: valid ioctx, a buffer of the length given.
+        let result = unsafe {
+            (self.api().mirror.rbd_mirror_uuid_get)(self.handle, buffer.as_mut_ptr().cast(), &mut length)
+        };
+        match check("rbd_mirror_uuid_get", || self.path(""), result) {
+            Ok(_) => {
+                let end = buffer.iter().position(|b| *b == 0).unwrap_or(buffer.len());
+                Ok(String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned())
+            }
+            Err(failure) if failure.kind() == RbdErrorKind::NotFound => Ok(String::new()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Mirrored images with the daemons' reports, at most `limit`, those after the id `after`.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_mirror_image_global_status_list(rados_ioctx_t io_ctx, const char *start_id, size_t max, char **image_ids, rbd_mirror_image_global_status_t *images, size_t *len);
+    /// void rbd_mirror_image_global_status_list_cleanup(char **image_ids, rbd_mirror_image_global_status_t *images, size_t len);
+    /// ```
+    pub(crate) fn mirror_status_page(&self, after: &str, limit: usize) -> Result<MirrorPage, Failure> {
+        let call = "rbd_mirror_image_global_status_list";
+        let f = &self.api().mirror;
+        let after = text(call, after)?;
+        let max = limit.clamp(1, PAGE);
+        let mut ids: Vec<*mut c_char> = vec![null_mut(); max];
+        // SAFETY: pointers, numbers and a bool, valid when zero.
+        let mut found: Vec<rbd_mirror_image_global_status_t> = vec![unsafe { zeroed() }; max];
+        let mut length = max;
+        // SAFETY: valid ioctx and string, two arrays of `max` elements.
+        let result = unsafe {
+            (f.rbd_mirror_image_global_status_list)(
+                self.handle,
+                after.as_ptr(),
+                max,
+                ids.as_mut_ptr(),
+                found.as_mut_ptr(),
+                &mut length,
+            )
+        };
+        check(call, || self.path(""), result)?;
+        let length = length.min(max);
+        // SAFETY: librbd filled so many elements of both; the cleanup ends all of them.
+        let images = unsafe {
+            let listed = |(id, status): (&*mut c_char, &rbd_mirror_image_global_status_t)| {
+                let (local, peers) = sides(sites(status));
+                let (id, name, global_id) = (owned(*id), owned(status.name), owned(status.info.global_id));
+                MirrorListed { id, name, global_id, local, peers }
+            };
+            let images = ids.iter().zip(&found).take(length).map(listed).collect();
+            (f.rbd_mirror_image_global_status_list_cleanup)(ids.as_mut_ptr(), found.as_mut_ptr(), length);
+            images
+        };
+        Ok(MirrorPage { mirror_uuid: self.mirror_uuid()?, images })
     }
 }
 
@@ -287,15 +366,13 @@ impl Image<'_> {
             (f.rbd_mirror_image_global_status_cleanup)(&mut status);
             (info, sites)
         };
-        // A side that never reported is listed as unknown, at time 0.
-        let reported = sites.into_iter().filter(|s| s.last_update != 0);
-        let (local, peers): (Vec<_>, Vec<_>) = reported.partition(|s| s.mirror_uuid.is_empty());
+        let (local, peers) = sides(sites);
         let info = info?;
         let registered = match info.mode {
             MirrorMode::Journal if info.state == MirrorState::Enabled => self.journal_clients()?,
             MirrorMode::Journal | MirrorMode::Snapshot => Vec::new(),
         };
-        Ok(MirrorReport { info, local: local.into_iter().next(), peers, registered })
+        Ok(MirrorReport { info, local, peers, registered })
     }
 }
 
@@ -337,6 +414,14 @@ impl Image<'_> {
         }
         Ok(removed)
     }
+}
+
+/// The report of the local daemon, and those of its peers. A side that never reported is listed as unknown, at
+/// time 0.
+fn sides(sites: Vec<MirrorSiteStatus>) -> (Option<MirrorSiteStatus>, Vec<MirrorSiteStatus>) {
+    let reported = sites.into_iter().filter(|s| s.last_update != 0);
+    let (local, peers): (Vec<_>, Vec<_>) = reported.partition(|s| s.mirror_uuid.is_empty());
+    (local.into_iter().next(), peers)
 }
 
 /// # Safety

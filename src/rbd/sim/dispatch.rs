@@ -183,6 +183,9 @@ impl World {
                 Reply::MirrorInfoMany(r.images.iter().map(one).collect())
             }
             Request::MirrorStatus(r) => Reply::MirrorStatus(self.mirror_status(site, &r.pool, &r.image)?),
+            Request::MirrorStatusPage(r) => {
+                Reply::MirrorStatusPage(self.mirror_status_page(site, &r.pool, &r.after, r.limit as usize)?)
+            }
             Request::MirrorDaemons(r) => {
                 self.pool(site, &r.pool)?;
                 let runs = state.daemon.state != DaemonState::Stopped;

@@ -6,7 +6,9 @@ use super::images::{Answer, refuse};
 use super::mirror_daemon::{DaemonState, NON_PRIMARY, Phase, Report};
 use super::state::{EPOCH, MirrorSide, Owner, PairKey, World};
 use crate::rbd::error::RbdErrorKind as Kind;
-use crate::rbd::types::{MirrorMode, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring, features};
+use crate::rbd::types::{
+    MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring, features,
+};
 
 impl World {
     fn side(&self, site: &str, pool: &str, image: &str) -> Answer<Option<&MirrorSide>> {
@@ -269,6 +271,30 @@ impl World {
         let registered = peers.iter().filter(|_| known).filter_map(uuid).collect();
         let peers = peers.iter().filter_map(from_peer).collect();
         Ok(MirrorReport { info, local: Some(local), peers, registered })
+    }
+
+    pub(super) fn mirror_status_page(
+        &mut self,
+        site: &str,
+        pool: &str,
+        after: &str,
+        limit: usize,
+    ) -> Answer<MirrorPage> {
+        let mut found: Vec<(String, String)> = (self.pool(site, pool)?.images.values())
+            .filter(|i| i.mirror.is_some() && i.trash.is_none() && i.id.as_str() > after)
+            .map(|i| (i.id.clone(), i.name.clone()))
+            .collect();
+        found.sort();
+        found.truncate(limit);
+        let mirror_uuid = self.sites.get(site).map(|s| s.fsid.clone()).unwrap_or_default();
+        let mut images = Vec::with_capacity(found.len());
+        for (id, name) in found {
+            let MirrorReport { info, local, peers, .. } = self.mirror_status(site, pool, &name)?;
+            let said = |status: &MirrorSiteStatus| status.last_update != 0;
+            let (local, peers) = (local.filter(said), peers.into_iter().filter(said).collect());
+            images.push(MirrorListed { id, name, global_id: info.global_id, local, peers });
+        }
+        Ok(MirrorPage { mirror_uuid, images })
     }
 
     /// Rewrites a report that is older than the daemon lets it become.

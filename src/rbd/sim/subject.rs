@@ -34,6 +34,7 @@ impl Subject {
             Request::MirrorPoolMode(r) => pool(&r.pool),
             Request::MirrorDaemons(r) => pool(&r.pool),
             Request::MirrorInfoMany(r) => pool(&r.pool),
+            Request::MirrorStatusPage(r) => pool(&r.pool),
             Request::SnapCreateTogether(r) => pool(&r.pool),
             Request::ImageSurvey(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),

@@ -202,6 +202,9 @@ pub(super) fn execute(
             let io = pool(&c.pool)?;
             Reply::MirrorStatus(Image::open_read_only(&io, &c.image, None)?.mirror_status()?)
         }
+        Request::MirrorStatusPage(c) => {
+            Reply::MirrorStatusPage(pool(&c.pool)?.mirror_status_page(&c.after, c.limit as usize)?)
+        }
         Request::MirrorDaemons(c) => Reply::MirrorDaemons(pool(&c.pool)?.mirror_daemons()?),
         Request::MirrorPromote(c) => {
             let io = pool(&c.pool)?;
