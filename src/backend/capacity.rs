@@ -104,7 +104,9 @@ pub fn capabilities(
 /// (`BaseVD.init_capabilities`, `cinder/volume/driver.py`); the scheduler gets it without.
 /// Stock's answer is what the driver said at its start, before the manager adds what it has allocated.
 pub fn with_properties(mut report: Map<String, Value>) -> Map<String, Value> {
-    for managers in ["allocated_capacity_gb", "filter_function", "goodness_function"] {
+    for managers in
+        ["allocated_capacity_gb", "filter_function", "goodness_function", super::degraded::CAPABILITY]
+    {
         report.remove(managers);
     }
     let property = |title: &str, description: &str| json!({"title": title, "description": description, "type": "boolean"});

@@ -6,6 +6,7 @@
 //! place.
 
 pub mod capacity;
+pub mod degraded;
 mod facts;
 pub mod locks;
 pub mod peers;
@@ -130,6 +131,8 @@ pub struct Backend {
     facts: Mutex<HashMap<String, Arc<SiteFacts>>>,
     allocated: Mutex<HashMap<String, i64>>,
     report: RwLock<Map<String, Value>>,
+    /// Volumes whose copies are not what they should be.
+    pub degraded: degraded::Degraded,
     report_wanted: tokio::sync::Notify,
 }
 
@@ -172,6 +175,7 @@ impl Backend {
             facts: Mutex::new(HashMap::new()),
             allocated: Mutex::new(HashMap::new()),
             report: RwLock::new(report),
+            degraded: degraded::Degraded::default(),
             report_wanted: tokio::sync::Notify::new(),
         }
     }
@@ -199,6 +203,11 @@ impl Backend {
     /// `backend_id`s of the replication devices, in order.
     pub fn device_names(&self) -> Vec<String> {
         self.config.replication_devices.iter().map(|d| d.backend_id.clone()).collect()
+    }
+
+    /// Names of all its sites.
+    pub fn site_names(&self) -> Vec<String> {
+        self.sites.keys().cloned().collect()
     }
 
     /// True when the backend has somewhere to fail over to.
@@ -451,17 +460,13 @@ impl Backend {
                 break measured;
             }
         };
-        let measured = match measured {
-            Ok(measured) => Some(measured),
-            Err(error) => {
-                self.set_condition(Condition::Down { reason: error.operator() });
-                None
-            }
-        };
-        if measured.is_some() {
-            self.set_condition(Condition::Up);
-        }
-        let report = capacity::capabilities(&self.config, measured.as_ref(), self.allocated_gb());
+        self.set_condition(match &measured {
+            Ok(_) => Condition::Up,
+            Err(error) => Condition::Down { reason: error.operator() },
+        });
+        let measured = measured.ok();
+        let mut report = capacity::capabilities(&self.config, measured.as_ref(), self.allocated_gb());
+        self.degraded.report(&mut report);
         *self.report.write().unwrap_or_else(PoisonError::into_inner) = report.clone();
         report
     }

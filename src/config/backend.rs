@@ -116,6 +116,7 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         extra_capabilities: extra_capabilities(reader, section),
         replication_mode: mode,
         replication_devices,
+        replication_poll_interval: reader.seconds(scope, "scoria_replication_poll_interval"),
         failover_concurrency: size(reader.integer(scope, "scoria_failover_concurrency")),
         verdict_timeout: reader.seconds(scope, "scoria_verdict_timeout"),
         demote_timeout: reader.seconds(scope, "scoria_demote_timeout"),

@@ -423,6 +423,8 @@ pub struct BackendConfig {
     pub replication_mode: MirrorMode,
     /// `replication_device`, in order.
     pub replication_devices: Vec<ReplicationDevice>,
+    /// `scoria_replication_poll_interval` (60 s; 0: never): between two looks at all copies.
+    pub replication_poll_interval: Duration,
     /// `scoria_failover_concurrency` (32): volumes worked on at once.
     pub failover_concurrency: usize,
     /// `scoria_verdict_timeout` (5 s): one health probe of a site.

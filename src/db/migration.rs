@@ -23,6 +23,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "journal", sql: include_str!("../../migrations/0001_journal.sql") },
     Migration { version: 2, name: "replication", sql: include_str!("../../migrations/0002_replication.sql") },
     Migration { version: 3, name: "locks", sql: include_str!("../../migrations/0003_locks.sql") },
+    Migration { version: 4, name: "lag", sql: include_str!("../../migrations/0004_lag.sql") },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

@@ -25,6 +25,7 @@ pub mod group;
 pub mod group_replication;
 pub mod group_snapshot;
 pub mod image_cache;
+pub mod lag;
 pub mod manageable;
 pub mod message;
 pub mod migration;

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use super::engine::{Engine, Job, Limits, failure};
 use super::ledger::JournalLedger;
+use super::news;
 use super::plan::{Reason, ServedFrom, Step};
 use super::standing::{self, Telling};
 use super::target::{self, DEFAULT};
@@ -119,6 +120,7 @@ pub async fn failover(
     let retry = decision.source == decision.target;
     let volumes = candidates(backend, retry).await?;
     let strays = strays(backend, &volumes).await?;
+    news::begun(backend, context, &decision, &volumes);
     let moved = match move_all(backend, operation, &decision, volumes, &strays, Whole::Backend).await {
         Ok(moved) => moved,
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
@@ -140,15 +142,19 @@ pub async fn retry(backend: &Backend, operation: &Operation, only: Option<&[Stri
     let mut volumes = candidates(backend, true).await?;
     volumes.retain(|v| only.is_none_or(|ids| ids.contains(&v.id)));
     let strays = strays(backend, &volumes).await?;
+    let context = RequestContext::admin();
+    news::begun(backend, &context, &decision, &volumes);
     let moved = move_all(backend, operation, &decision, volumes, &strays, Whole::Backend).await?;
-    let detail = summary(&moved);
+    let outcome = Outcome { detail: Some(summary(&moved)), ..outcome(&moved) };
     backend
         .journal
-        .complete(operation, &Outcome { detail: Some(detail), ..outcome(&moved) }, async |conn| {
+        .complete(operation, &outcome, async |conn| {
             write_volumes(conn, backend, &decision, &moved).await?;
             db::group_replication::reunite(conn, &backend.scope()).await
         })
-        .await
+        .await?;
+    news::over(backend, &context, operation, &outcome);
+    Ok(())
 }
 
 async fn decide(
@@ -455,6 +461,7 @@ async fn conclude(
     }
     drop(active);
     crash::point("failover:written");
+    news::over(backend, context, operation, outcome);
     match telling {
         Some(telling) => telling.tell(backend, context, operation).await,
         None => Ok(()),

@@ -3,14 +3,17 @@
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover`, `group` and `resync` are the
 //! operations that the API and the admin tool order; `orders` is how the latter does; `standing` is which
-//! site a backend works on afterwards, and how the members of a Cinder cluster agree on it.
+//! site a backend works on afterwards, and how the members of a Cinder cluster agree on it; `lag` is how far behind
+//! the copies are, and `news` what listeners hear.
 
 pub mod enable;
 pub mod engine;
 pub mod failover;
 pub mod group;
 mod judge;
+pub mod lag;
 mod ledger;
+mod news;
 pub mod orders;
 pub mod plan;
 pub mod resync;

@@ -23,6 +23,7 @@ use crate::db::cluster::ClusterChanges;
 use crate::db::service::ServiceChanges;
 use crate::error::Result;
 use crate::model::ReplicationStatus;
+use crate::replication::lag::Watch;
 use crate::replication::{orders, standing, target};
 use crate::rpc::{Rpc, synthetic};
 use crate::volume::{cleanup, trash};
@@ -127,6 +128,9 @@ impl Running {
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
         if backend.config.deferred_deletion {
             tasks.spawn(purge_trash(backend.clone(), stop.clone()));
+        }
+        if backend.is_replicated() && !backend.config.replication_poll_interval.is_zero() {
+            tasks.spawn(watch_copies(backend.clone(), stop.clone()));
         }
         tasks.close();
         Ok(Running { backend, intake, stop, tasks, recovered })
@@ -271,6 +275,26 @@ async fn purge_trash(backend: Arc<Backend>, stop: CancellationToken) {
         };
         if let Err(error) = purged {
             warn!(backend = backend.host(), %error, "could not purge the trash");
+        }
+    }
+}
+
+/// Looks at how far behind the copies are, every `scoria_replication_poll_interval`. Whether the active site answers
+/// does not matter: what the others say is worth the more when it does not.
+async fn watch_copies(backend: Arc<Backend>, stop: CancellationToken) {
+    let period = backend.config.replication_poll_interval;
+    let mut watch = Watch::default();
+    loop {
+        let looked = tokio::select! {
+            () = stop.cancelled() => return,
+            looked = watch.turn(&backend, period) => looked,
+        };
+        if let Err(error) = looked {
+            warn!(backend = backend.host(), %error, "could not look at the copies of volumes");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(period) => {}
         }
     }
 }

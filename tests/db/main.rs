@@ -23,6 +23,7 @@ mod group_replication;
 mod groups;
 mod images;
 mod journal;
+mod lag;
 mod lease;
 mod locks;
 mod manage;

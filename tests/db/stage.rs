@@ -41,6 +41,7 @@ pub struct Heard {
     ordered: Mutex<Vec<ContinueBackup>>,
     deaf: AtomicBool,
     panics: AtomicUsize,
+    stuck: AtomicBool,
 }
 
 impl Heard {
@@ -80,6 +81,9 @@ impl Notify for Heard {
         true
     }
     async fn volume(&self, _: &RequestContext, suffix: &str, _: &str, usage: VolumeUsage<'_>) {
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.say(format!("volume.{suffix} {} {}", usage.volume.id, usage.volume.status));
     }
     async fn snapshot(&self, _: &RequestContext, suffix: &str, _: &str, usage: SnapshotUsage<'_>) {
@@ -92,7 +96,10 @@ impl Notify for Heard {
     async fn group_snapshot(&self, _: &RequestContext, suffix: &str, _: &str, set: &GroupSnapshot) {
         self.say(format!("group_snapshot.{suffix} {} {}", set.id, set.status));
     }
-    async fn publish(&self, _: &RequestContext, _: &str, _: Priority, _: &str, _: Value) {}
+    async fn publish(&self, _: &RequestContext, event: &str, _: Priority, _: &str, payload: Value) {
+        let status = payload.get("replication_status").and_then(Value::as_str).unwrap_or_default();
+        self.say(format!("{event} {status}"));
+    }
 }
 
 #[async_trait]
@@ -208,6 +215,11 @@ impl Stage {
     /// The broker confirms nothing.
     pub fn set_deaf(&self, deaf: bool) {
         self.heard.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// Notifications of volumes hang for ever.
+    pub fn hang_in_notifications(&self) {
+        self.heard.stuck.store(true, Ordering::SeqCst);
     }
 
     /// The next `times` notifications hit a defect.

@@ -19,6 +19,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{GroupEvent, ReplicationStatus};
 use crate::replication::failover::{DECIDED, Decision, GRACE, Moved, Whole, advice, move_all, summary};
+use crate::replication::news;
 use crate::replication::standing::settled;
 use crate::replication::target;
 use crate::volume::crash;
@@ -192,6 +193,7 @@ async fn finish(
         })
         .await?;
     crash::point("failover_replication:written");
+    news::left(backend, context, moved.failed.iter().map(|(volume, _, _)| volume.id.clone()).collect());
     if !still_ours {
         warn!(group.id = id, "the group was changed while it was failed over: its row is left alone");
     } else if failure.is_none() {

@@ -92,7 +92,8 @@ async fn remove(
         async move {
             delete_with_group(backend, operation, volume).await?;
             let gone = Volume { status: "deleted".to_owned(), migration_status: None, ..volume.clone() };
-            tell_volume(backend, context, "delete.end", &gone, usages).await;
+            let (notify, host) = (&*backend.peers.notify, backend.host());
+            tell_volume(notify, context, "delete.end", host, &gone, usages).await;
             crash::point("delete_group:volume_deleted");
             Ok(())
         }

@@ -22,7 +22,7 @@ pub use snapshot::{create_snapshot, delete_snapshot};
 use super::crash;
 use super::delete::is_ours;
 use crate::backend::Backend;
-use crate::backend::peers::VolumeUsage;
+use crate::backend::peers::{Notify, VolumeUsage};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::message::{Action, Detail, Message, ResourceType};
@@ -176,7 +176,8 @@ pub(crate) async fn tell(
     match read.await {
         Ok(usages) => {
             for volume in volumes {
-                tell_volume(backend, context, suffix, volume, &usages).await;
+                let host = backend.host();
+                tell_volume(&*backend.peers.notify, context, suffix, host, volume, &usages).await;
             }
         }
         Err(error) => warn!(group.id = group.id, %error, "could not read what notifications tell"),
@@ -184,14 +185,15 @@ pub(crate) async fn tell(
 }
 
 /// Sends `volume.<suffix>` of a member. Unlike a volume's own request, all of them name the service's host.
-async fn tell_volume(
-    backend: &Backend,
+pub(crate) async fn tell_volume(
+    notify: &dyn Notify,
     context: &RequestContext,
     suffix: &str,
+    host: &str,
     volume: &Volume,
     usages: &db::group_snapshot::Usages,
 ) {
-    if !backend.peers.notify.enabled() || !volume.use_quota {
+    if !notify.enabled() || !volume.use_quota {
         return;
     }
     let usage = VolumeUsage {
@@ -200,7 +202,7 @@ async fn tell_volume(
         attachments: usages.attachments(&volume.id),
         glance_metadata: usages.glance_metadata(&volume.id),
     };
-    backend.peers.notify.volume(context, suffix, backend.host(), usage).await;
+    notify.volume(context, suffix, host, usage).await;
 }
 
 /// The group and its volumes; `None` when it is gone.
