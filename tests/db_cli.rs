@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 #[path = "common/env.rs"]
 mod env;
+#[path = "db_cli/lag.rs"]
+mod lag;
 #[path = "db/seed.rs"]
 #[allow(dead_code)]
 mod seed;

@@ -1,6 +1,7 @@
 //! `replication`: what an operator does around a failover. The failover itself is ordered through
 //! cinder-api (`cinder failover-host`), as ever.
 
+mod lag;
 mod reset;
 mod resync;
 mod retry;
@@ -26,6 +27,15 @@ pub enum Action {
         /// Only this backend
         #[arg(long, value_name = "HOST@BACKEND")]
         backend: Option<String>,
+    },
+    /// How far behind the copy of each volume is, as the service last saw it
+    Lag {
+        /// Only this backend
+        #[arg(long, value_name = "HOST@BACKEND")]
+        backend: Option<String>,
+        /// Only copies that are broken, or older than their type allows
+        #[arg(long)]
+        degraded: bool,
     },
     /// DESTRUCTIVE: discard the copies of a backend's volumes on one site and sync them anew
     ///
@@ -99,6 +109,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     context.require_tables().await?;
     match action {
         Action::Status { backend } => status::run(context, backend.as_deref()).await,
+        Action::Lag { backend, degraded } => lag::run(context, backend.as_deref(), degraded).await,
         Action::Resync(arguments) => resync::run(context, arguments).await,
         Action::Retry(arguments) => retry::run(context, arguments).await,
         Action::Reset(arguments) => reset::run(context, arguments).await,

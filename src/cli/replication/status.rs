@@ -10,7 +10,8 @@ use super::super::follow::{View as OperationView, progress_line};
 use super::super::output::{counts, facts, time, volumes};
 use super::super::target::Target;
 use super::super::{Context, Report};
-use crate::db::admin;
+use super::lag::{SiteView, sites};
+use crate::db::{admin, lag};
 use crate::error::Result;
 use crate::journal::{ListingFilter, Progress};
 use crate::replication::orders::ALL;
@@ -25,6 +26,8 @@ struct View {
     accepts_failover: bool,
     volumes: BTreeMap<String, i64>,
     strays: Vec<Stray>,
+    degraded: i64,
+    asked: Vec<SiteView>,
     operation: Option<Operation>,
 }
 
@@ -78,6 +81,12 @@ async fn view(context: &Context, target: &Target, now: NaiveDateTime) -> Result<
             Ok((admin::replication_counts(conn, scope).await?, admin::strays(conn, scope).await?))
         })
         .await?;
+    let (degraded, asked) = context
+        .db
+        .read("copies of a backend", async |conn| {
+            Ok((lag::count_degraded(conn, scope).await?, lag::sites(conn, scope).await?))
+        })
+        .await?;
     let operation = latest(context, target).await?.map(|progress| Operation {
         view: OperationView::from(&progress.operation),
         line: line(&progress),
@@ -108,6 +117,8 @@ async fn view(context: &Context, target: &Target, now: NaiveDateTime) -> Result<
         sites: target.sites(),
         volumes,
         strays: strays.into_iter().map(|(volume, site)| Stray { volume, site }).collect(),
+        degraded,
+        asked: sites(&asked, now),
         operation,
     })
 }
@@ -173,6 +184,15 @@ fn render(view: &View) -> String {
     let all = counts(view.volumes.iter().map(|(s, n)| (s.as_str(), *n)));
     rows.push(("Volumes", Some(if all.is_empty() { "none".to_owned() } else { all })));
     rows.push(("Strays", strays(&view.strays)));
+    if !view.asked.is_empty() {
+        let degraded = match usize::try_from(view.degraded) {
+            Ok(0) | Err(_) => "none degraded".to_owned(),
+            Ok(count) => format!("{} degraded (scoria-manage replication lag --degraded)", volumes(count)),
+        };
+        let sites = view.asked.iter().map(SiteView::line);
+        let lines: Vec<String> = std::iter::once(degraded).chain(sites).collect();
+        rows.push(("Copies", Some(lines.join("\n"))));
+    }
     rows.push(("Operation", view.operation.as_ref().map(|o| o.line.clone())));
     facts(rows)
 }
@@ -228,6 +248,16 @@ mod tests {
             accepts_failover: false,
             volumes: BTreeMap::from([("failover-error".into(), 2), ("enabled".into(), 7)]),
             strays: vec![Stray { volume: "v1".into(), site: "b".into() }],
+            degraded: 3,
+            asked: sites(
+                &[lag::Asked {
+                    site: "b".into(),
+                    polled_at: NaiveDateTime::default(),
+                    answered_at: None,
+                    problem: None,
+                }],
+                NaiveDateTime::default(),
+            ),
             operation: None,
         };
         let text = render(&view);
@@ -237,6 +267,8 @@ mod tests {
             "refused by cinder-api",
             "enabled 7, failover-error 2",
             "1 volume still served from b: v1",
+            "3 volumes degraded",
+            "b: answered 0s ago",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }
