@@ -20,8 +20,7 @@ use crate::model::transition::{
 
 /// Remembers the volumes that a failover of `scope` to `target` leaves behind, and their snapshots, as they are
 /// now. What was made on `target` during a former failover ([`others`]) is not left behind. What
-/// is remembered already, or in `error` for another reason, is left as it is, and what is being made or
-/// deleted to its request.
+/// is remembered already is left as it is, and what is being made or deleted to its request.
 ///
 /// # Errors
 /// `Database`.
@@ -36,7 +35,8 @@ pub async fn remember(conn: &mut Conn, scope: &Scope, target: &str) -> Result<()
     let volumes = format!(
         "INSERT IGNORE INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
          SELECT 'volume', v.id, v.status, v.replication_status, UTC_TIMESTAMP(6) FROM volumes v \
-         WHERE {behind} AND v.status <> 'error' AND v.status NOT IN ({busy})"
+         WHERE {behind} AND NOT (v.status = 'error' AND v.replication_status = 'not-capable') \
+         AND v.status NOT IN ({busy})"
     );
     let snapshots = format!(
         "INSERT IGNORE INTO scoria_displaced (resource_type, resource_id, status, replication_status, recorded_at) \
@@ -143,9 +143,9 @@ pub async fn restore(conn: &mut Conn, scope: &Scope) -> Result<()> {
         ),
         format!(
             "UPDATE volumes v JOIN scoria_displaced d ON d.resource_type = 'volume' AND d.resource_id = v.id \
-             SET v.status = {volume}, v.replication_status = d.replication_status, v.previous_status = NULL, \
-             v.updated_at = UTC_TIMESTAMP() \
-             WHERE v.deleted = 0 AND v.status = 'error' AND v.replication_status = 'not-capable' AND {condition}"
+             SET v.status = IF(v.status = 'error', {volume}, v.status), \
+             v.replication_status = d.replication_status, v.previous_status = NULL, v.updated_at = UTC_TIMESTAMP() \
+             WHERE v.deleted = 0 AND v.replication_status = 'not-capable' AND {condition}"
         ),
         format!(
             "DELETE d FROM scoria_displaced d JOIN snapshots s ON d.resource_type = 'snapshot' AND d.resource_id = s.id \

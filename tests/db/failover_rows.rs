@@ -191,3 +191,177 @@ async fn what_was_made_on_the_other_site_stays_there_when_its_backend_leaves_it(
         assert_eq!(rows().await, [["error", "not-capable"], ["available", "disabled"]]);
     }
 }
+
+#[tokio::test]
+async fn what_was_done_to_volumes_that_stayed_behind_is_not_undone() {
+    let test = TestDb::new().await;
+    seed::base(&test).await;
+    let volume =
+        async |number, status| seed::volume(&test, number, status, ", replication_status='disabled'").await;
+    let (gone, reset) = (volume(1, "available").await, volume(2, "available").await);
+    let (broken, detached) = (volume(3, "error").await, volume(4, "in-use").await);
+    let purged = volume(5, "available").await;
+    for (number, of, status) in [
+        (1, &gone, "available"),
+        (2, &reset, "available"),
+        (3, &broken, "error"),
+        (4, &detached, "available"),
+    ] {
+        seed::snapshot(&test, number, of, status).await;
+    }
+    test.sql(&format!(
+        "INSERT INTO volume_attachment (id, volume_id, attach_status, deleted) VALUES ('a4', '{detached}', 'attached', 0)"
+    ))
+    .await;
+    // Twice, as after a crash.
+    leave_behind(&test).await;
+    leave_behind(&test).await;
+    let rows = "SELECT status, replication_status FROM volumes WHERE deleted=0 ORDER BY id";
+    assert_eq!(test.rows(rows).await, [["error", "not-capable"]; 5]);
+    test.sql(&format!(
+        "UPDATE volumes SET status='deleted', deleted=1 WHERE id='{gone}';
+         UPDATE snapshots SET status='deleted', deleted=1 WHERE volume_id='{gone}';
+         UPDATE volumes SET status='maintenance' WHERE id='{reset}';
+         UPDATE volume_attachment SET deleted=1, attach_status='detached' WHERE volume_id='{detached}';
+         DELETE FROM volumes WHERE id='{purged}'"
+    ))
+    .await;
+    let made = seed::volume(&test, 6, "available", ", replication_status='disabled'").await;
+    for _ in 0..2 {
+        test.db.write("t", async |conn| displaced::restore(conn, &scope()).await).await.unwrap();
+        assert_eq!(
+            test.rows(rows).await,
+            [
+                ["maintenance", "disabled"],
+                ["error", "disabled"],
+                ["available", "disabled"],
+                ["available", "disabled"]
+            ]
+        );
+    }
+    assert_eq!(statuses(&test, "snapshots").await, ["deleted", "available", "error", "available"]);
+    let left = test.rows("SELECT resource_id FROM scoria_displaced").await;
+    assert_eq!(left, [[purged.as_str()]], "Cinder's purge took its volume; nobody asks for it");
+    assert_eq!(test.row(&format!("SELECT status FROM volumes WHERE id='{made}'")).await, ["available"]);
+}
+
+/// Fails over as the API orders it: the rows say `failing-over` first.
+async fn order(stage: &Stage, to: Option<&str>) {
+    stage
+        .test
+        .sql("UPDATE services SET replication_status='failing-over'; UPDATE clusters SET replication_status='failing-over'")
+        .await;
+    let operation = stage.operation("failover_host", None).await;
+    failover::failover(&stage.backend, &stage.context, &operation, to).await.unwrap();
+}
+
+/// What the rows of service and cluster say: of a cluster's both the same.
+async fn said(stage: &Stage) -> Vec<String> {
+    let of = |table: &str| {
+        format!(
+            "SELECT replication_status, active_backend_id, disabled, disabled_reason FROM {table} WHERE deleted=0"
+        )
+    };
+    let service = stage.test.row(&of("services")).await;
+    let cluster = stage.test.row(&of("clusters")).await;
+    assert!(cluster.is_empty() || cluster == service, "{cluster:?} {service:?}");
+    service
+}
+
+/// Reference replication.md 3.5, ending by ending.
+#[tokio::test]
+async fn rows_of_service_and_cluster_after_each_ending() {
+    let quick = "rbd_ceph_conf=/sim/a.conf\nrbd_secret_uuid=s\nscoria_verdict_timeout=1\n\
+                 replication_device=backend_id:b,conf:/sim/b.conf,user:cinder\n";
+    for stage in [Stage::with(quick).await, Stage::clustered().await] {
+        order(&stage, Some("bogus")).await;
+        assert_eq!(
+            said(&stage).await,
+            ["enabled", "NULL", "0", "NULL"],
+            "never failed over: NULL, not empty"
+        );
+        order(&stage, None).await;
+        assert_eq!(said(&stage).await, ["failed-over", "b", "1", "failed-over"]);
+        for refused in [Some("bogus"), None, Some("b")] {
+            order(&stage, refused).await;
+            assert_eq!(said(&stage).await, ["failed-over", "b", "1", "failed-over"], "{refused:?}");
+        }
+        // A backend that is frozen stays disabled after its failback.
+        stage.test.sql("UPDATE services SET frozen=1; UPDATE clusters SET frozen=1").await;
+        order(&stage, Some("default")).await;
+        assert_eq!(said(&stage).await, ["enabled", "", "1", "frozen"]);
+        order(&stage, Some("b")).await;
+        stage.test.sql("UPDATE services SET frozen=0; UPDATE clusters SET frozen=0").await;
+        order(&stage, Some("default")).await;
+        assert_eq!(said(&stage).await, ["enabled", "", "0", ""], "failed back: empty, not NULL");
+        order(&stage, Some("bogus")).await;
+        assert_eq!(said(&stage).await, ["enabled", "", "0", ""]);
+        if stage.backend.config.cluster.is_none() {
+            stage.sim.set_health("b", scoria::rbd::sim::Health::Dead);
+            order(&stage, Some("b")).await;
+            assert_eq!(said(&stage).await, ["failover-error", "", "1", ""], "disabled, its reason as it was");
+            assert_eq!(stage.backend.active_name(), "default");
+            continue;
+        }
+        // The other members are told of the site only when it has changed.
+        let sites: Vec<Option<String>> = stage
+            .told()
+            .iter()
+            .map(|told| told.get("active_backend_id").map(|site| site.as_str().unwrap_or("null").to_owned()))
+            .collect();
+        let (b, home) = (Some("b".to_owned()), Some(String::new()));
+        assert_eq!(sites, [None, b.clone(), None, None, None, home.clone(), b, home, None]);
+    }
+    let alone = Stage::new().await;
+    order(&alone, None).await;
+    assert_eq!(said(&alone).await, ["failover-error", "NULL", "1", "NULL"], "nowhere to go");
+}
+
+#[tokio::test]
+async fn listeners_hear_of_every_volume_and_nobody_waits_for_them() {
+    let stage = crate::lag::stage().await;
+    let ids = crate::lag::mirrored(&stage, 2).await;
+    let bare = seed::volume(&stage.test, 3, "available", ", replication_status='enabled'").await;
+    stage.image(&bare).await;
+    order(&stage, Some("b")).await;
+    let expected = [
+        "service.failover.start failing-over".to_owned(),
+        format!("volume.failover_replication.start {} available", ids[0]),
+        format!("volume.failover_replication.start {} available", ids[1]),
+        format!("volume.failover_replication.start {bare} available"),
+        format!("volume.failover_replication.end {} available", ids[0]),
+        format!("volume.failover_replication.end {} available", ids[1]),
+        format!("volume.failover_replication.error {bare} available"),
+        "service.failover.error failed-over".to_owned(),
+    ];
+    heard(&stage, &expected).await;
+    // One that goes nowhere is told of, but of no volume.
+    order(&stage, Some("bogus")).await;
+    let refused = ["service.failover.error failed-over".to_owned()];
+    heard(&stage, &[expected.as_slice(), &refused].concat()).await;
+
+    stage.hang_in_notifications();
+    order(&stage, Some("default")).await;
+    let statuses = stage.test.rows("SELECT replication_status FROM volumes ORDER BY id LIMIT 2").await;
+    assert_eq!(statuses, [["enabled"], ["enabled"]]);
+}
+
+async fn heard(stage: &Stage, expected: &[String]) {
+    for _ in 0..50 {
+        if stage.heard.events().len() >= expected.len() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut events = stage.heard.events();
+    // Volumes of one kind come in no particular order.
+    let mut expected = expected.to_vec();
+    for list in [&mut events, &mut expected] {
+        for kind in [1..4, 4..6] {
+            if let Some(kind) = list.get_mut(kind) {
+                kind.sort();
+            }
+        }
+    }
+    assert_eq!(events, expected);
+}
