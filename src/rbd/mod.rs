@@ -10,6 +10,7 @@ mod ffi;
 pub mod frame;
 pub mod pool;
 pub mod protocol;
+mod schedule;
 pub mod sim;
 pub mod stream;
 pub mod types;

@@ -194,6 +194,9 @@ commands! {
     Long ImageTransfer { pool: String, image: String, dest_site: Connection, dest_pool: String, dest: String, offset: u64, length: u64 } -> u64;
     /// Copy-on-write clone of `pool/image@snap`.
     Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
+    /// The same in clone format 2, which needs no protection and leaves the parent's pool as it is: for clones of
+    /// a mirrored secondary, where nothing can be protected. The snapshot may go on the primary later.
+    Short ReplicaClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
     /// Children of the image (all its snapshots, or one), across pools.
     Short ImageChildren { pool: String, image: String, snap: Option<String> } -> Vec<ImageName>;
     /// Turns feature bits on or off; those that are so already are left alone.
@@ -299,6 +302,21 @@ commands! {
     Short MirrorResync { pool: String, image: String } -> ();
     /// Snapshot mode: makes a mirror snapshot now, answers its id.
     Short MirrorSnapshot { pool: String, image: String } -> u64;
+    /// Mirror snapshots of an image on this side, oldest first: which states of the primary it has, and whether all
+    /// data of them. Empty in journal mode.
+    Short MirrorSnaps { pool: String, image: String } -> Vec<MirrorSnap>;
+
+    // ---- schedules of mirror snapshots (ceph-mgr, module rbd_support) --------------------------
+
+    /// Schedules of the images of a pool, and those of the pool or of the whole cluster, which an image without
+    /// one of its own follows. `Busy` while the module is not ready.
+    Short ScheduleList { pool: String } -> Vec<Scheduled>;
+    /// Adds one to an image that is mirrored by snapshots (`Invalid` for any other), beside those that it has.
+    /// One that is there already is a success.
+    Short ScheduleAdd { pool: String, image: String, schedule: Schedule } -> ();
+    /// Removes one from an image; one that is not there is a success. `Invalid` for an image that is gone, or is not
+    /// mirrored by snapshots: the module forgets its schedules by itself.
+    Short ScheduleRemove { pool: String, image: String, schedule: Schedule } -> ();
 }
 
 impl Request {

@@ -240,3 +240,34 @@ pub struct MirrorReport {
     /// in snapshot mode.
     pub registered: Vec<String>,
 }
+
+/// A mirror snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorSnap {
+    /// Internal id on this side.
+    pub id: u64,
+    /// Made by this side as the primary, and not by rbd-mirror as a copy.
+    pub primary: bool,
+    /// A copy: all data of it is here.
+    pub complete: bool,
+    /// A copy: id of the primary's snapshot that it is a copy of; 0 otherwise.
+    pub of: u64,
+}
+
+/// When mirror snapshots are made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Schedule {
+    /// A number with `m`, `h` or `d`, as the module writes it: `90m`, but `2h` and not `120m`.
+    pub interval: String,
+    /// Time of day of the first one, `HH:MM:SS` and perhaps an offset from UTC; `None`: midnight UTC.
+    pub start: Option<String>,
+}
+
+/// Schedules of an image, or of what stands above it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// The image; `None`: the pool, or all pools.
+    pub image: Option<String>,
+    /// Its schedules.
+    pub schedules: Vec<Schedule>,
+}

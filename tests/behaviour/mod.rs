@@ -5,6 +5,7 @@
 //! nothing of what is behind them. Waiting is by [`Env::eventually`] alone, whose clock is virtual in the simulator.
 
 pub mod cluster;
+pub mod drills;
 pub mod failover;
 pub mod images;
 pub mod mirroring;
@@ -415,6 +416,11 @@ macro_rules! all_cases {
             snapshot_mode_flatten_between_disable_and_enable: mirroring::snapshot_mode_flatten_between_disable_and_enable,
             journal_clone_of_a_replica: |env| mirroring::clone_of_a_replica(env, MirrorMode::Journal),
             snapshot_mode_clone_of_a_replica: |env| mirroring::clone_of_a_replica(env, MirrorMode::Snapshot),
+            journal_clone_of_an_unprotected_snapshot: |env| drills::clone_of_an_unprotected_snapshot(env, MirrorMode::Journal),
+            snapshot_mode_clone_of_an_unprotected_snapshot: |env| drills::clone_of_an_unprotected_snapshot(env, MirrorMode::Snapshot),
+            snapshot_mode_clone_outlives_its_volume: drills::clone_outlives_its_volume,
+            snapshot_mode_mirror_snapshots_tell_what_has_arrived: drills::mirror_snapshots_tell_what_has_arrived,
+            snapshot_mode_schedules: drills::schedules,
             mirror_info_many: mirroring::info_many,
             journal_rollback_replicates: mirroring::journal_rollback_replicates,
             journal_restoration_replicates: |env| mirroring::restoration_replicates(env, MirrorMode::Journal),

@@ -14,6 +14,7 @@ const RBD_IMAGE_OPTION_FEATURES: c_int = 1;
 const RBD_IMAGE_OPTION_ORDER: c_int = 2;
 const RBD_IMAGE_OPTION_STRIPE_UNIT: c_int = 3;
 const RBD_IMAGE_OPTION_STRIPE_COUNT: c_int = 4;
+pub(super) const RBD_IMAGE_OPTION_CLONE_FORMAT: c_int = 12;
 
 const RBD_MAX_IMAGE_NAME_SIZE: usize = 96;
 const RBD_MAX_BLOCK_NAME_SIZE: usize = 24;
@@ -92,7 +93,6 @@ impl Options {
     /// Implements:
     /// ```c
     /// void rbd_image_options_create(rbd_image_options_t* opts);
-    /// int rbd_image_options_set_uint64(rbd_image_options_t opts, int optname, uint64_t optval);
     /// ```
     pub(super) fn new(api: &'static Api, features: u64, order: u8) -> Result<Options, Failure> {
         let mut handle: rbd_image_options_t = ptr::null_mut();
@@ -108,11 +108,20 @@ impl Options {
             (RBD_IMAGE_OPTION_STRIPE_UNIT, 1u64.checked_shl(u32::from(order)).unwrap_or(0)),
             (RBD_IMAGE_OPTION_STRIPE_COUNT, 1),
         ] {
-            // SAFETY: valid handle.
-            let result = unsafe { (api.image.rbd_image_options_set_uint64)(handle, option, value) };
-            check("rbd_image_options_set_uint64", || format!("image option {option}={value}"), result)?;
+            options.set(option, value)?;
         }
         Ok(options)
+    }
+
+    /// Implements:
+    /// ```c
+    /// int rbd_image_options_set_uint64(rbd_image_options_t opts, int optname, uint64_t optval);
+    /// ```
+    pub(super) fn set(&self, option: c_int, value: u64) -> Result<(), Failure> {
+        // SAFETY: valid handle.
+        let result = unsafe { (self.api.image.rbd_image_options_set_uint64)(self.handle, option, value) };
+        check("rbd_image_options_set_uint64", || format!("image option {option}={value}"), result)?;
+        Ok(())
     }
 }
 

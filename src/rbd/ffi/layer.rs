@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::mem::zeroed;
 
 use super::c::{librbd_progress_fn_t, rados_ioctx_t, rbd_image_options_t, rbd_image_t};
-use super::image::{Image, Options};
+use super::image::{Image, Options, RBD_IMAGE_OPTION_CLONE_FORMAT};
 use super::rados::IoCtx;
 use super::{Failure, Progress, check, functions, listing, on_progress, owned, progress_arg, text};
 use crate::rbd::types::{ImageName, Parent};
@@ -59,9 +59,29 @@ pub(crate) fn clone_image(
     features: u64,
     order: u8,
 ) -> Result<(), Failure> {
+    let options = Options::new(child_io.api(), features, order)?;
+    clone_as(&options, (parent_io, parent, snap), (child_io, child))
+}
+
+/// The same in clone format 2, whatever the cluster's default.
+pub(crate) fn clone_replica(
+    parent: (&IoCtx, &str, &str),
+    child: (&IoCtx, &str),
+    features: u64,
+    order: u8,
+) -> Result<(), Failure> {
+    let options = Options::new(child.0.api(), features, order)?;
+    options.set(RBD_IMAGE_OPTION_CLONE_FORMAT, 2)?;
+    clone_as(&options, parent, child)
+}
+
+fn clone_as(
+    options: &Options,
+    (parent_io, parent, snap): (&IoCtx, &str, &str),
+    (child_io, child): (&IoCtx, &str),
+) -> Result<(), Failure> {
     let call = "rbd_clone3";
     let (c_parent, c_snap, c_child) = (text(call, parent)?, text(call, snap)?, text(call, child)?);
-    let options = Options::new(child_io.api(), features, order)?;
     // SAFETY: valid handles and strings.
     let result = unsafe {
         (parent_io.api().layer.rbd_clone3)(

@@ -20,6 +20,7 @@ mod layer;
 mod lock;
 mod metadata;
 mod mirror;
+mod mirror_snapshot;
 pub(crate) mod process;
 mod quiesce;
 mod rados;
@@ -29,7 +30,7 @@ mod trash;
 
 pub(crate) use errno::Failure;
 pub(crate) use image::Image;
-pub(crate) use layer::clone_image;
+pub(crate) use layer::{clone_image, clone_replica};
 pub(crate) use quiesce::Answerer;
 pub(crate) use rados::{Cluster, Identity, IoCtx};
 
@@ -77,6 +78,7 @@ pub(crate) struct Api {
     lock: lock::Functions,
     metadata: metadata::Functions,
     mirror: mirror::Functions,
+    mirror_snapshot: mirror_snapshot::Functions,
     quiesce: quiesce::Functions,
     rollback: rollback::Functions,
     snapshot: snapshot::Functions,
@@ -113,6 +115,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             lock: lock::Functions::load(&rbd).map_err(missing)?,
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
+            mirror_snapshot: mirror_snapshot::Functions::load(&rbd).map_err(missing)?,
             quiesce: quiesce::Functions::load(&rbd).map_err(missing)?,
             rollback: rollback::Functions::load(&rbd).map_err(missing)?,
             snapshot: snapshot::Functions::load(&rbd).map_err(missing)?,

@@ -18,6 +18,7 @@ functions! { Functions {
     fn rados_cluster_fsid(cluster: rados_t, buf: *mut c_char, len: usize) -> c_int;
     fn rados_getaddrs(cluster: rados_t, addrs: *mut *mut c_char) -> c_int;
     fn rados_mon_command(cluster: rados_t, cmd: *mut *const c_char, cmdlen: usize, inbuf: *const c_char, inbuflen: usize, outbuf: *mut *mut c_char, outbuflen: *mut usize, outs: *mut *mut c_char, outslen: *mut usize) -> c_int;
+    fn rados_mgr_command(cluster: rados_t, cmd: *mut *const c_char, cmdlen: usize, inbuf: *const c_char, inbuflen: usize, outbuf: *mut *mut c_char, outbuflen: *mut usize, outs: *mut *mut c_char, outslen: *mut usize) -> c_int;
     fn rados_buffer_free(buf: *mut c_char);
     fn rados_blocklist_add(cluster: rados_t, client_address: *mut c_char, expire_seconds: u32) -> c_int;
     fn rados_ioctx_create(cluster: rados_t, pool_name: *const c_char, ioctx: *mut rados_ioctx_t) -> c_int;
@@ -204,15 +205,45 @@ impl Cluster {
     /// void rados_buffer_free(char *buf);
     /// ```
     pub(crate) fn mon_command(&self, command: &serde_json::Value) -> Result<Vec<u8>, Failure> {
-        let call = "rados_mon_command";
+        self.command("rados_mon_command", self.api.rados.rados_mon_command, "monitor", command)
+    }
+
+    /// Sends a JSON command to the active ceph-mgr; answers its output.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rados_mgr_command(rados_t cluster, const char **cmd, size_t cmdlen, const char *inbuf, size_t inbuflen, char **outbuf, size_t *outbuflen, char **outs, size_t *outslen);
+    /// ```
+    pub(crate) fn mgr_command(&self, command: &serde_json::Value) -> Result<Vec<u8>, Failure> {
+        self.command("rados_mgr_command", self.api.rados.rados_mgr_command, "manager", command)
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn command(
+        &self,
+        call: &'static str,
+        function: unsafe extern "C" fn(
+            rados_t,
+            *mut *const c_char,
+            usize,
+            *const c_char,
+            usize,
+            *mut *mut c_char,
+            *mut usize,
+            *mut *mut c_char,
+            *mut usize,
+        ) -> c_int,
+        whom: &str,
+        command: &serde_json::Value,
+    ) -> Result<Vec<u8>, Failure> {
         let prefix = command.get("prefix").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
         let command = text(call, &command.to_string())?;
         let mut commands = [command.as_ptr()];
         let (mut out, mut out_length) = (ptr::null_mut::<c_char>(), 0usize);
         let (mut status, mut status_length) = (ptr::null_mut::<c_char>(), 0usize);
-        // SAFETY: one command, no input, four valid out-pointers.
+        // SAFETY: one command, no input, four valid out-pointers; `function` is one of the two above.
         let result = unsafe {
-            (self.api.rados.rados_mon_command)(
+            function(
                 self.handle,
                 commands.as_mut_ptr(),
                 commands.len(),
@@ -227,8 +258,8 @@ impl Cluster {
         // SAFETY: librados allocated both (or left NULL and 0) with the lengths it says.
         let (out, status) = unsafe { (self.take(out, out_length), self.take(status, status_length)) };
         let said = || match String::from_utf8_lossy(&status).trim() {
-            "" => format!("monitor command '{prefix}'"),
-            said => format!("monitor command '{prefix}': {said}"),
+            "" => format!("{whom} command '{prefix}'"),
+            said => format!("{whom} command '{prefix}': {said}"),
         };
         check(call, said, result)?;
         Ok(out)

@@ -11,6 +11,7 @@ use crate::rbd::types::Snap;
 #[allow(non_camel_case_types)]
 type rbd_snap_namespace_type_t = c_uint;
 const RBD_SNAP_NAMESPACE_TYPE_USER: rbd_snap_namespace_type_t = 0;
+const RBD_SNAP_NAMESPACE_TYPE_MIRROR: rbd_snap_namespace_type_t = 3;
 
 /// rbd-mirror's own snapshot on both sides during an initial sync by journal. Its namespace is `user`
 /// nevertheless (`tools/rbd_mirror/image_sync`, Ceph).
@@ -63,7 +64,7 @@ impl Image<'_> {
     /// int rbd_snap_list(rbd_image_t image, rbd_snap_info_t *snaps, int *max_snaps);
     /// void rbd_snap_list_end(rbd_snap_info_t *snaps);
     /// ```
-    fn all_snapshots(&self) -> Result<Vec<(u64, u64, String)>, Failure> {
+    pub(super) fn all_snapshots(&self) -> Result<Vec<(u64, u64, String)>, Failure> {
         let f = &self.api().snapshot;
         let mut capacity: c_int = 64;
         loop {
@@ -90,17 +91,26 @@ impl Image<'_> {
         }
     }
 
+    fn is_user_snapshot(&self, id: u64) -> Result<bool, Failure> {
+        Ok(self.namespace_of(id)? == RBD_SNAP_NAMESPACE_TYPE_USER)
+    }
+
+    /// Whether a snapshot is one of those that mirroring by snapshots makes.
+    pub(super) fn is_mirror_snapshot(&self, id: u64) -> Result<bool, Failure> {
+        Ok(self.namespace_of(id)? == RBD_SNAP_NAMESPACE_TYPE_MIRROR)
+    }
+
     /// Implements:
     /// ```c
     /// int rbd_snap_get_namespace_type(rbd_image_t image, uint64_t snap_id, rbd_snap_namespace_type_t *namespace_type);
     /// ```
-    fn is_user_snapshot(&self, id: u64) -> Result<bool, Failure> {
+    fn namespace_of(&self, id: u64) -> Result<rbd_snap_namespace_type_t, Failure> {
         let mut namespace: rbd_snap_namespace_type_t = RBD_SNAP_NAMESPACE_TYPE_USER;
         // SAFETY: open image and valid out-pointer.
         let result =
             unsafe { (self.api().snapshot.rbd_snap_get_namespace_type)(self.handle, id, &mut namespace) };
         check("rbd_snap_get_namespace_type", || format!("{}, snapshot {id}", self.path()), result)?;
-        Ok(namespace == RBD_SNAP_NAMESPACE_TYPE_USER)
+        Ok(namespace)
     }
 
     /// Implements:

@@ -97,7 +97,12 @@ impl World {
             Request::ImageClone(r) => {
                 let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_str());
                 let dest = (r.dest_pool.as_str(), r.dest.as_str());
-                Reply::ImageClone(self.clone_image(site, source, dest, r.features, r.order)?)
+                Reply::ImageClone(self.clone_image(site, source, dest, r.features, r.order, false)?)
+            }
+            Request::ReplicaClone(r) => {
+                let source = (r.pool.as_str(), r.image.as_str(), r.snap.as_str());
+                let dest = (r.dest_pool.as_str(), r.dest.as_str());
+                Reply::ReplicaClone(self.clone_image(site, source, dest, r.features, r.order, true)?)
             }
             Request::ImageChildren(r) => {
                 Reply::ImageChildren(self.image_children(site, &r.pool, &r.image, r.snap.as_deref())?)
@@ -198,6 +203,14 @@ impl World {
             Request::MirrorResync(r) => Reply::MirrorResync(self.mirror_resync(site, &r.pool, &r.image)?),
             Request::MirrorSnapshot(r) => {
                 Reply::MirrorSnapshot(self.mirror_snapshot(site, &r.pool, &r.image)?)
+            }
+            Request::MirrorSnaps(r) => Reply::MirrorSnaps(self.mirror_snaps(site, &r.pool, &r.image)?),
+            Request::ScheduleList(r) => Reply::ScheduleList(self.schedule_list(site, &r.pool)?),
+            Request::ScheduleAdd(r) => {
+                Reply::ScheduleAdd(self.schedule_add(site, &r.pool, &r.image, r.schedule)?)
+            }
+            Request::ScheduleRemove(r) => {
+                Reply::ScheduleRemove(self.schedule_remove(site, &r.pool, &r.image, &r.schedule)?)
             }
         })
     }

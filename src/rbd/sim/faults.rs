@@ -343,6 +343,9 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::BlocklistAdd(_)
         | Request::BlocklistRemove(_)
         | Request::BlocklistList(_)
+        | Request::ScheduleList(_)
+        | Request::ScheduleAdd(_)
+        | Request::ScheduleRemove(_)
         | Request::ConfGet(_) => true,
         other => {
             debug_assert!(other.class() != Class::Probe || matches!(other, Request::ProbeOsd(_)));

@@ -12,7 +12,9 @@ use rand::Rng;
 
 use super::config::Timing;
 use super::data::Data;
-use super::state::{Content, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, Trash, World};
+use super::state::{
+    Content, Copied, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, Trash, World,
+};
 use crate::rbd::types::MirrorMode;
 
 /// `RBD_FEATURE_NON_PRIMARY`: set on secondaries in snapshot mode.
@@ -336,6 +338,7 @@ impl World {
             metadata: image.metadata.clone(),
             lineage: mirror.lineage.clone(),
             parent,
+            mirror_snap: 0,
         }
     }
 
@@ -392,6 +395,7 @@ impl World {
             }
             Step::SyncSnaps => {
                 let Some(content) = content else { return };
+                self.names_arrive(site, key, content.mirror_snap);
                 let mut fresh = vec![];
                 if let Some((image, _)) = self.pair_image(site, key) {
                     let known = |uid: u64| image.snaps.values().any(|s| s.uid == uid);
@@ -492,6 +496,8 @@ impl World {
                 unflattened: None,
                 registered: false,
                 unlinked: false,
+                covered: None,
+                arriving: None,
             }),
             lock: None,
             watchers: vec![],
@@ -500,6 +506,7 @@ impl World {
         pool.names.insert(content.name.clone(), id.clone());
         pool.by_global_id.insert(key.1.clone(), id.clone());
         pool.images.insert(id, image);
+        self.names_arrive(site, key, content.mirror_snap);
         let empty = content.snaps.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect();
         self.add_snaps(site, key, empty);
         self.set_phase(site, key, Phase::Idle);
@@ -512,6 +519,16 @@ impl World {
             if let Some(published) = &mut m.published {
                 published.data = published.whole.clone();
             }
+        }
+    }
+
+    /// A mirror snapshot of the primary begins to arrive: names first, then data.
+    fn names_arrive(&mut self, site: &str, key: &PairKey, of: u64) {
+        let id = self.next();
+        if of != 0
+            && let Some(m) = self.mirror_side_mut(site, key)
+        {
+            m.arriving = Some(Copied { id, of });
         }
     }
 
@@ -547,6 +564,7 @@ impl World {
             }
         }
         let mut fresh = vec![];
+        let own = self.next();
         let Some(s) = self.sites.get_mut(site) else { return };
         let Some(pool) = s.pools.get_mut(&key.0) else { return };
         let Some(image) = pool.images.get_mut(&id) else { return };
@@ -569,6 +587,8 @@ impl World {
             m.lineage = content.lineage;
             m.owner = Owner::Remote;
             m.complete = true;
+            let (arrived, of) = (m.arriving.take(), content.mirror_snap);
+            m.covered = (of != 0).then_some(arrived.filter(|a| a.of == of).unwrap_or(Copied { id: own, of }));
         }
         if old != content.name && !pool.names.contains_key(&content.name) {
             pool.names.remove(&old);

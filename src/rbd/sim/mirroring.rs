@@ -4,10 +4,11 @@ use rand::Rng;
 
 use super::images::{Answer, refuse};
 use super::mirror_daemon::{DaemonState, NON_PRIMARY, Phase, Report};
-use super::state::{EPOCH, MirrorSide, Owner, PairKey, World};
+use super::state::{Content, Copied, EPOCH, MirrorSide, Owner, PairKey, World};
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::types::{
-    MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorState, Mirroring, features,
+    MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorSnap, MirrorState, Mirroring,
+    features,
 };
 
 impl World {
@@ -22,6 +23,8 @@ impl World {
     /// Snapshot mode: makes the present contents what replication offers.
     fn publish(&mut self, site: &str, key: &PairKey) {
         let content = self.pair_image(site, key).map(|(i, m)| self.contents_of(site, i, m));
+        let mirror_snap = self.next();
+        let content = content.map(|content| Content { mirror_snap, ..content });
         if let (Some(m), Some(content)) = (self.mirror_side_mut(site, key), content)
             && m.mode == MirrorMode::Snapshot
         {
@@ -101,6 +104,8 @@ impl World {
             unflattened: None,
             registered: false,
             unlinked: false,
+            covered: None,
+            arriving: None,
         });
         let id = i.id.clone();
         self.pool_mut(site, pool)?.by_global_id.insert(global_id.clone(), id);
@@ -244,8 +249,28 @@ impl World {
         };
         let key = (pool.to_owned(), global_id);
         self.publish(site, &key);
+        let made = self.pair_image(site, &key).and_then(|(_, m)| m.published.as_ref()).map(|c| c.mirror_snap);
         self.dirty.insert(key);
-        Ok(self.next())
+        Ok(made.unwrap_or_default())
+    }
+
+    /// The newest of them only: Ceph keeps some more.
+    pub(super) fn mirror_snaps(&self, site: &str, pool: &str, image: &str) -> Answer<Vec<MirrorSnap>> {
+        let Some(m) = self.side(site, pool, image)?.filter(|m| m.mode == MirrorMode::Snapshot) else {
+            return Ok(vec![]);
+        };
+        let own = m.published.as_ref().filter(|c| c.mirror_snap != 0 && m.owner == Owner::Local);
+        let own = own.map(|c| MirrorSnap { id: c.mirror_snap, primary: true, complete: true, of: 0 });
+        let copy = |copied: Copied, complete: bool| MirrorSnap {
+            id: copied.id,
+            primary: false,
+            complete,
+            of: copied.of,
+        };
+        let (covered, arriving) = (m.covered.map(|c| copy(c, true)), m.arriving.map(|c| copy(c, false)));
+        let mut all: Vec<_> = covered.into_iter().chain(arriving).chain(own).collect();
+        all.sort_by_key(|s| s.id);
+        Ok(all)
     }
 
     pub(super) fn mirror_status(&mut self, site: &str, pool: &str, image: &str) -> Answer<MirrorReport> {

@@ -35,6 +35,7 @@ mod images;
 mod log;
 mod mirror_daemon;
 mod mirroring;
+mod schedules;
 mod snapshots;
 mod state;
 mod stream;

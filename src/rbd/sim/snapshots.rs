@@ -199,6 +199,7 @@ impl World {
         (dest_pool, dest): (&str, &str),
         wanted: u64,
         order: u8,
+        format_2: bool,
     ) -> Answer<()> {
         let (id, state) = self.snap(site, pool, image, snap)?;
         let (size, protected) = (state.size, state.protected);
@@ -206,7 +207,7 @@ impl World {
         if wanted & features::LAYERING == 0 || source.features & features::LAYERING == 0 {
             return refuse(Kind::NotSupported, "clones need layering");
         }
-        if !self.config.clone_v2 && !protected {
+        if !format_2 && !self.config.clone_v2 && !protected {
             return refuse(Kind::Invalid, format!("{pool}/{image}@{snap} is not protected"));
         }
         let parent =

@@ -13,7 +13,7 @@ use super::faults::{CrashPoint, Fault, Health};
 use super::log::CallRecord;
 use super::mirror_daemon::{Daemon, Phase, Replayer, Turn};
 use crate::rbd::error::{RbdError, RbdErrorKind};
-use crate::rbd::types::MirrorMode;
+use crate::rbd::types::{MirrorMode, Schedule};
 
 /// Seconds since the epoch at virtual time zero.
 pub(super) const EPOCH: i64 = 1_700_000_000;
@@ -81,6 +81,17 @@ pub(super) struct Content {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) lineage: Vec<u64>,
     pub(super) parent: Option<ParentRef>,
+    /// Snapshot mode: the mirror snapshot that this is.
+    pub(super) mirror_snap: u64,
+}
+
+/// Which of the primary's mirror snapshots a copy is about, in snapshot mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Copied {
+    /// Id of the copy's own mirror snapshot.
+    pub(super) id: u64,
+    /// Id of the primary's.
+    pub(super) of: u64,
 }
 
 /// Mirroring of one image on one side.
@@ -106,6 +117,10 @@ pub(super) struct MirrorSide {
     pub(super) registered: bool,
     /// Journal mode: this side was promoted before that, so that the peer's copy can never follow it.
     pub(super) unlinked: bool,
+    /// Snapshot mode, on a copy: the last mirror snapshot whose data is all here.
+    pub(super) covered: Option<Copied>,
+    /// The same: one whose snapshots have their names here, but not their data.
+    pub(super) arriving: Option<Copied>,
 }
 
 #[derive(Debug, Clone)]
@@ -190,6 +205,8 @@ pub(super) struct SiteState {
     pub(super) replayers: BTreeMap<PairKey, Replayer>,
     /// Clients with an established connection.
     pub(super) connected: BTreeSet<u64>,
+    /// Schedules of mirror snapshots, by pool and image id. Nobody carries them out.
+    pub(super) schedules: BTreeMap<(String, String), BTreeSet<Schedule>>,
 }
 
 impl SiteState {
@@ -286,6 +303,7 @@ impl World {
                     daemon: Daemon::new(format!("127.0.0.1:0/{}", 2_000_000_000 + n)),
                     replayers: BTreeMap::new(),
                     connected: BTreeSet::new(),
+                    schedules: BTreeMap::new(),
                     name: spec.name,
                 },
             );

@@ -38,6 +38,7 @@ impl Subject {
             Request::SnapCreateTogether(r) => pool(&r.pool),
             Request::ImageSurvey(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),
+            Request::ScheduleList(r) => pool(&r.pool),
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),
             Request::ImageStat(r) => on(&r.pool, &r.image, false),
@@ -45,6 +46,11 @@ impl Subject {
             Request::ImageCopy(r) => on(&r.pool, &r.image, false),
             Request::ImageTransfer(r) => on(&r.pool, &r.image, false),
             Request::ImageClone(r) => on(&r.pool, &r.image, false),
+            Request::ReplicaClone(r) => on(&r.pool, &r.image, false),
+            Request::MirrorSnaps(r) => on(&r.pool, &r.image, false),
+            // The manager looks at the image.
+            Request::ScheduleAdd(r) => on(&r.pool, &r.image, false),
+            Request::ScheduleRemove(r) => on(&r.pool, &r.image, false),
             Request::ImageChildren(r) => on(&r.pool, &r.image, false),
             Request::ImageWatchers(r) => on(&r.pool, &r.image, false),
             Request::ImageRead(r) => on(&r.pool, &r.image, false),

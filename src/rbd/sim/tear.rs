@@ -24,7 +24,8 @@ pub(super) enum Torn {
 impl Torn {
     /// Whether requests of this name can be cut short.
     pub(super) fn can(request: &str) -> bool {
-        ["ImageCreate", "ImageCopy", "ImageClone", "ImageRemove", "SnapCreateTogether"].contains(&request)
+        ["ImageCreate", "ImageCopy", "ImageClone", "ReplicaClone", "ImageRemove", "SnapCreateTogether"]
+            .contains(&request)
     }
 
     pub(super) fn of(request: &Request) -> Option<Torn> {
@@ -32,6 +33,9 @@ impl Torn {
             Request::ImageCreate(r) => Some(Torn::Made { pool: r.pool.clone(), image: r.image.clone() }),
             Request::ImageCopy(r) => Some(Torn::Made { pool: r.dest_pool.clone(), image: r.dest.clone() }),
             Request::ImageClone(r) => Some(Torn::Cloned { pool: r.dest_pool.clone(), image: r.dest.clone() }),
+            Request::ReplicaClone(r) => {
+                Some(Torn::Cloned { pool: r.dest_pool.clone(), image: r.dest.clone() })
+            }
             Request::ImageRemove(r) => Some(Torn::Removed { pool: r.pool.clone(), image: r.image.clone() }),
             Request::SnapCreateTogether(r) => {
                 let missing = r.members.iter().skip(r.members.len() / 2).cloned().collect();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::stream::Link;
-use super::{monitor, together};
+use super::{monitor, schedule, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -85,6 +85,11 @@ pub(super) fn execute(
             let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
             let parent = (&io, c.image.as_str(), c.snap.as_str());
             Reply::ImageClone(ffi::clone_image(parent, (&dest, &c.dest), c.features, c.order)?)
+        }
+        Request::ReplicaClone(c) => {
+            let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
+            let parent = (&io, c.image.as_str(), c.snap.as_str());
+            Reply::ReplicaClone(ffi::clone_replica(parent, (&dest, &c.dest), c.features, c.order)?)
         }
         Request::ImageChildren(c) => {
             let io = pool(&c.pool)?;
@@ -221,6 +226,17 @@ pub(super) fn execute(
         Request::MirrorSnapshot(c) => {
             let io = pool(&c.pool)?;
             Reply::MirrorSnapshot(Image::open(&io, &c.image)?.mirror_snapshot()?)
+        }
+        Request::MirrorSnaps(c) => {
+            let io = pool(&c.pool)?;
+            Reply::MirrorSnaps(Image::open_read_only(&io, &c.image, None)?.mirror_snapshots()?)
+        }
+        Request::ScheduleList(c) => Reply::ScheduleList(schedule::list(cluster, &c.pool)?),
+        Request::ScheduleAdd(c) => {
+            Reply::ScheduleAdd(schedule::add(cluster, &c.pool, &c.image, &c.schedule)?)
+        }
+        Request::ScheduleRemove(c) => {
+            Reply::ScheduleRemove(schedule::remove(cluster, &c.pool, &c.image, &c.schedule)?)
         }
     })
 }

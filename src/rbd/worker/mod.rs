@@ -11,6 +11,7 @@
 mod commands;
 mod connections;
 mod monitor;
+mod schedule;
 mod stream;
 mod threads;
 mod together;
