@@ -7,6 +7,7 @@
 //! share pools.
 
 mod adoption;
+mod carry;
 mod header;
 mod movement;
 mod removal;
@@ -24,7 +25,7 @@ use crate::rbd::types::{ImageInfo, ImageName, Parent, features};
 use crate::rbd::types::{MirrorMode, MirrorState};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
-pub use adoption::{is_helper_snapshot, is_named_as_backup};
+pub use adoption::{DRILL, is_helper_snapshot, is_named_as_backup};
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
 pub const CLONE_SNAP: &str = ".clone_snap";

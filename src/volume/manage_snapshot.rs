@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::image::{Place, is_helper_snapshot, is_named_as_backup};
 use super::manage::{id_in, invalid_reference, size_gib, source_name};
-use super::{crash, project_of};
+use super::{crash, project_of, snapshot};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -122,6 +122,7 @@ async fn adopt(
     crash::point("manage_existing_snapshot:renamed");
     place.protect(&taken.image, &name).await?;
     crash::point("manage_existing_snapshot:protected");
+    snapshot::carry_over(&place, volume, &taken.image).await;
     let project = project_of(volume, context);
     let changes = SnapshotChanges { volume_size: Some(taken.gib), ..SnapshotChanges::default() };
     let after = backend

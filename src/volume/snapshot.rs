@@ -6,7 +6,7 @@ use tracing::{error, info, warn};
 
 use super::crash;
 use super::delete::give_back_snapshot;
-use super::image::Attempt;
+use super::image::{Attempt, Place};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -16,7 +16,7 @@ use crate::db::snapshot::SnapshotChanges;
 use crate::db::{Conn, Db};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{Snapshot, SnapshotEvent, Volume};
+use crate::model::{ReplicationStatus, Snapshot, SnapshotEvent, Volume};
 
 async fn read(db: &Db, id: &str) -> Result<Option<(Snapshot, Volume)>> {
     db.read("snapshot and its volume", async |conn| {
@@ -75,9 +75,19 @@ pub async fn give_up(
 async fn take(backend: &Backend, operation: &Operation, snapshot: &Snapshot, volume: &Volume) -> Result<()> {
     let place = backend.place_up(volume).await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
-    place.snapshot(&backend.image_name(volume), &backend.snap_name(&snapshot.id), attempt).await?;
+    let image = backend.image_name(volume);
+    place.snapshot(&image, &backend.snap_name(&snapshot.id), attempt).await?;
     crash::point("create_snapshot:taken");
+    carry_over(&place, volume, &image).await;
     Ok(())
+}
+
+/// Tells the other site what has changed, when the volume is one that may be mirrored by snapshots.
+pub(super) async fn carry_over(place: &Place, volume: &Volume, image: &str) {
+    let status = volume.replication_status.as_deref().and_then(ReplicationStatus::parse);
+    if status.is_some_and(ReplicationStatus::means_mirrored) {
+        place.carry_over_if_possible(image).await;
+    }
 }
 
 async fn created(
@@ -150,14 +160,20 @@ pub async fn delete(
     };
     crash::point("delete_snapshot:accepted");
     backend.notify_snapshot(context, "delete.start", &snapshot, &volume).await;
-    match remove(backend, &snapshot, &volume, unmanage_only).await {
+    match remove(backend, &snapshot, &volume, unmanage_only, true).await {
         Ok(()) => deleted(backend, context, operation, &snapshot, &volume).await,
         Err(failure) if failure.code() == Code::Cancelled => Err(failure),
         Err(failure) => delete_failed(backend, context, operation, &snapshot, failure).await,
     }
 }
 
-async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanage_only: bool) -> Result<()> {
+async fn remove(
+    backend: &Backend,
+    snapshot: &Snapshot,
+    volume: &Volume,
+    unmanage_only: bool,
+    carry: bool,
+) -> Result<()> {
     let place = backend.place_up(volume).await?;
     let (image, snap) = (backend.image_name(volume), backend.snap_name(&snapshot.id));
     if unmanage_only {
@@ -176,10 +192,14 @@ async fn remove(backend: &Backend, snapshot: &Snapshot, volume: &Volume, unmanag
         }
     })?;
     crash::point("delete_snapshot:removed");
+    if carry {
+        carry_over(&place, volume, &image).await;
+    }
     Ok(())
 }
 
-/// Deletes a snapshot of a volume that is being deleted with all of them, inside the volume's operation.
+/// Deletes a snapshot of a volume that is being deleted with all of them, inside the volume's operation. The other
+/// site is not told of each: whoever deletes them all does so once, if the volume stays.
 ///
 /// # Errors
 /// What made it fail; the row has not been seen to ([`record_failure`]).
@@ -192,7 +212,7 @@ pub(super) async fn delete_with_volume(
 ) -> Result<()> {
     let _lock = backend.locks.lock(&format!("{}-delete_snapshot", snapshot.id)).await;
     backend.notify_snapshot(context, "delete.start", snapshot, volume).await;
-    remove(backend, snapshot, volume, false).await?;
+    remove(backend, snapshot, volume, false, false).await?;
     let rules = &backend.globals.quota;
     operation.write("snapshot of a deleted volume", async |conn| forget(conn, snapshot, rules).await).await?;
     tell_deleted(backend, context, snapshot, volume).await;

@@ -19,7 +19,7 @@ use crate::model::{GroupSnapshot, GroupSnapshotEvent, Snapshot, Volume};
 use crate::rbd::types::SnapOf;
 use crate::volume::crash;
 use crate::volume::image::{Attempt, Consistency, Place};
-use crate::volume::snapshot::delete_with_volume;
+use crate::volume::snapshot::{self, delete_with_volume};
 
 /// A group snapshot and its members.
 struct Set {
@@ -117,11 +117,24 @@ async fn take(backend: &Backend, operation: &Operation, set: &Set) -> Result<Con
             apart @ Consistency::Apart(_) => consistency = apart,
         }
     }
+    carry_over(backend, &set.members).await?;
     if scattered {
         consistency = Consistency::Apart("its volumes are on several sites".to_owned());
     }
     crash::point("create_group_snapshot:taken");
     Ok(consistency)
+}
+
+/// Tells the other site what has changed, once for each volume.
+async fn carry_over(backend: &Backend, members: &[(Snapshot, Volume)]) -> Result<()> {
+    let volumes: BTreeMap<&str, &Volume> = members.iter().map(|(_, v)| (v.id.as_str(), v)).collect();
+    let mut work = Vec::new();
+    for volume in volumes.into_values() {
+        let (place, image) = (backend.place(volume).await?, backend.image_name(volume));
+        work.push(async move { snapshot::carry_over(&place, volume, &image).await }.boxed());
+    }
+    at_once(work, AT_ONCE).await;
+    Ok(())
 }
 
 async fn created(
@@ -215,6 +228,7 @@ pub async fn delete_snapshot(
         }
         first.get_or_insert(failure);
     }
+    carry_over(backend, &set.members).await?;
     if let Some(failure) = first {
         return give_up(backend, context, operation, failed(busy), failure).await;
     }

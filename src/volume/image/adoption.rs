@@ -8,9 +8,17 @@ use crate::rbd::protocol::*;
 use crate::rbd::types::Snap;
 use crate::rbd::{RbdError, RbdErrorKind};
 
+/// What the names of a drill's clones and snapshots begin with.
+pub const DRILL: &str = "scoria-test-";
+
 /// Suffix and parts of the names of snapshots that are not anybody's to manage.
 pub fn is_helper_snapshot(name: &str) -> bool {
-    name.ends_with(super::CLONE_SNAP)
+    name.ends_with(super::CLONE_SNAP) || is_drill_snapshot(name)
+}
+
+/// A snapshot that a drill's clone on the other site hangs on. The clone keeps what it needs when it goes.
+pub(super) fn is_drill_snapshot(name: &str) -> bool {
+    name.starts_with(DRILL)
 }
 
 /// A snapshot that cinder-backup compares the next backup with.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::adoption::is_drill_snapshot;
 use super::{Attempt, BUSY_TRIES, BUSY_WAIT, CLONE_SNAP, DELETED, Place, repeat};
 use crate::rbd::protocol::*;
 use crate::rbd::types::{Inspection, MirrorMode, MirrorState, Parent};
@@ -73,7 +74,7 @@ impl Place {
             }
             return Ok(());
         };
-        for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name)) {
+        for snap in snaps.iter().filter(|s| is_backup_snapshot(&s.name) || is_drill_snapshot(&s.name)) {
             self.remove_snapshot(image, &snap.name).await?;
         }
         let mut needed = false;

@@ -6,7 +6,7 @@
 
 use tracing::{debug, warn};
 
-use super::{Attempt, Place, UNKNOWN_TRIES};
+use super::{Attempt, Place, UNKNOWN_TRIES, repeat};
 use crate::rbd::protocol::*;
 use crate::rbd::types::SnapOf;
 use crate::rbd::{RbdError, RbdErrorKind};
@@ -22,14 +22,23 @@ pub enum Consistency {
 
 impl Place {
     /// Takes and protects the snapshots `members`, if possible as of one instant.
-    ///
-    /// What a dead attempt has left is removed first: a part of a set is not consistent with the rest, and
-    /// nobody can have used it.
     pub async fn snapshot_together(
         &self,
         members: &[SnapOf],
         attempt: Attempt,
     ) -> Result<Consistency, RbdError> {
+        let consistency = self.take_together(members, attempt).await?;
+        for m in members {
+            self.protect(&m.image, &m.snap).await?;
+        }
+        Ok(consistency)
+    }
+
+    /// Takes the snapshots `members`, if possible as of one instant.
+    ///
+    /// What a dead attempt has left is removed first: a part of a set is not consistent with the rest, and
+    /// nobody can have used it.
+    pub async fn take_together(&self, members: &[SnapOf], attempt: Attempt) -> Result<Consistency, RbdError> {
         let together = SnapCreateTogether { pool: self.pool.clone(), members: members.to_vec() };
         let mut leftovers = attempt == Attempt::Again;
         let mut tries = 0;
@@ -48,27 +57,18 @@ impl Place {
                 Err(e) => return Err(e),
             }
         };
-        let Some(refusal) = apart else {
-            for m in members {
-                self.protect(&m.image, &m.snap).await?;
-            }
-            return Ok(Consistency::Whole);
-        };
+        let Some(refusal) = apart else { return Ok(Consistency::Whole) };
         warn!(error = %refusal, "images cannot be frozen together, their snapshots are taken one by one");
         let unknown = refusal.effect_unknown();
         if unknown {
             self.remove_snapshots(members).await?;
         }
-        self.snapshot_apart(members, if unknown { Attempt::Again } else { attempt }).await?;
-        Ok(Consistency::Apart(refusal.to_string()))
-    }
-
-    /// Takes and protects the snapshots `members`, one by one.
-    pub async fn snapshot_apart(&self, members: &[SnapOf], attempt: Attempt) -> Result<(), RbdError> {
+        let attempt = if unknown { Attempt::Again } else { attempt };
         for m in members {
-            self.snapshot(&m.image, &m.snap, attempt).await?;
+            let (pool, image, snap) = (self.pool.clone(), m.image.clone(), m.snap.clone());
+            repeat(&self.site, SnapCreate { pool, image, snap }, attempt, RbdErrorKind::Exists).await?;
         }
-        Ok(())
+        Ok(Consistency::Apart(refusal.to_string()))
     }
 
     /// Removes the snapshots `members` as far as they are there.
