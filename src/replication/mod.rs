@@ -2,10 +2,11 @@
 //!
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover`, `group` and `resync` are the
-//! operations that the API and the admin tool order; `orders` is how the latter does; `standing` is which
-//! site a backend works on afterwards, and how the members of a Cinder cluster agree on it; `lag` is how far behind
-//! the copies are, and `news` what listeners hear.
+//! operations that the API and the admin tool order; `orders` is how the latter does; `drill` tries a failover
+//! out on clones; `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster
+//! agree on it; `lag` is how far behind the copies are, and `news` what listeners hear.
 
+pub mod drill;
 pub mod enable;
 pub mod engine;
 pub mod failover;

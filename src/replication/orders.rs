@@ -14,6 +14,10 @@ use crate::error::{Code, Error, Result};
 pub const RESYNC: &str = "scoria.replication.resync";
 /// Method of [`Order::Retry`].
 pub const RETRY: &str = "scoria.replication.retry";
+/// Method of [`Order::TestStart`].
+pub const TEST_START: &str = "scoria.replication.test.start";
+/// Method of [`Order::TestStop`].
+pub const TEST_STOP: &str = "scoria.replication.test.stop";
 
 /// Method of [`Order::Drain`].
 pub const DRAIN: &str = "scoria.drain";
@@ -41,6 +45,28 @@ pub struct Retry {
     pub volumes: Option<Vec<String>>,
 }
 
+/// Clone the copies of volumes on another site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestStart {
+    /// Id of the drill.
+    pub id: String,
+    /// Only these volumes; `None`: all replicated volumes of the backend.
+    pub volumes: Option<Vec<String>>,
+    /// As of one instant, where that can be.
+    pub together: bool,
+    /// Pool of the clones; `None`: that of the volumes.
+    pub pool: Option<String>,
+}
+
+/// Remove what a drill has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestStop {
+    /// Only this drill; `None`: all of the backend.
+    pub id: Option<String>,
+}
+
 /// Take no more requests, and finish what is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +82,12 @@ pub enum Order {
     /// See [`Retry`].
     #[serde(rename = "scoria.replication.retry")]
     Retry(Retry),
+    /// See [`TestStart`].
+    #[serde(rename = "scoria.replication.test.start")]
+    TestStart(TestStart),
+    /// See [`TestStop`].
+    #[serde(rename = "scoria.replication.test.stop")]
+    TestStop(TestStop),
     /// See [`Drain`].
     #[serde(rename = "scoria.drain")]
     Drain(Drain),
@@ -67,6 +99,8 @@ impl Order {
         match self {
             Order::Resync(_) => RESYNC,
             Order::Retry(_) => RETRY,
+            Order::TestStart(_) => TEST_START,
+            Order::TestStop(_) => TEST_STOP,
             Order::Drain(_) => DRAIN,
         }
     }

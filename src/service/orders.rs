@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::error::{Code, Result};
 use crate::journal::{Operation, Outcome};
 use crate::replication::orders::{Order, Request};
-use crate::replication::{failover, resync};
+use crate::replication::{drill, failover, resync};
 
 /// What the method of every order begins with.
 pub const PREFIX: &str = "scoria.";
@@ -47,6 +47,8 @@ async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
             resync::order::run(backend, operation, &order.discard, order.volumes.as_deref()).await
         }
         Order::Retry(order) => failover::retry(backend, operation, order.volumes.as_deref()).await,
+        Order::TestStart(order) => Box::pin(drill::start(backend, operation, &order)).await,
+        Order::TestStop(order) => Box::pin(drill::stop(backend, operation, order.id.as_deref())).await,
         // Recovery has seen to it before: it needs more than the backend.
         Order::Drain(_) => Ok(()),
     }

@@ -14,6 +14,7 @@ mod create;
 mod create_site;
 mod defects;
 mod deletes;
+mod drills;
 mod encryption;
 mod extend_in_use;
 mod extends;

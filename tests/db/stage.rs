@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
@@ -15,7 +16,7 @@ use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::{Group, GroupSnapshot, Service, Volume};
-use scoria::rbd::sim::{ImageView, Sim, SimConfig};
+use scoria::rbd::sim::{ImageView, Sim, SimConfig, Timing};
 use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
 
@@ -188,9 +189,38 @@ impl Stage {
 
     /// The same with more lines in the backend's section.
     pub async fn with(options: &str) -> Stage {
+        Stage::on(options, SimConfig::default()).await
+    }
+
+    /// Two sites as in [`Stage::replicated`], with more lines in the backend's section, whose daemons take a tenth of
+    /// a second for what takes theirs seconds.
+    pub async fn quick(options: &str) -> Stage {
+        let tenth = Duration::from_millis(100);
+        let timing = Timing {
+            appear: tenth,
+            start_journal: tenth,
+            start_snapshot: tenth,
+            replay: tenth,
+            sync: tenth,
+            turn_journal: tenth,
+            turn_snapshot: tenth,
+            register: tenth,
+            remove: tenth,
+            status_stale: tenth,
+            ..Timing::default()
+        };
+        let options = format!("{REPLICATED}scoria_verdict_timeout=1\n{options}");
+        Stage::on(
+            &options,
+            SimConfig { timing, clone_v2: true, lost_worker_leaves_watch: false, ..SimConfig::default() },
+        )
+        .await
+    }
+
+    async fn on(options: &str, config: SimConfig) -> Stage {
         let test = TestDb::new().await;
         seed::base(&test).await;
-        let sim = Sim::new(SimConfig::default());
+        let sim = Sim::new(config);
         let heard = Arc::new(Heard::default());
         let backend = backend(&test, &sim, &heard, options);
         backend.set_condition(Condition::Up);

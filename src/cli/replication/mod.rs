@@ -6,6 +6,7 @@ mod reset;
 mod resync;
 mod retry;
 mod status;
+mod test;
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
@@ -46,6 +47,9 @@ pub enum Action {
     Retry(Retry),
     /// Make the service row acceptable to cinder-api again after a failover that failed
     Reset(Reset),
+    /// Try a failover out on clones of the copies; disturbs nothing
+    #[command(subcommand)]
+    Test(test::Action),
 }
 
 /// Arguments of `resync`.
@@ -113,6 +117,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         Action::Resync(arguments) => resync::run(context, arguments).await,
         Action::Retry(arguments) => retry::run(context, arguments).await,
         Action::Reset(arguments) => reset::run(context, arguments).await,
+        Action::Test(action) => test::run(context, action).await,
     }
 }
 
