@@ -134,6 +134,8 @@ pub struct Backend {
     /// Volumes whose copies are not what they should be.
     pub degraded: degraded::Degraded,
     report_wanted: tokio::sync::Notify,
+    /// A volume is mirrored, or otherwise, or by another site than before: schedules of mirror snapshots may be due.
+    pub schedules_wanted: tokio::sync::Notify,
 }
 
 impl Backend {
@@ -177,6 +179,7 @@ impl Backend {
             report: RwLock::new(report),
             degraded: degraded::Degraded::default(),
             report_wanted: tokio::sync::Notify::new(),
+            schedules_wanted: tokio::sync::Notify::new(),
         }
     }
 
@@ -262,6 +265,7 @@ impl Backend {
                 self.set_condition(Condition::Up);
             }
             self.want_report();
+            self.schedules_wanted.notify_one();
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::options::Group;
 use super::problem::{Severity, shown};
 use super::reader::{Found, Reader, Scope};
 use super::{BackendConfig, DiskGeometry, ReplicationDevice, Written, unknown, value};
-use crate::rbd::types::MirrorMode;
+use crate::rbd::types::{MirrorMode, Schedule};
 
 /// Reads every enabled backend.
 pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: &str) -> Vec<BackendConfig> {
@@ -115,6 +115,7 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         goodness_function: reader.optional(scope, "goodness_function"),
         extra_capabilities: extra_capabilities(reader, section),
         replication_mode: mode,
+        mirror_schedule: schedule(reader, section),
         replication_devices,
         replication_poll_interval: reader.seconds(scope, "scoria_replication_poll_interval"),
         failover_concurrency: size(reader.integer(scope, "scoria_failover_concurrency")),
@@ -122,6 +123,18 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         demote_timeout: reader.seconds(scope, "scoria_demote_timeout"),
         promote_timeout: reader.seconds(scope, "scoria_promote_timeout"),
         writable_timeout: reader.seconds(scope, "scoria_writable_timeout"),
+    }
+}
+
+fn schedule(reader: &Reader<'_>, section: &str) -> Option<Schedule> {
+    let option = "scoria_mirror_snapshot_schedule";
+    let found = reader.found(Scope::Backend(section), option).filter(|f| !f.value.is_empty())?;
+    match found.value.parse() {
+        Ok(schedule) => Some(schedule),
+        Err(why) => {
+            reader.complain(Severity::Error, &found, option, why.to_string());
+            None
+        }
     }
 }
 

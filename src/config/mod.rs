@@ -38,7 +38,7 @@ use crate::error::{Code, Error};
 
 use secrecy::SecretString;
 
-use crate::rbd::types::MirrorMode;
+use crate::rbd::types::{MirrorMode, Schedule};
 
 /// What a look at a configuration found.
 #[derive(Debug)]
@@ -421,6 +421,9 @@ pub struct BackendConfig {
     /// `rbd_replication_mode` (`journal`): Scoria's own choice per backend; the type's extra spec
     /// `replication:mode` overrides it.
     pub replication_mode: MirrorMode,
+    /// `scoria_mirror_snapshot_schedule`: of volumes that are mirrored by snapshots; the type's extra spec
+    /// `replication:schedule` overrides it.
+    pub mirror_schedule: Option<Schedule>,
     /// `replication_device`, in order.
     pub replication_devices: Vec<ReplicationDevice>,
     /// `scoria_replication_poll_interval` (60 s; 0: never): between two looks at all copies.

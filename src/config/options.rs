@@ -365,6 +365,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Be, "replication_device", MultiDict, None, "backend_id:ID,conf:FILE,user:CLIENT,secret_uuid:UUID of a peer cluster; may be repeated.").secret(),
     opt(Be, "rbd_replication_mode", Choice(&["journal", "snapshot"]), Some("journal"), "How volumes are mirrored; the extra spec replication:mode overrides it. A clone that is mirrored by snapshots keeps its parent, which stays busy (docs/differences.md)."),
     opt(Be, "scoria_replication_poll_interval", between(0, 86400), Some("60"), "Seconds between two looks at how far behind the copies are (daemons report every 30 s); 0: never."),
+    opt(Be, "scoria_mirror_snapshot_schedule", Text, None, "When mirror snapshots of volumes that are mirrored by snapshots are made, for example 5m or 1h@00:30; the extra spec replication:schedule overrides it. Unset: by the schedules that Ceph has for the pool, if any."),
     opt(Be, "scoria_failover_concurrency", between(1, 1024), Some("32"), "Volumes worked on at once in a failover."),
     opt(Be, "scoria_verdict_timeout", between(1, 300), Some("5"), "Seconds for one health probe of a Ceph cluster."),
     opt(Be, "scoria_demote_timeout", between(1, 3600), Some("30"), "Seconds until a demotion counts as failed."),

@@ -3,8 +3,9 @@
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover`, `group` and `resync` are the
 //! operations that the API and the admin tool order; `orders` is how the latter does; `drill` tries a failover
-//! out on clones; `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster
-//! agree on it; `lag` is how far behind the copies are, and `news` what listeners hear.
+//! out on clones; `schedules` keeps mirror snapshots coming; `standing` is which site a backend works on afterwards,
+//! and how the members of a Cinder cluster agree on it; `lag` is how far behind the copies are, and `news` what
+//! listeners hear.
 
 pub mod drill;
 pub mod enable;
@@ -18,6 +19,7 @@ mod news;
 pub mod orders;
 pub mod plan;
 pub mod resync;
+pub mod schedules;
 #[cfg(test)]
 mod sim_tests;
 pub mod standing;

@@ -24,7 +24,7 @@ use crate::db::service::ServiceChanges;
 use crate::error::Result;
 use crate::model::ReplicationStatus;
 use crate::replication::lag::Watch;
-use crate::replication::{orders, standing, target};
+use crate::replication::{orders, schedules, standing, target};
 use crate::rpc::{Rpc, synthetic};
 use crate::volume::{cleanup, trash};
 
@@ -34,6 +34,10 @@ const RETRY_DOWN: Duration = Duration::from_secs(5);
 /// How long the start waits for the first answer of a site: long enough for one that is well, short for one
 /// that hangs. The report goes on asking.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
+
+/// How often the schedules of mirror snapshots are compared with what they should be. The manager itself looks for
+/// changes once a minute.
+const SCHEDULES: Duration = Duration::from_secs(60);
 
 /// What a backend's tasks go by.
 #[derive(Debug, Clone)]
@@ -126,6 +130,9 @@ impl Running {
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
+        if backend.is_replicated() {
+            tasks.spawn(keep_schedules(backend.clone(), stop.clone()));
+        }
         if backend.config.deferred_deletion {
             tasks.spawn(purge_trash(backend.clone(), stop.clone()));
         }
@@ -252,6 +259,27 @@ async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken)
             () = tokio::time::sleep(pause) => {}
             () = backend.report_is_wanted() => {
                 // A hundred deletions in a row want one report.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Looks after the schedules of mirror snapshots, now and then and when something has changed.
+async fn keep_schedules(backend: Arc<Backend>, stop: CancellationToken) {
+    loop {
+        let kept = tokio::select! {
+            () = stop.cancelled() => return,
+            kept = schedules::keep(&backend) => kept,
+        };
+        if let Err(error) = kept {
+            warn!(backend = backend.host(), %error, "could not look after the schedules of mirror snapshots");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SCHEDULES) => {}
+            () = backend.schedules_wanted.notified() => {
+                // A hundred creations in a row want one look.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
