@@ -3,9 +3,9 @@
 //! [`plan`] decides, purely, the next action for one volume; [`engine`] carries actions out for many at
 //! once and records each step; [`verdict`] says whether a site is alive; `failover`, `group` and `resync` are the
 //! operations that the API and the admin tool order; `orders` is how the latter does; `drill` tries a failover
-//! out on clones; `schedules` keeps mirror snapshots coming; `standing` is which site a backend works on afterwards,
-//! and how the members of a Cinder cluster agree on it; `lag` is how far behind the copies are, and `news` what
-//! listeners hear.
+//! out on clones; `schedules` keeps mirror snapshots coming; `parent` is what becomes of a mirrored clone's parent;
+//! `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster agree on it;
+//! `lag` is how far behind the copies are, and `news` what listeners hear.
 
 pub mod drill;
 pub mod enable;
@@ -17,6 +17,7 @@ pub mod lag;
 mod ledger;
 mod news;
 pub mod orders;
+pub mod parent;
 pub mod plan;
 pub mod resync;
 pub mod schedules;

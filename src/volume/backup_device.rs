@@ -153,7 +153,8 @@ async fn copy(
         .await?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     let changes =
-        create::make(backend, context, &copy, &unmirrored(volume_type), &source, &place, attempt).await?;
+        create::make(backend, context, operation, &copy, &unmirrored(volume_type), &source, &place, attempt)
+            .await?;
     crash::point("get_backup_device:copied");
     let copy = operation
         .write("copy for a backup is made", async |conn| {

@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{GIB, ReplicationStatus, Volume, VolumeEvent, VolumeType, pool_of};
 use crate::rbd::{RbdError, RbdErrorKind};
-use crate::replication::{enable, failover, standing, target};
+use crate::replication::{enable, failover, parent, standing, target};
 
 /// The request.
 #[derive(Debug, Clone, Default)]
@@ -223,7 +223,7 @@ async fn build(
     backend.require_up()?;
     let attempt = if operation.is_adopted() { Attempt::Again } else { Attempt::First };
     let Source::Image(image_id) = source else {
-        let changes = make(backend, context, volume, volume_type, source, place, attempt).await?;
+        let changes = make(backend, context, operation, volume, volume_type, source, place, attempt).await?;
         return Ok(Built { changes, image_metadata: None });
     };
     setup::require_makeable(volume_type)?;
@@ -231,7 +231,7 @@ async fn build(
     let request = from_image::Request { context, operation, volume, image_id, independent };
     let shape = backend.shape(&place.site).await?;
     let (filled, _guard) = from_image::fill(backend, &request, place, shape, attempt).boxed().await?;
-    let changes = make(backend, context, volume, volume_type, source, place, attempt).await?;
+    let changes = make(backend, context, operation, volume, volume_type, source, place, attempt).await?;
     if let Some(keep) = &filled.keep {
         let stored = from_image::store(backend, context, operation, volume, volume_type, place, keep);
         stored.boxed().await?;
@@ -241,11 +241,12 @@ async fn build(
     Ok(Built { changes, image_metadata: Some(filled.metadata) })
 }
 
-/// Makes the image of a volume whose source is held, with all that its type asks for, and answers what to write
-/// into the row.
+/// Makes the image of a volume whose source is held, as its type asks for, and answers what to write into the row.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn make<'a>(
     backend: &'a Backend,
     context: &'a RequestContext,
+    operation: &'a Operation,
     volume: &'a Volume,
     volume_type: &'a VolumeType,
     source: &'a Source,
@@ -261,6 +262,10 @@ pub(super) fn make<'a>(
         let mut changes = setup::from_type(backend, place, &image, volume_type, shape).await?;
         if volume_type.wants_replication() && backend.is_replicated() {
             let mode = mode_of(&backend.config, volume_type)?;
+            if matches!(source, Source::Snapshot(_) | Source::Volume(_)) {
+                let child = parent::Child { volume_id: &volume.id, image: &image, kind: volume_type, mode };
+                Box::pin(parent::prepare(backend, operation, place, child)).await?;
+            }
             let data = enable::enable(&place.site, &place.pool, &image, mode, shape.features).await.map_err(
                 |e| {
                     Error::new(
@@ -444,6 +449,9 @@ async fn succeed(
         Err(other) => return Err(Unmade::Unrecorded(other)),
     };
     info!(volume.id = volume.id, "volume created");
+    if built.changes.replication_driver_data.is_some() {
+        backend.schedules_wanted.notify_one();
+    }
     backend.notify_volume(context, "create.end", &after).await;
     Ok(())
 }

@@ -26,6 +26,7 @@ pub mod manage_snapshot;
 pub mod manageable;
 pub mod migrate;
 pub mod migrated;
+mod mode_switch;
 mod nova_copy;
 mod pool_move;
 pub mod reimage;

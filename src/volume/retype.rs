@@ -13,7 +13,7 @@ use super::image::Place;
 use super::migrate::{self, Destination, Retyping};
 use super::reshape::{self, Form};
 use super::setup::OF_ONE_WRITER;
-use super::{crash, mode_of, project_of};
+use super::{crash, mode_of, mode_switch, project_of};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -24,7 +24,7 @@ use crate::db::volume_type::Content;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::{DriverData, ReplicationStatus, Volume, VolumeEvent, backend_of};
-use crate::replication::{failover, standing, target};
+use crate::replication::{failover, parent, standing, target};
 
 /// Journal step with the form that the image had before.
 const BEFORE: &str = "before";
@@ -229,7 +229,12 @@ async fn in_place(
             let before = Before { site: place.site.name().to_owned(), form, data };
             match wanted(backend, volume, &before, old, new) {
                 Ok(to) if to.mirror != before.form.mirror => {
-                    if let Err(refusal) = may_change_mirroring(backend, volume, &before, is_primary) {
+                    let mut may = may_change_mirroring(backend, volume, &before, is_primary);
+                    if may.is_ok() && before.form.mirror.is_some() {
+                        let image = backend.image_name(volume);
+                        may = mode_switch::require_switchable(&place, volume, &image).await;
+                    }
+                    if let Err(refusal) = may {
                         return Ok(InPlace::Impossible(Some(refusal)));
                     }
                 }
@@ -246,22 +251,42 @@ async fn in_place(
         Err(refusal) => return Ok(InPlace::Impossible(Some(refusal))),
     };
     let image = backend.image_name(volume);
+    if let (None, Some(mode)) = (before.form.mirror, to.mirror) {
+        let child = parent::Child { volume_id: &volume.id, image: &image, kind: &new.volume_type, mode };
+        match Box::pin(parent::prepare(backend, operation, &place, child)).await {
+            Err(e) if matches!(e.code(), Code::Cancelled | Code::Database) => return Err(e),
+            Err(refusal) => return Ok(undo(backend, volume, &place, &before, refusal).await),
+            Ok(()) => {}
+        }
+    }
     match reshape::reshape(&place, &image, &to, before.data).await {
         Ok(data) => {
             crash::point("retype:reshaped");
-            let changes = row_of(backend, volume, &before, &to, data, old, new);
+            let mut changes = row_of(backend, volume, &before, &to, data, old, new);
+            if let (Some(was), Some(mode)) = (before.form.mirror, to.mirror)
+                && was != mode
+                && let Some(not_yet) = mode_switch::await_copy(backend, &place, &image, mode).await
+            {
+                changes.replication_status = not_yet.replication_status;
+                changes.replication_extended_status = not_yet.replication_extended_status;
+            }
             let is_mirrored = to.mirror.is_some();
             Ok(InPlace::Done { site: Some(before.site), changes, is_mirrored })
         }
         Err(e) => {
             let failure = failure_of(volume, &before.form, &to).caused_by(e);
-            match take_back(backend, volume, &place, &before).await {
-                Ok(()) => Ok(InPlace::Impossible(Some(failure))),
-                Err((why, changes)) => {
-                    error!(volume.id = volume.id, error = %why, "the image of a failed retype is not what it was");
-                    Ok(InPlace::Broken { failure, changes })
-                }
-            }
+            Ok(undo(backend, volume, &place, &before, failure).await)
+        }
+    }
+}
+
+/// The image cannot be what the new type asks for: it is made what it was.
+async fn undo(backend: &Backend, volume: &Volume, place: &Place, before: &Before, failure: Error) -> InPlace {
+    match take_back(backend, volume, place, before).await {
+        Ok(()) => InPlace::Impossible(Some(failure)),
+        Err((why, changes)) => {
+            error!(volume.id = volume.id, error = %why, "the image of a failed retype is not what it was");
+            InPlace::Broken { failure, changes }
         }
     }
 }
@@ -475,6 +500,7 @@ async fn succeed(
     info!(volume.id = id, from_type = volume.volume_type_id, to_type = request.new_type_id, "volume retyped");
     backend.notify_volume(context, "retype", &after).await;
     backend.want_report();
+    backend.schedules_wanted.notify_one();
     Ok(())
 }
 

@@ -29,6 +29,7 @@ mod lease;
 mod locks;
 mod manage;
 mod migrates;
+mod modes;
 mod nova_copies;
 mod proxy;
 mod quota;

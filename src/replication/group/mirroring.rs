@@ -23,11 +23,12 @@ use crate::model::{DriverData, GroupEvent, ReplicationStatus, Volume};
 use crate::rbd::Site;
 use crate::rbd::protocol::{ImageStat, MirrorInfo};
 use crate::rbd::types::{MirrorState, features};
-use crate::replication::enable;
 use crate::replication::engine::{Pause, look_at};
 use crate::replication::plan::Side;
 use crate::replication::standing::settled;
+use crate::replication::{enable, parent};
 use crate::volume::group::{AT_ONCE, at_once, is_unfinished, tell};
+use crate::volume::image::Place;
 use crate::volume::{crash, mode_of};
 
 /// Journal step of a member with its [`Before`].
@@ -177,6 +178,9 @@ async fn enable_one(
     if let Some(data) = before.mirrored {
         return Ok(Switched { site: before.site, data: Some(data) });
     }
+    let child = parent::Child { volume_id: &volume.id, image: &image, kind: &volume_type, mode };
+    let place = Place { site: site.clone(), pool: pool.clone() };
+    Box::pin(parent::prepare(backend, operation, &place, child)).await?;
     let enabled = enable::enable(&site, pool, &image, mode, before.features).await;
     let data = match enabled {
         Ok(data) => data,
@@ -327,6 +331,7 @@ async fn finish(
         }
         None => {
             info!(group.id = id, volumes = done.len(), "{} done", operation.method());
+            backend.schedules_wanted.notify_one();
             tell_end(backend, context, id, wish).await;
         }
     }

@@ -293,7 +293,9 @@ async fn make(
     }
     let copy = backend.db.read("copy of an image", async |conn| db::volume::get(conn, id).await).await?;
     let source = Source::Volume(volume.id.clone());
-    let changes = create::make(backend, context, &copy, volume_type, &source, place, Attempt::Again).await?;
+    let again = Attempt::Again;
+    let changes =
+        create::make(backend, context, operation, &copy, volume_type, &source, place, again).await?;
     let changes = VolumeChanges {
         launched_at: Some(Some(Utc::now().naive_utc())),
         service_uuid: Some(Some(backend.service()?.uuid.clone())),

@@ -206,9 +206,9 @@ async fn build(
     for name in &names {
         held.push(backend.locks.lock(name).await);
     }
-    let work = members
-        .iter()
-        .map(|m| create::make(backend, context, &m.volume, &m.volume_type, &m.source, place, attempt));
+    let work = members.iter().map(|m| {
+        create::make(backend, context, operation, &m.volume, &m.volume_type, &m.source, place, attempt)
+    });
     let results = at_once(work.collect(), AT_ONCE).await;
     crash::point("create_group_from_src:images_created");
     let mut made = Vec::with_capacity(members.len());
