@@ -109,6 +109,10 @@ pub async fn mirror_snapshots_tell_what_has_arrived(env: &Env) -> Case {
     ensure!(own.is_sorted_by_key(|s| s.id), "{own:?}");
     arrived(env, &image, covering).await?;
     ensure!(env.read(&env.b, &image, Some("s"), 6).await? == b"after!");
+    let snap = env.snaps(&env.b, &image).await?.into_iter().map(|s| s.id).max();
+    let copies = env.b.call(MirrorSnaps { pool: env.pool.clone(), image: image.clone() }).await?;
+    let whole = copies.iter().filter(|s| s.complete).map(|s| s.id).max();
+    ensure!(snap < whole, "rbd-mirror's own is made after those that come with it: {snap:?} {copies:?}");
 
     let journaled = env.mirrored("j", MirrorMode::Journal, b"x").await?;
     for site in [&env.a, &env.b] {

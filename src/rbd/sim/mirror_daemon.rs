@@ -395,7 +395,7 @@ impl World {
             }
             Step::SyncSnaps => {
                 let Some(content) = content else { return };
-                self.names_arrive(site, key, content.mirror_snap);
+                let of = content.mirror_snap;
                 let mut fresh = vec![];
                 if let Some((image, _)) = self.pair_image(site, key) {
                     let known = |uid: u64| image.snaps.values().any(|s| s.uid == uid);
@@ -406,6 +406,7 @@ impl World {
                     key,
                     fresh.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect(),
                 );
+                self.names_arrive(site, key, of);
             }
             Step::Sync { .. } => {
                 if let Some(content) = content {
@@ -506,9 +507,10 @@ impl World {
         pool.names.insert(content.name.clone(), id.clone());
         pool.by_global_id.insert(key.1.clone(), id.clone());
         pool.images.insert(id, image);
-        self.names_arrive(site, key, content.mirror_snap);
+        let of = content.mirror_snap;
         let empty = content.snaps.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect();
         self.add_snaps(site, key, empty);
+        self.names_arrive(site, key, of);
         self.set_phase(site, key, Phase::Idle);
     }
 
@@ -522,7 +524,7 @@ impl World {
         }
     }
 
-    /// A mirror snapshot of the primary begins to arrive: names first, then data.
+    /// A mirror snapshot of the primary begins to arrive: names first, then rbd-mirror's own, then data.
     fn names_arrive(&mut self, site: &str, key: &PairKey, of: u64) {
         let id = self.next();
         if of != 0
@@ -544,6 +546,7 @@ impl World {
 
     /// Makes the replica equal to `content`.
     fn fill(&mut self, site: &str, key: &PairKey, content: Content) {
+        let of = content.mirror_snap;
         let parent = self.local_parent(site, &content).ok().flatten();
         let Some(id) = self.pair_image(site, key).map(|(i, _)| i.id.clone()) else { return };
         let gone: Vec<u64> = self.pair_image(site, key).map_or(vec![], |(i, _)| {
@@ -564,7 +567,6 @@ impl World {
             }
         }
         let mut fresh = vec![];
-        let own = self.next();
         let Some(s) = self.sites.get_mut(site) else { return };
         let Some(pool) = s.pools.get_mut(&key.0) else { return };
         let Some(image) = pool.images.get_mut(&id) else { return };
@@ -587,14 +589,18 @@ impl World {
             m.lineage = content.lineage;
             m.owner = Owner::Remote;
             m.complete = true;
-            let (arrived, of) = (m.arriving.take(), content.mirror_snap);
-            m.covered = (of != 0).then_some(arrived.filter(|a| a.of == of).unwrap_or(Copied { id: own, of }));
         }
         if old != content.name && !pool.names.contains_key(&content.name) {
             pool.names.remove(&old);
             pool.names.insert(content.name, id);
         }
         self.add_snaps(site, key, fresh);
+        let id = self.next();
+        if of != 0
+            && let Some(m) = self.mirror_side_mut(site, key)
+        {
+            (m.covered, m.arriving) = (Some(Copied { id, of }), None);
+        }
     }
 
     /// Deletes a replica; what clones hang on stays in the trash.

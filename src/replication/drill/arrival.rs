@@ -170,14 +170,11 @@ pub(super) async fn newest(site: &Site, pool: &str, image: &str) -> Result<Strin
     found.map(|s| s.name.clone()).ok_or_else(|| refusal("no snapshot has arrived with all its data"))
 }
 
-/// A copy's snapshots get their ids after the mirror snapshot that they come with: behind one that is not complete, no
-/// snapshot is.
+/// rbd-mirror makes the snapshots of a copy first, then its own, and marks that complete when all data of them is
+/// there: what is older than a complete one is whole.
 fn newest_whole<'a>(snaps: &'a [Snap], copies: &[MirrorSnap]) -> Option<&'a Snap> {
-    let broken = copies.iter().filter(|s| !s.primary && !s.complete).map(|s| s.id).min();
-    if !copies.iter().any(|s| s.complete) {
-        return None;
-    }
-    snaps.iter().filter(|s| broken.is_none_or(|id| s.id < id)).max_by_key(|s| s.id)
+    let whole = copies.iter().filter(|s| !s.primary && s.complete).map(|s| s.id).max()?;
+    snaps.iter().filter(|s| s.id < whole).max_by_key(|s| s.id)
 }
 
 #[cfg(test)]
@@ -204,9 +201,11 @@ mod tests {
     fn what_came_with_an_incomplete_copy_is_not_used() {
         let snaps = [snap(2), snap(4), snap(6)];
         let newest = |copies: &[MirrorSnap]| newest_whole(&snaps, copies).map(|s| s.id);
-        assert_eq!(newest(&[copy(5, true, 10)]), Some(6));
-        assert_eq!(newest(&[copy(3, true, 9), copy(5, false, 10)]), Some(4));
-        assert_eq!(newest(&[copy(1, false, 9)]), None);
+        assert_eq!(newest(&[copy(7, true, 10)]), Some(6));
+        assert_eq!(newest(&[copy(5, true, 10)]), Some(4), "the last one is on its way");
+        assert_eq!(newest(&[copy(3, true, 9), copy(5, false, 10)]), Some(2), "names come before data");
+        assert_eq!(newest(&[copy(1, true, 9)]), None);
+        assert_eq!(newest(&[copy(7, false, 9)]), None);
         assert_eq!(newest(&[]), None);
     }
 }

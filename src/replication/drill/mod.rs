@@ -4,9 +4,9 @@
 //! replication test start` makes a writable clone of each volume's copy on the other site, of a state that is known to
 //! be there with all its data; the volume, its mirroring and its users notice nothing. While the volume's site answers,
 //! that state is taken for the drill: a snapshot, of several volumes as of one instant, and the drill waits until it has
-//! arrived ([`arrival`]). When the site is dead it is the newest snapshot that has arrived before.
+//! arrived (`arrival`). When the site is dead it is the newest snapshot that has arrived before.
 //!
-//! Each clone is a row of `scoria_tests` from before it is made until nothing is left of it ([`removal`]), so both orders
+//! Each clone is a row of `scoria_tests` from before it is made until nothing is left of it (`removal`), so both orders
 //! may be interrupted anywhere, and a drill that was half made can be stopped like any other.
 
 mod arrival;
