@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 
-use super::image::{DELETED, Place, is_helper_snapshot, is_named_as_backup};
+use super::image::{DELETED, DRILL, Place, is_helper_snapshot, is_named_as_backup};
 use super::manage::{id_in, size_gib};
 use crate::backend::Backend;
 use crate::db;
@@ -97,7 +97,9 @@ pub async fn snapshots(backend: &Backend, page: &Page) -> Result<Vec<Manageable>
 async fn survey(backend: &Backend) -> Result<Vec<(String, Surveyed)>> {
     backend.require_up()?;
     let place = Place { site: backend.active_site()?, pool: backend.config.pool.clone() };
-    let names = place.site.insist(ImageList { pool: place.pool.clone() }).await?;
+    let mut names = place.site.insist(ImageList { pool: place.pool.clone() }).await?;
+    // A drill's clones go when it ends.
+    names.retain(|name| !name.starts_with(DRILL));
     let chunks: Vec<Vec<String>> = names.chunks(CHUNK).map(<[String]>::to_vec).collect();
     let seen: Vec<Vec<(String, Surveyed)>> = futures::stream::iter(chunks)
         .map(|images| {
