@@ -215,8 +215,9 @@ async fn mirror(
     };
     set(backend, operation, volume, ReplicationStatus::Enabling, Some(data)).await?;
     crash::point("replicated_clone:parent_begun");
-    let before = u64::from(data.had_exclusive_lock) * features::EXCLUSIVE_LOCK
-        | u64::from(data.had_journaling) * features::JOURNALING;
+    let bit = |had: bool, bit: u64| if had { bit } else { 0 };
+    let before = bit(data.had_exclusive_lock, features::EXCLUSIVE_LOCK)
+        | bit(data.had_journaling, features::JOURNALING);
     let enabled = enable::enable(&place.site, &place.pool, &parent.image, child.mode, before).await;
     if let Err(error) = enabled {
         if let Err(error) = enable::disable(&place.site, &place.pool, &parent.image, data).await {
