@@ -12,7 +12,7 @@
 mod arrival;
 mod removal;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures::FutureExt;
 use serde_json::json;
@@ -161,12 +161,6 @@ async fn snapshot(
 ) -> Result<Vec<Drill>> {
     let (new, mut taken): (Vec<Drill>, Vec<Drill>) =
         rows.into_iter().partition(|row| row.state == State::Making.as_str());
-    // In one order, so that two who take many never wait for each other.
-    let ids: BTreeSet<&str> = new.iter().map(|row| row.volume_id.as_str()).collect();
-    let mut held = Vec::with_capacity(ids.len());
-    for id in ids {
-        held.push(backend.locks.lock(id).await);
-    }
     let looks =
         new.iter().map(|row| look_at(site, &row.pool, &row.image, backend.config.verdict_timeout).boxed());
     let sides = at_once(looks.collect(), backend.config.failover_concurrency.max(1)).await;
@@ -187,6 +181,11 @@ async fn snapshot(
     let sets: Vec<Vec<Drill>> =
         if together { vec![ready] } else { ready.into_iter().map(|row| vec![row]).collect() };
     for set in sets.into_iter().filter(|set| !set.is_empty()) {
+        // In the order of their ids, which is the rows': two who take many never wait for each other.
+        let mut held = Vec::with_capacity(set.len());
+        for row in &set {
+            held.push(backend.locks.lock(&row.volume_id).await);
+        }
         let members: Vec<SnapOf> =
             set.iter().map(|row| SnapOf { image: row.image.clone(), snap: row.snapshot.clone() }).collect();
         match place.take_together(&members, attempt).await {
