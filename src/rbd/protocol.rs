@@ -166,6 +166,8 @@ commands! {
     Short BlocklistRemove { address: String } -> ();
     /// All fenced addresses.
     Short BlocklistList {} -> Vec<String>;
+    /// The same with the end of each entry, as the cluster says it.
+    Short BlocklistEntries {} -> Vec<BlocklistEntry>;
     /// Value of a ceph.conf option of the client (`rados_conf_get`), e.g. `rbd_default_features`.
     Short ConfGet { option: String } -> Option<String>;
 

@@ -129,6 +129,15 @@ pub struct Watcher {
     pub cookie: u64,
 }
 
+/// A fenced client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlocklistEntry {
+    /// `ip:port/nonce`, or a range.
+    pub address: String,
+    /// When it ends, by the clock of the cluster and in its words; empty when it does not say.
+    pub until: String,
+}
+
 /// A trashed image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrashEntry {

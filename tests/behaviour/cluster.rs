@@ -37,6 +37,9 @@ pub async fn blocklist(env: &Env) -> Case {
     env.a.call(BlocklistAdd { address: address.clone(), seconds: 60 }).await.context("repeated")?;
     let all = env.a.call(BlocklistList {}).await?;
     ensure!(all.contains(&address) && !all.contains(&mine), "{all:?}");
+    let entries = env.a.call(BlocklistEntries {}).await?;
+    let entry = entries.iter().find(|e| e.address == address).context("listed with its end")?;
+    ensure!(!entry.until.is_empty() && entries.len() == all.len(), "{entries:?}");
     // `profile rbd` allows the adding of entries, not their removal.
     match env.a.call(BlocklistRemove { address: address.clone() }).await {
         Ok(()) => ensure!(!env.a.call(BlocklistList {}).await?.contains(&address), "still listed"),

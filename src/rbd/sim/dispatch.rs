@@ -5,7 +5,7 @@ use super::mirror_daemon::DaemonState;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::protocol::{Connection, Reply, Request};
-use crate::rbd::types::{Inspection, PoolCapacity, PoolMirrorMode};
+use crate::rbd::types::{BlocklistEntry, Inspection, PoolCapacity, PoolMirrorMode};
 
 /// Bytes of every simulated cluster.
 const CAPACITY: u64 = 100 << 30;
@@ -68,6 +68,14 @@ impl World {
             Request::BlocklistList(_) => {
                 let held = state.blocklist.iter().filter(|(_, end)| **end > now);
                 Reply::BlocklistList(held.map(|(address, _)| address.clone()).collect())
+            }
+            Request::BlocklistEntries(_) => {
+                let held = state.blocklist.iter().filter(|(_, end)| **end > now);
+                let entry = |(address, end): (&String, &i64)| BlocklistEntry {
+                    address: address.clone(),
+                    until: end.to_string(),
+                };
+                Reply::BlocklistEntries(held.map(entry).collect())
             }
             Request::ConfGet(r) => Reply::ConfGet(match r.option.as_str() {
                 "rbd_default_features" => Some("61".to_owned()),

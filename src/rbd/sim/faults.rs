@@ -346,6 +346,7 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::ScheduleList(_)
         | Request::ScheduleAdd(_)
         | Request::ScheduleRemove(_)
+        | Request::BlocklistEntries(_)
         | Request::ConfGet(_) => true,
         other => {
             debug_assert!(other.class() != Class::Probe || matches!(other, Request::ProbeOsd(_)));

@@ -26,6 +26,7 @@ impl Subject {
             | Request::BlocklistAdd(_)
             | Request::BlocklistRemove(_)
             | Request::BlocklistList(_)
+            | Request::BlocklistEntries(_)
             | Request::ConfGet(_) => Subject::default(),
             Request::ProbeOsd(r) => pool(&r.pool),
             Request::PoolStats(r) => pool(&r.pool),

@@ -47,6 +47,7 @@ pub(super) fn execute(
             Reply::BlocklistRemove(monitor::blocklist_remove(cluster, &c.address)?)
         }
         Request::BlocklistList(_) => Reply::BlocklistList(monitor::blocklist(cluster)?),
+        Request::BlocklistEntries(_) => Reply::BlocklistEntries(monitor::blocklist_entries(cluster)?),
         Request::ConfGet(c) => Reply::ConfGet(cluster.conf_get(&c.option)?),
 
         Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::rbd::ffi::{Cluster, Failure};
-use crate::rbd::types::PoolCapacity;
+use crate::rbd::types::{BlocklistEntry, PoolCapacity};
 
 /// The fsid, from monitors that have a quorum: `quorum_status` waits for one, `fsid` does not.
 pub(super) fn quorum_fsid(cluster: &Cluster) -> Result<String, Failure> {
@@ -56,20 +56,28 @@ pub(super) fn blocklist_remove(cluster: &Cluster, address: &str) -> Result<(), F
 
 /// Addresses of all fenced clients.
 pub(super) fn blocklist(cluster: &Cluster) -> Result<Vec<String>, Failure> {
+    Ok(blocklist_entries(cluster)?.into_iter().map(|entry| entry.address).collect())
+}
+
+/// The same with the end of each entry.
+pub(super) fn blocklist_entries(cluster: &Cluster) -> Result<Vec<BlocklistEntry>, Failure> {
     read_blocklist(&cluster.mon_command(&json!({"prefix": "osd blocklist ls", "format": "json"}))?)
 }
 
 /// Ceph 16.2.15 prints two arrays one after the other (clients, then ranges), others one.
-fn read_blocklist(output: &[u8]) -> Result<Vec<String>, Failure> {
-    let mut addresses = Vec::new();
+fn read_blocklist(output: &[u8]) -> Result<Vec<BlocklistEntry>, Failure> {
+    let mut found = Vec::new();
     for list in serde_json::Deserializer::from_slice(output).into_iter::<Value>() {
         let list = list.map_err(|e| unexpected("osd blocklist ls", &e.to_string()))?;
         let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
-        let addr =
-            |entry: &Value| Some(entry.get("addr").or_else(|| entry.get("range"))?.as_str()?.to_owned());
-        addresses.extend(entries.iter().filter_map(addr));
+        let read = |entry: &Value| {
+            let address = entry.get("addr").or_else(|| entry.get("range"))?.as_str()?.to_owned();
+            let until = entry.get("until").and_then(Value::as_str).unwrap_or_default().to_owned();
+            Some(BlocklistEntry { address, until })
+        };
+        found.extend(entries.iter().filter_map(read));
     }
-    Ok(addresses)
+    Ok(found)
 }
 
 fn ask(cluster: &Cluster, command: Value) -> Result<Value, Failure> {
@@ -93,8 +101,12 @@ mod tests {
     fn the_blocklist_of_any_release_is_read() {
         assert!(read_blocklist(b"[][]").unwrap().is_empty());
         let two = br#"[{"addr":"10.0.0.1:0/7","until":"2026-01-01"}][{"range":"10.1.0.0:0/16","until":"x"}]"#;
-        assert_eq!(read_blocklist(two).unwrap(), ["10.0.0.1:0/7", "10.1.0.0:0/16"]);
-        assert_eq!(read_blocklist(br#"[{"addr":"10.0.0.1:0/7"}]"#).unwrap(), ["10.0.0.1:0/7"]);
+        let read = |output: &[u8]| -> Vec<(String, String)> {
+            read_blocklist(output).unwrap().into_iter().map(|e| (e.address, e.until)).collect()
+        };
+        let pair = |address: &str, until: &str| (address.to_owned(), until.to_owned());
+        assert_eq!(read(two), [pair("10.0.0.1:0/7", "2026-01-01"), pair("10.1.0.0:0/16", "x")]);
+        assert_eq!(read(br#"[{"addr":"10.0.0.1:0/7"}]"#), [pair("10.0.0.1:0/7", "")]);
         assert!(read_blocklist(b"nonsense").is_err());
     }
 
