@@ -123,6 +123,8 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         demote_timeout: reader.seconds(scope, "scoria_demote_timeout"),
         promote_timeout: reader.seconds(scope, "scoria_promote_timeout"),
         writable_timeout: reader.seconds(scope, "scoria_writable_timeout"),
+        frozen_blocks_deletes: reader.boolean(scope, "scoria_frozen_blocks_deletes"),
+        fence_on_failover: reader.boolean(scope, "scoria_fence_on_failover"),
     }
 }
 

@@ -439,6 +439,10 @@ pub struct BackendConfig {
     pub promote_timeout: Duration,
     /// `scoria_writable_timeout` (60 s): how long a forced promotion may take to accept writers.
     pub writable_timeout: Duration,
+    /// `scoria_frozen_blocks_deletes` (true): a frozen backend destroys nothing.
+    pub frozen_blocks_deletes: bool,
+    /// `scoria_fence_on_failover` (false): clients of a site that volumes were forced from are fenced there.
+    pub fence_on_failover: bool,
 }
 
 /// A `replication_device`.

@@ -371,4 +371,6 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Be, "scoria_demote_timeout", between(1, 3600), Some("30"), "Seconds until a demotion counts as failed."),
     opt(Be, "scoria_promote_timeout", between(1, 3600), Some("60"), "Seconds until a planned promotion that was not accepted is given up and the old side promoted again."),
     opt(Be, "scoria_writable_timeout", between(1, 3600), Some("60"), "Seconds that a forced promotion may take to accept writers."),
+    opt(Be, "scoria_frozen_blocks_deletes", Bool, Some("true"), "A frozen backend deletes nothing and writes nothing over, whoever asks; false: only cinder-api looks."),
+    opt(Be, "scoria_fence_on_failover", Bool, Some("false"), "After volumes were forced away from a site, fence the clients that use them there, as soon as it answers again."),
 ];

@@ -107,6 +107,32 @@ pub struct Registered {
     pub added_to_cluster: bool,
 }
 
+/// Whether a backend is frozen: by its own row, or by that of its Cinder cluster.
+///
+/// # Errors
+/// `Database`.
+pub async fn is_frozen(conn: &mut Conn, service: i32, cluster: Option<&str>) -> Result<bool> {
+    use super::schema::clusters;
+    let own = services::table
+        .filter(services::id.eq(service))
+        .select(services::frozen)
+        .first::<Option<bool>>(conn)
+        .await
+        .optional()?;
+    if own.flatten() == Some(true) {
+        return Ok(true);
+    }
+    let Some(name) = cluster else { return Ok(false) };
+    let shared = clusters::table
+        .filter(clusters::name.eq(name))
+        .filter(clusters::deleted.eq(false))
+        .select(clusters::frozen)
+        .first::<bool>(conn)
+        .await
+        .optional()?;
+    Ok(shared == Some(true))
+}
+
 /// Finds or creates the service's row as stock's start-up does (`cinder/service.py`): versions written,
 /// cluster created or joined, and after a creation the volumes of the host pointed at the new uuid.
 /// A configured cluster other than the row's is left to `cinder-manage`.

@@ -97,12 +97,16 @@ pub enum VolumeEvent {
     Reverted,
     /// Reverting to a snapshot failed.
     RevertFailed,
+    /// It was refused before anything was written.
+    RevertRefused,
     /// Upload to an image ended, well or not: the status follows from the attachments.
     UploadEnded,
     /// It has the content of an image: back to what it was.
     Reimaged,
     /// Overwriting with an image failed.
     ReimageFailed,
+    /// It was refused before anything was written: back to what it was.
+    ReimageRefused,
     /// Migration failed: a volume that was locked for it gets its status back.
     MigrationFailed,
     /// Deletion of its group failed.
@@ -171,7 +175,7 @@ pub fn volume(event: VolumeEvent) -> Transition {
         RestoreFailed => (&["restoring-backup", "creating"], Some("error_restoring")),
         Managed => (&["creating", "managing"], Some("available")),
         ManageFailed => (&["creating", "managing"], Some("error_managing")),
-        Reverted => (&["reverting"], Some("available")),
+        Reverted | RevertRefused => (&["reverting"], Some("available")),
         RetypeAborted | Retyped => (&["retyping"], None),
         // Nova may have begun or ended an attachment while it copied the content of an attached volume.
         Migrated => {
@@ -180,7 +184,7 @@ pub fn volume(event: VolumeEvent) -> Transition {
         MigrationLeftover => (&[], Some("deleting")),
         RevertFailed => (&["reverting"], Some("error")),
         UploadEnded => (&["uploading"], None),
-        Reimaged => (&["downloading"], None),
+        Reimaged | ReimageRefused => (&["downloading"], None),
         ReimageFailed => (&["downloading"], Some("error")),
         MigrationFailed => (&["maintenance", "retyping"], None),
         GroupDeleteFailed => (&["deleting"], Some("error")),

@@ -8,7 +8,7 @@
 use tracing::{error, info, warn};
 
 use super::image::Place;
-use super::{crash, snapshot};
+use super::{crash, frozen, snapshot};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -124,6 +124,11 @@ async fn remove(
     }
     if request.unmanage_only && volume.encryption_key_id.is_some() {
         return Err(Error::new(Code::Invalid, "Unmanaging encrypted volumes is not supported.").into());
+    }
+    // What a migration has left is no volume of anybody's; one whose managing failed has no image of ours.
+    let is_volume = !volume.is_migration_target() && volume.status != "error_managing_deleting";
+    if is_volume && !request.unmanage_only {
+        frozen::refuse(backend).await?;
     }
     let event = if request.unmanage_only { "unmanage.start" } else { "delete.start" };
     backend.notify_volume(context, event, volume).await;
@@ -325,13 +330,14 @@ async fn fail(
     let Failure { error, snapshot } = failure;
     let event = match error.code() {
         Code::VolumeBusy | Code::SnapshotBusy => VolumeEvent::DeleteBusy,
+        _ if frozen::left_whole(&error, operation) => VolumeEvent::DeleteBusy,
         _ if request.unmanage_only => VolumeEvent::UnmanageFailed,
         Code::VolumeAttached => VolumeEvent::DeleteRefused,
         _ => VolumeEvent::DeleteFailed,
     };
     match event {
         VolumeEvent::DeleteBusy => {
-            warn!(volume.id = volume.id, %error, "volume is in use, not deleted")
+            warn!(volume.id = volume.id, %error, "volume is in use or frozen, not deleted")
         }
         _ => error!(volume.id = volume.id, %error, "volume could not be deleted"),
     }

@@ -18,6 +18,7 @@ mod disk_format;
 mod encryption;
 pub mod extend;
 mod from_image;
+pub mod frozen;
 pub mod group;
 mod host_copy;
 pub mod image;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tracing::{error, info};
 
 use super::from_image::{self, Metadata};
-use super::{compute, crash, encryption};
+use super::{compute, crash, encryption, frozen};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db::message::{Action, Detail, Message};
@@ -140,6 +140,7 @@ async fn overwrite(backend: &Backend, context: &RequestContext, request: &Reimag
             format!("Volume {id} is {}, not downloading: its content is left as it is", volume.status),
         ));
     }
+    frozen::refuse(backend).await?;
     backend.require_up()?;
     let place = backend.place(&volume).await?;
     let name = backend.image_name(&volume);
@@ -258,7 +259,15 @@ async fn fail(
     backend
         .journal
         .complete(operation, &Outcome::failed(failure), async |conn| {
-            match db::volume::transition(conn, id, VolumeEvent::ReimageFailed, &changes).await {
+            let failed = if frozen::left_whole(failure, operation) {
+                let before = db::volume::find(conn, id).await?.and_then(|v| v.previous_status);
+                let before = before.unwrap_or_else(|| "available".to_owned());
+                let none = VolumeChanges::default();
+                db::volume::transition_to(conn, id, VolumeEvent::ReimageRefused, &before, &none).await
+            } else {
+                db::volume::transition(conn, id, VolumeEvent::ReimageFailed, &changes).await
+            };
+            match failed {
                 Ok(()) => db::message::create(conn, context, &message, ttl).await.map(|_| ()),
                 // Somebody has set another status: there is nothing to tell about a request that he has undone.
                 Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound) => Ok(()),

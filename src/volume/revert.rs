@@ -7,7 +7,7 @@
 
 use tracing::{error, info};
 
-use super::crash;
+use super::{crash, frozen};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -48,6 +48,9 @@ pub async fn revert(
             Error::new(Code::VolumeNotFound, format!("Volume {} could not be found.", request.volume_id));
         return fail(backend, context, operation, &request, refusal).await;
     };
+    if let Err(refusal) = frozen::refuse(backend).await {
+        return fail(backend, context, operation, &request, refusal).await;
+    }
     backend.notify_volume(context, "revert.start", &volume).await;
     if let Some(snapshot) = &snapshot {
         backend.notify_snapshot(context, "revert.start", snapshot, &volume).await;
@@ -180,11 +183,13 @@ async fn fail(
     let detail = Detail::of(failure.code(), Detail::UnknownError);
     let message = Message::volume(id, Action::Unnamed, detail);
     let ttl = backend.globals.message_ttl;
+    let whole = frozen::left_whole(&failure, operation);
+    let event = if whole { VolumeEvent::RevertRefused } else { VolumeEvent::RevertFailed };
     backend
         .journal
         .complete(operation, &Outcome::failed(&failure), async |conn| {
             let none = VolumeChanges::default();
-            let failed = db::volume::transition(conn, id, VolumeEvent::RevertFailed, &none).await;
+            let failed = db::volume::transition(conn, id, event, &none).await;
             release(conn, &request.snapshot_id).await?;
             match failed {
                 Ok(()) => db::message::create(conn, context, &message, ttl).await.map(|_| ()),

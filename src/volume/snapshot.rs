@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::crash;
 use super::delete::give_back_snapshot;
 use super::image::{Attempt, Place};
+use super::{crash, frozen};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -159,6 +159,9 @@ pub async fn delete(
         return backend.journal.finish(operation, &backend.done()).await;
     };
     crash::point("delete_snapshot:accepted");
+    if !unmanage_only && let Err(refusal) = frozen::refuse(backend).await {
+        return delete_failed(backend, context, operation, &snapshot, refusal).await;
+    }
     backend.notify_snapshot(context, "delete.start", &snapshot, &volume).await;
     match remove(backend, &snapshot, &volume, unmanage_only, true).await {
         Ok(()) => deleted(backend, context, operation, &snapshot, &volume).await,
@@ -259,6 +262,13 @@ async fn delete_failed(
     backend
         .journal
         .complete(operation, &Outcome::failed(&failure), async |conn| {
+            if frozen::left_whole(&failure, operation) {
+                warn!(snapshot.id = snapshot.id, error = %failure, "snapshot is not deleted");
+                transition_if_still(conn, &snapshot.id, SnapshotEvent::DeleteBusy).await?;
+                let message =
+                    Message::snapshot(&snapshot.id, Action::SnapshotDelete, Detail::SnapshotDeleteError);
+                return db::message::create(conn, context, &message, ttl).await.map(|_| ());
+            }
             record_failure(conn, context, snapshot, &failure, ttl).await
         })
         .await

@@ -13,8 +13,8 @@ use crate::db::quota::{self, Release};
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::{Group, Volume};
-use crate::volume::crash;
 use crate::volume::delete::{delete_with_group, is_ours, quota_or_log};
+use crate::volume::{crash, frozen};
 
 /// How long a group outlives its volumes. A detailed listing of volumes asks for the group of each, one after the
 /// other, and cinder-api answers the whole of it with 404 when one is gone: whoever lists volumes while a group
@@ -40,6 +40,11 @@ pub async fn delete(
     let failed = |busy| Failed::Delete { id: id.to_owned(), busy };
     if let Err(refusal) = check(backend, &volumes) {
         return give_up(backend, context, operation, failed(Vec::new()), refusal).await;
+    }
+    if let Err(refusal) = frozen::refuse(backend).await {
+        let whole = frozen::left_whole(&refusal, operation);
+        let kept = if whole { volumes.iter().map(|v| v.id.clone()).collect() } else { Vec::new() };
+        return give_up(backend, context, operation, failed(kept), refusal).await;
     }
     tell(backend, context, "delete.start", &group, &volumes).await;
     if let Err(failure) = backend.require_up() {

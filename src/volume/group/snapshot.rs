@@ -17,9 +17,9 @@ use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::{GroupSnapshot, GroupSnapshotEvent, Snapshot, Volume};
 use crate::rbd::types::SnapOf;
-use crate::volume::crash;
 use crate::volume::image::{Attempt, Consistency, Place};
 use crate::volume::snapshot::{self, delete_with_volume};
+use crate::volume::{crash, frozen};
 
 /// A group snapshot and its members.
 struct Set {
@@ -203,6 +203,11 @@ pub async fn delete_snapshot(
         Err(failure) => return give_up(backend, context, operation, failed(Vec::new()), failure).await,
     };
     crash::point("delete_group_snapshot:accepted");
+    if let Err(refusal) = frozen::refuse(backend).await {
+        let whole = frozen::left_whole(&refusal, operation);
+        let kept = set.members.iter().filter(|_| whole).map(|(s, _)| s.id.clone()).collect();
+        return give_up(backend, context, operation, failed(kept), refusal).await;
+    }
     tell(backend, context, "delete.start", &set.row, &[]).await;
     if let Err(failure) = backend.require_up() {
         return give_up(backend, context, operation, failed(Vec::new()), failure).await;
