@@ -1,6 +1,9 @@
 //! scoria-manage against a real MariaDB: the program itself, with the service played by a journal.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+#[path = "db_cli/failover.rs"]
+mod failover;
+
 use std::io::{BufRead, Read};
 use std::process::Output;
 use std::time::Duration;

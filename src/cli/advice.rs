@@ -75,6 +75,9 @@ fn not_moved(reason: NotMoved) -> &'static str {
         NotMoved::SourceUnreadable => {
             "the old site answers in part: repair it or stop it for good, then replication retry"
         }
+        NotMoved::SourceDied => {
+            "bring the site back, or order it again with --unplanned; then replication retry"
+        }
         NotMoved::NotWritable => {
             "stop rbd-mirror on the target site if it holds the image's lock, then replication retry"
         }

@@ -24,6 +24,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "replication", sql: include_str!("../../migrations/0002_replication.sql") },
     Migration { version: 3, name: "locks", sql: include_str!("../../migrations/0003_locks.sql") },
     Migration { version: 4, name: "lag", sql: include_str!("../../migrations/0004_lag.sql") },
+    Migration { version: 5, name: "fences", sql: include_str!("../../migrations/0005_fences.sql") },
     Migration {
         version: 6,
         name: "replication_modes",

@@ -5,6 +5,8 @@
 //! one loop, bounded by a concurrency limit, serves failover, failback, retry and resume alike. It
 //! knows no SQL: rows are `failover`'s business.
 
+mod writable;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +19,11 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use super::intent::Intent;
 use super::judge::Judge;
 use super::plan::{Action, Case, Peer, Reason, Side, Step, plan};
 use super::verdict::Verdict;
+use crate::config::BackendConfig;
 use crate::error::Result;
 use crate::rbd::protocol::*;
 use crate::rbd::types::{MirrorMode, MirrorReport};
@@ -43,6 +47,12 @@ pub struct Job {
     /// Last recorded step; `Pending` for a new operation.
     pub step: Step,
 }
+
+/// How long a copy may take to appear and to replay before nothing is touched and the volume is given up.
+const PEER: Duration = Duration::from_secs(30);
+/// How long the daemon of the side that is left may take to notice a new copy. It is told of it, and looks by
+/// itself every `rbd_mirror_image_state_check_interval` (30 s).
+const LINK: Duration = Duration::from_secs(45);
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +79,22 @@ impl Limits {
             Step::Pending => self.peer,
             Step::Demoting => self.demote,
             Step::Promoting | Step::Restoring => self.promote,
-            Step::Forcing | Step::Opening => self.writable,
+            Step::Forcing | Step::Overriding | Step::Opening => self.writable,
             Step::Moved | Step::Failed { .. } => Duration::ZERO,
+        }
+    }
+}
+
+impl From<&BackendConfig> for Limits {
+    fn from(config: &BackendConfig) -> Limits {
+        Limits {
+            concurrency: config.failover_concurrency,
+            verdict: config.verdict_timeout,
+            peer: PEER,
+            link: LINK,
+            demote: config.demote_timeout,
+            promote: config.promote_timeout,
+            writable: config.writable_timeout,
         }
     }
 }
@@ -147,6 +171,7 @@ pub struct Engine {
     source: Site,
     target: Site,
     limits: Limits,
+    intent: Intent,
     ledger: Arc<dyn Ledger<Step>>,
     source_judge: Judge,
     target_judge: Judge,
@@ -185,12 +210,19 @@ impl Engine {
             source,
             target,
             limits,
+            intent: Intent::Automatic,
             ledger,
             source_judge,
             target_judge,
             slots: Semaphore::new(limits.concurrency.max(1)),
             broken: Mutex::default(),
         }
+    }
+
+    /// The same with what an operator says of the source.
+    #[must_use]
+    pub fn with_intent(self, intent: Intent) -> Engine {
+        Engine { intent, ..self }
     }
 
     /// Verdicts as they stand, (source, target).
@@ -288,6 +320,7 @@ impl Engine {
                     sight.target = Side::Unknown;
                 }
                 let case = Case {
+                    intent: self.intent,
                     step: sight.step.clone(),
                     source_verdict,
                     target_verdict,
@@ -299,7 +332,7 @@ impl Engine {
                 };
                 let action = plan(&case);
                 debug!(volume.id = job.volume_id, ?case, ?action, "planned");
-                if action == Action::ForcePromote && !self.source_judge.is_dead_now().await {
+                if !self.may_force_now(&job, action, &mut sight).await {
                     continue;
                 }
                 let last = match action {
@@ -317,6 +350,20 @@ impl Engine {
                 self.act(&job, action, &mut sight).await?;
             }
         })
+    }
+
+    /// What is forced is forced by what is true now: the facts of the plan may be as old as its volume's turn.
+    async fn may_force_now(&self, job: &Job, action: Action, sight: &mut Sight) -> bool {
+        match (action, self.intent) {
+            (Action::ForcePromote, _) => self.source_judge.is_dead_now().await,
+            (Action::Override, Intent::Unplanned) => {
+                self.look(job, sight).await;
+                sight.source == Side::Unknown
+                    && sight.target == Side::Secondary
+                    && self.source_judge.verdict().await == Verdict::Degraded
+            }
+            _ => true,
+        }
     }
 
     fn report(&self, job: &Job, step: &Step, started: Instant) {
@@ -401,6 +448,19 @@ impl Engine {
                     self.enter(job, sight, Step::Forcing).await?;
                     self.promote_target(job, sight, true).await;
                 }
+                Action::Override => {
+                    if sight.step != Step::Overriding {
+                        warn!(
+                            volume.id = job.volume_id,
+                            source = self.source.name(),
+                            intent = self.intent.as_str(),
+                            "promoting by force beside a site that is not known to be dead, as ordered: \
+                         what is written there from now on is lost"
+                        );
+                    }
+                    self.enter(job, sight, Step::Overriding).await?;
+                    self.promote_target(job, sight, true).await;
+                }
                 Action::EnsureWritable => {
                     self.enter(job, sight, Step::Opening).await?;
                     if self.ensure_writable(job).await {
@@ -455,75 +515,6 @@ impl Engine {
                 if source != Side::Unknown || self.source_judge.verdict().await == Verdict::Dead {
                     sight.source = source;
                 }
-            }
-        }
-    }
-
-    /// One attempt to prove that the target accepts a writer. When it does not, and what holds the
-    /// image's exclusive lock is the target's own rbd-mirror (it keeps waiting for the dead peer), the
-    /// daemon's lock is broken: on one image that fences the daemon for all. A lock whose owner is not
-    /// known to be a daemon is never touched: it may be a running VM.
-    async fn ensure_writable(&self, job: &Job) -> bool {
-        let within = self.limits.verdict * 2;
-        let (pool, image) = (self.pool.clone(), job.image.clone());
-        let check =
-            || self.target.call_within(within, CheckWritable { pool: pool.clone(), image: image.clone() });
-        let refused = match check().await {
-            Ok(()) => return true,
-            Err(error) => error,
-        };
-        self.target_judge.doubt(&refused).await;
-        let owners = LockOwners { pool: pool.clone(), image: image.clone() };
-        let daemons = MirrorDaemons { pool: pool.clone() };
-        let (owners, daemons) =
-            tokio::join!(self.target.call_within(within, owners), self.target.call_within(within, daemons));
-        let (owners, daemons) = match (owners, daemons) {
-            (Ok(owners), Ok(daemons)) => (owners, daemons),
-            (Err(error), _) | (_, Err(error)) => {
-                self.trouble(job, Action::EnsureWritable, &error);
-                return false;
-            }
-        };
-        let Some(owner) = owners.iter().find(|o| daemons.contains(o)) else {
-            debug!(volume.id = job.volume_id, ?owners, ?daemons, %refused, "not writable yet");
-            return false;
-        };
-        let (broke, again) = {
-            let mut broken = self.broken.lock().await;
-            let again = broken.contains(owner);
-            if !again && self.break_lock(job, owner).await {
-                broken.insert(owner.clone());
-            }
-            (broken.contains(owner), again)
-        };
-        if !broke {
-            return false;
-        }
-        if check().await.is_ok() {
-            return true;
-        }
-        // Fenced by way of another image, and yet it holds this one.
-        again && self.break_lock(job, owner).await && check().await.is_ok()
-    }
-
-    async fn break_lock(&self, job: &Job, owner: &str) -> bool {
-        let lock_break =
-            LockBreak { pool: self.pool.clone(), image: job.image.clone(), owner: owner.to_owned() };
-        match self.target.call_within(self.limits.verdict * 2, lock_break).await {
-            Ok(()) => {
-                info!(
-                    volume.id = job.volume_id,
-                    site = self.target.name(),
-                    owner,
-                    "broke the lock of the site's own rbd-mirror, which waits for the dead peer"
-                );
-                true
-            }
-            // Nobody holds it any more.
-            Err(error) if error.is_not_found() => true,
-            Err(error) => {
-                self.trouble(job, Action::EnsureWritable, &error);
-                false
             }
         }
     }

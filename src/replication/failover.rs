@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::engine::{Engine, Job, Limits, failure};
+use super::fence;
+use super::intent::Intent;
 use super::ledger::JournalLedger;
 use super::news;
 use super::plan::{Reason, ServedFrom, Step};
@@ -22,7 +24,6 @@ use super::standing::{self, Telling};
 use super::target::{self, DEFAULT};
 use super::verdict::Verdict;
 use crate::backend::Backend;
-use crate::config::BackendConfig;
 use crate::context::RequestContext;
 use crate::db::service::ServiceChanges;
 use crate::db::{self, Conn};
@@ -35,12 +36,6 @@ use crate::volume::crash;
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// Journal step with the [`Decision`].
 pub(super) const DECIDED: &str = "decided";
-/// How long a copy may take to appear and to replay before nothing is touched and the volume is given up.
-const PEER: Duration = Duration::from_secs(30);
-/// How long the daemon of the side that is left may take to notice a new copy. It is told of it, and looks by
-/// itself every `rbd_mirror_image_state_check_interval` (30 s).
-const LINK: Duration = Duration::from_secs(45);
-
 /// What was decided once for the whole operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Decision {
@@ -48,20 +43,9 @@ pub(super) struct Decision {
     pub(super) source: String,
     /// Site that becomes active, or, when not all volumes of a backend move, that the volumes go to.
     pub(super) target: String,
-}
-
-impl From<&BackendConfig> for Limits {
-    fn from(config: &BackendConfig) -> Limits {
-        Limits {
-            concurrency: config.failover_concurrency,
-            verdict: config.verdict_timeout,
-            peer: PEER,
-            link: LINK,
-            demote: config.demote_timeout,
-            promote: config.promote_timeout,
-            writable: config.writable_timeout,
-        }
-    }
+    /// What the operator said of the source.
+    #[serde(default)]
+    pub(super) intent: Intent,
 }
 
 /// What became of the volumes of an operation.
@@ -83,6 +67,20 @@ pub async fn failover(
     operation: &Operation,
     requested: Option<&str>,
 ) -> Result<()> {
+    failover_as(backend, context, operation, requested, Intent::Automatic).await
+}
+
+/// The same with what an operator says of the site that is left.
+///
+/// # Errors
+/// As [`failover`].
+pub async fn failover_as(
+    backend: &Backend,
+    context: &RequestContext,
+    operation: &Operation,
+    requested: Option<&str>,
+    intent: Intent,
+) -> Result<()> {
     let _alone = backend.locks.local("failover").await;
     if let Some(telling) = Telling::left(operation).await? {
         // Everything was written before a crash: only the others may not have heard of it.
@@ -98,7 +96,7 @@ pub async fn failover(
         .await?;
     backend.set_service(service.clone());
     crash::point("failover:accepted");
-    let decision = match decide(backend, operation, &service, requested).await {
+    let decision = match decide(backend, operation, &service, requested, intent).await {
         Ok(decision) => decision,
         Err(refusal) if refusal.code() == Code::Cancelled || refusal.is_transient() => return Err(refusal),
         Err(refusal) => return refuse(backend, context, operation, &service, refusal).await,
@@ -115,6 +113,7 @@ pub async fn failover(
         source = decision.source,
         target = decision.target,
         requested = requested.unwrap_or("(the first that is not active)"),
+        intent = decision.intent.as_str(),
         "failover begins"
     );
     let retry = decision.source == decision.target;
@@ -138,7 +137,7 @@ pub async fn retry(backend: &Backend, operation: &Operation, only: Option<&[Stri
     let _alone = backend.locks.local("failover").await;
     let _closed = backend.gate.close(GRACE).await;
     let active = backend.active_name();
-    let decision = Decision { source: active.clone(), target: active };
+    let decision = Decision { source: active.clone(), target: active, intent: Intent::Automatic };
     let mut volumes = candidates(backend, true).await?;
     volumes.retain(|v| only.is_none_or(|ids| ids.contains(&v.id)));
     let strays = strays(backend, &volumes).await?;
@@ -162,6 +161,7 @@ async fn decide(
     operation: &Operation,
     service: &Service,
     requested: Option<&str>,
+    intent: Intent,
 ) -> Result<Decision> {
     if let Some((name, decision)) = operation.data::<Decision>().await?
         && name == DECIDED
@@ -172,7 +172,7 @@ async fn decide(
     let target = match target::choose(&backend.device_names(), &active, requested) {
         // Asked for again: what an earlier attempt could not move is tried again.
         Err(refusal) if requested == Some(active.as_str()) && backend.is_replicated() => {
-            if candidates(backend, true).await?.is_empty() {
+            if !is_retried(backend).await? {
                 return Err(refusal);
             }
             active.clone()
@@ -180,7 +180,7 @@ async fn decide(
         chosen => chosen?,
     };
     backend.site(&target)?;
-    let decision = Decision { source: active, target };
+    let decision = Decision { source: active, target, intent };
     operation.step(DECIDED, &decision).await?;
     crash::point("failover:decided");
     Ok(decision)
@@ -197,6 +197,11 @@ async fn candidates(backend: &Backend, retry: bool) -> Result<Vec<Volume>> {
         })
         .await?;
     Ok(movable(volumes).filter(|v| !retry || is_failover_error(v) || failed.contains(&v.id)).collect())
+}
+
+/// Whether an earlier failover has left volumes behind.
+pub(super) async fn is_retried(backend: &Backend) -> Result<bool> {
+    Ok(!candidates(backend, true).await?.is_empty())
 }
 
 /// A row that Cinder has not given a replication status is not mirrored (invariant 4), and one that is being
@@ -257,19 +262,24 @@ pub(super) async fn move_all(
         // Nothing to move, but a switch to a dead site must still be refused.
         by_source.insert(decision.source.clone(), Vec::new());
     }
-    let ledger = Arc::new(JournalLedger::new(operation.clone()));
     let mut moved = Moved::default();
     for (source, volumes) in by_source {
         let limits = Limits::from(&backend.config);
+        let ledger = Arc::new(JournalLedger::noting(operation.clone(), fence::note(backend, &source)));
         let engine = Engine::new(
             &backend.config.pool,
             backend.site(&source)?,
             backend.site(&decision.target)?,
             limits,
-            ledger.clone(),
+            ledger,
         )
-        .await;
-        let (_, target_verdict) = engine.verdicts().await;
+        .await
+        .with_intent(decision.intent);
+        let (source_verdict, target_verdict) = engine.verdicts().await;
+        // With several sources, what was moved from the first keeps the others from being refused.
+        if steps.is_empty() && moved.done.is_empty() && moved.failed.is_empty() {
+            decision.intent.admits(source_verdict, &source)?;
+        }
         let begun = volumes.iter().any(|v| steps.contains_key(&v.id));
         if target_verdict == Verdict::Dead && !begun {
             return Err(Error::new(
@@ -349,7 +359,7 @@ async fn refuse(
 ) -> Result<()> {
     error!(backend = backend.host(), error = %refusal, "failover refused, nothing was moved");
     let status = match refusal.code() {
-        Code::InvalidReplicationTarget => standing::unchanged(service),
+        Code::InvalidReplicationTarget | Code::InvalidInput => standing::unchanged(service),
         _ => ReplicationStatus::FailoverError,
     };
     let mut changes =
@@ -534,6 +544,7 @@ async fn write_volumes(conn: &mut Conn, backend: &Backend, decision: &Decision, 
     let done: Vec<String> = moved.done.iter().map(|v| v.id.clone()).collect();
     db::stray::forget(conn, &done).await?;
     db::failover::set_extended_status(conn, &done, None).await?;
+    fence::settle(conn, backend, moved).await?;
 
     let mut by_place: BTreeMap<(Option<&str>, &str), Vec<String>> = BTreeMap::new();
     for (volume, reason, served) in &moved.failed {

@@ -12,6 +12,8 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::engine::Ledger;
+use super::fence::SECONDS;
+use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 
@@ -25,6 +27,15 @@ struct Entry {
     written: oneshot::Sender<Result<()>>,
 }
 
+/// What is to be remembered of volumes that are forced away, besides their step.
+#[derive(Debug, Clone)]
+pub(super) struct FenceNote {
+    /// `host@backend` or `cluster@backend`.
+    pub(super) backend: String,
+    /// The site that they leave.
+    pub(super) site: String,
+}
+
 /// The journal of one operation as a [`Ledger`].
 pub(super) struct JournalLedger {
     entries: mpsc::UnboundedSender<Entry>,
@@ -33,13 +44,18 @@ pub(super) struct JournalLedger {
 impl JournalLedger {
     /// Starts its writer, which ends when the ledger is dropped.
     pub(super) fn new(operation: Operation) -> JournalLedger {
+        JournalLedger::noting(operation, None)
+    }
+
+    /// The same, that notes with each forced step whose clients are to be fenced (`scoria_fence_on_failover`).
+    pub(super) fn noting(operation: Operation, note: Option<FenceNote>) -> JournalLedger {
         let (entries, queue) = mpsc::unbounded_channel();
-        tokio::spawn(write(operation, queue));
+        tokio::spawn(write(operation, note, queue));
         JournalLedger { entries }
     }
 }
 
-async fn write(operation: Operation, mut queue: mpsc::UnboundedReceiver<Entry>) {
+async fn write(operation: Operation, note: Option<FenceNote>, mut queue: mpsc::UnboundedReceiver<Entry>) {
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         let mut by_name: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
@@ -49,7 +65,15 @@ async fn write(operation: Operation, mut queue: mpsc::UnboundedReceiver<Entry>) 
         for (name, entries) in by_name {
             let items: Vec<(String, Value)> =
                 entries.iter().map(|e| (e.volume_id.clone(), e.data.clone())).collect();
-            let written = operation.item_steps(&name, &items).await;
+            let mut written = operation.item_steps(&name, &items).await;
+            if let Some(note) = note.as_ref().filter(|_| matches!(name.as_str(), "forcing" | "overriding")) {
+                let ids: Vec<String> = items.iter().map(|(id, _)| id.clone()).collect();
+                let noted = operation.write("clients to fence", async |conn| {
+                    let FenceNote { backend, site } = note;
+                    db::fence::want(conn, backend, site, &ids, SECONDS, true).await
+                });
+                written = written.and(noted.await);
+            }
             for entry in entries {
                 let told = match &written {
                     Ok(()) => Ok(()),

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::intent::Intent;
 use crate::error::{Code, Error, Result};
 
 /// Method of [`Order::Resync`].
@@ -18,14 +19,25 @@ pub const RETRY: &str = "scoria.replication.retry";
 pub const TEST_START: &str = "scoria.replication.test.start";
 /// Method of [`Order::TestStop`].
 pub const TEST_STOP: &str = "scoria.replication.test.stop";
+/// Method of [`Order::Failover`].
+pub const FAILOVER: &str = "scoria.replication.failover";
+/// Method of [`Order::Move`].
+pub const MOVE: &str = "scoria.replication.move";
+
+/// Method of [`Order::Fence`].
+pub const FENCE: &str = "scoria.replication.fence";
+/// Method of [`Order::Unfence`].
+pub const UNFENCE: &str = "scoria.replication.unfence";
 
 /// Method of [`Order::Drain`].
 pub const DRAIN: &str = "scoria.drain";
 
 /// Methods that move volumes between sites: while one of them is open, the active site may change.
-pub const MOVES: &[&str] = &["failover", "failover_host", RETRY];
-/// Every method that works on the replication of a whole backend.
-pub const ALL: &[&str] = &["failover", "failover_host", RETRY, RESYNC];
+pub const MOVES: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE];
+/// Those that change where the backend itself works, and so what its service row says.
+pub const OF_BACKEND: &[&str] = &["failover", "failover_host", FAILOVER];
+/// Every method that works on the replication of a backend's volumes.
+pub const ALL: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE, RESYNC];
 
 /// Discard the copies on one site and sync them anew from where the volumes are primary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +79,52 @@ pub struct TestStop {
     pub id: Option<String>,
 }
 
+/// Fail the whole backend over, as `cinder failover-host` does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    /// `default`, a `backend_id`, or `None`: the first that is not active.
+    pub target: Option<String>,
+    /// What the operator says of the site that is left.
+    pub intent: Intent,
+}
+
+/// Move some volumes, or the members of a group, and leave the backend where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// `default`, a `backend_id`, or `None`: the first that they are not on.
+    pub target: Option<String>,
+    /// What the operator says of the site that they leave.
+    pub intent: Intent,
+    /// These volumes.
+    pub volumes: Option<Vec<String>>,
+    /// Or the members of this group.
+    pub group: Option<String>,
+}
+
+/// Keep the clients of volumes that have left a site out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    /// The site that the volumes have left: `default` or a `backend_id`.
+    pub site: String,
+    /// Only the clients of these volumes; `None`: of all that are served from elsewhere.
+    pub volumes: Option<Vec<String>>,
+    /// How long the fence holds.
+    pub seconds: u32,
+}
+
+/// Let them in again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfence {
+    /// The site.
+    pub site: String,
+    /// Only what was fenced because of these volumes; `None`: all.
+    pub volumes: Option<Vec<String>>,
+}
+
 /// Take no more requests, and finish what is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +146,18 @@ pub enum Order {
     /// See [`TestStop`].
     #[serde(rename = "scoria.replication.test.stop")]
     TestStop(TestStop),
+    /// See [`Failover`].
+    #[serde(rename = "scoria.replication.failover")]
+    Failover(Failover),
+    /// See [`Move`].
+    #[serde(rename = "scoria.replication.move")]
+    Move(Move),
+    /// See [`Fence`].
+    #[serde(rename = "scoria.replication.fence")]
+    Fence(Fence),
+    /// See [`Unfence`].
+    #[serde(rename = "scoria.replication.unfence")]
+    Unfence(Unfence),
     /// See [`Drain`].
     #[serde(rename = "scoria.drain")]
     Drain(Drain),
@@ -101,6 +171,10 @@ impl Order {
             Order::Retry(_) => RETRY,
             Order::TestStart(_) => TEST_START,
             Order::TestStop(_) => TEST_STOP,
+            Order::Failover(_) => FAILOVER,
+            Order::Move(_) => MOVE,
+            Order::Fence(_) => FENCE,
+            Order::Unfence(_) => UNFENCE,
             Order::Drain(_) => DRAIN,
         }
     }

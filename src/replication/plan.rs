@@ -3,12 +3,16 @@
 //! A failover that is half done, whose process died, whose sites come and go, must never leave an
 //! image with no primary, make a healthy image split-brain, or force anything on a live site. All of
 //! that is decided here and nowhere else, from four facts: what was last ordered for the volume (its
-//! persisted [`Step`]), what each side's Ceph says of the image, and the [`Verdict`] on each side. The
-//! executor (`engine`) carries actions out, records steps before acting, and asks again. Failover,
+//! persisted [`Step`]), what each side's Ceph says of the image, and the [`Verdict`] on each side; and from the
+//! operator's [`Intent`]. The executor (`engine`) carries actions out, records steps before acting, and asks again. Failover,
 //! failback, retry and resume after a crash are the same loop with other sides.
+
+mod ordered;
 
 use serde::{Deserialize, Serialize};
 
+use self::ordered::{died, overriding, silent};
+use super::intent::Intent;
 use super::verdict::Verdict;
 use crate::rbd::types::{MirrorState, Mirroring};
 
@@ -73,6 +77,8 @@ pub enum Step {
     Promoting,
     /// A forced promotion of the new side was ordered: the old side was dead.
     Forcing,
+    /// The same although the old side is not known to be dead: the operator had ordered it for this case.
+    Overriding,
     /// Promoted by force, not yet proven to accept writers.
     Opening,
     /// Promotion was not accepted in time: promoting the old side again was ordered.
@@ -108,6 +114,8 @@ pub enum Reason {
     TargetSilent,
     /// The old side is not dead, yet does not answer for this image.
     SourceUnreadable,
+    /// The old side died, and nothing was to be forced.
+    SourceDied,
     /// Promoted by force, but the new side does not accept writers.
     NotWritable,
     /// Secondary on both sides and neither side could be promoted.
@@ -138,6 +146,7 @@ impl Reason {
             Reason::TargetUnreadable => "the target site does not answer for its image",
             Reason::TargetSilent => "the target site does not answer for its image: it was left in place",
             Reason::SourceUnreadable => "the active site is not dead but does not answer for its image",
+            Reason::SourceDied => "the site that it is on died, and a planned failover forces nothing",
             Reason::NotWritable => "it was promoted but the target site accepts no writes",
             Reason::NoPrimary => "neither site accepts a promotion",
         }
@@ -154,7 +163,8 @@ impl Reason {
             | Reason::DemoteFailed
             | Reason::PromoteNotAccepted
             | Reason::TargetSilent
-            | Reason::SourceUnreadable => ServedFrom::Source,
+            | Reason::SourceUnreadable
+            | Reason::SourceDied => ServedFrom::Source,
             Reason::NotWritable => ServedFrom::Target,
             Reason::PeerMissing | Reason::TargetUnreadable | Reason::NoPrimary => ServedFrom::Nowhere,
         }
@@ -164,6 +174,8 @@ impl Reason {
 /// Everything that a decision rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
+    /// What the operator wants.
+    pub intent: Intent,
     /// Last order.
     pub step: Step,
     /// Verdict on the side that the volume leaves.
@@ -196,6 +208,8 @@ pub enum Action {
     Promote,
     /// Promote the target by force.
     ForcePromote,
+    /// The same although the source is not known to be dead, by the operator's order.
+    Override,
     /// Prove that the target accepts a writer, breaking its own daemon's lock if that is what holds it.
     EnsureWritable,
     /// Promote the source again.
@@ -215,6 +229,7 @@ pub fn plan(case: &Case) -> Action {
         | Step::Demoting
         | Step::Promoting
         | Step::Forcing
+        | Step::Overriding
         | Step::Opening
         | Step::Restoring => {}
     }
@@ -228,7 +243,7 @@ pub fn plan(case: &Case) -> Action {
 }
 
 fn forced(step: &Step) -> bool {
-    matches!(step, Step::Forcing | Step::Opening)
+    matches!(step, Step::Forcing | Step::Overriding | Step::Opening)
 }
 
 fn target_is_primary(case: &Case) -> Action {
@@ -254,6 +269,9 @@ fn target_is_primary(case: &Case) -> Action {
 }
 
 fn target_is_secondary(case: &Case) -> Action {
+    if case.step == Step::Overriding {
+        return overriding(case);
+    }
     match case.source {
         Side::Primary => match case.step {
             Step::Restoring => Action::Fail(Reason::PromoteNotAccepted),
@@ -261,20 +279,32 @@ fn target_is_secondary(case: &Case) -> Action {
             // dead, came back before the force took effect, and is primary.
             Step::Pending | Step::Demoting | Step::Promoting | Step::Forcing | Step::Opening => {
                 let ordered = matches!(case.step, Step::Demoting | Step::Promoting);
+                let force = case.intent == Intent::Force;
+                // A site that is half dead can hardly feed its copy. Demoting is tried all the same.
+                let unfed = force && case.source_verdict != Verdict::Alive;
                 match case.peer {
                     Peer::Unlinked if case.step == Step::Pending && !case.link_expired => Action::WaitForPeer,
+                    Peer::Replaying | Peer::Unlinked if ordered && case.expired && force => Action::Override,
                     Peer::Replaying | Peer::Unlinked if ordered && case.expired => {
                         Action::Fail(Reason::DemoteFailed)
                     }
                     Peer::Replaying | Peer::Unlinked => Action::Demote,
+                    Peer::Unknown | Peer::NotReplaying if unfed && ordered && case.expired => {
+                        Action::Override
+                    }
+                    Peer::Unknown | Peer::NotReplaying if unfed && (ordered || case.expired) => {
+                        Action::Demote
+                    }
                     Peer::Unknown | Peer::NotReplaying if case.expired => Action::Fail(Reason::PeerNotReady),
                     Peer::Unknown | Peer::NotReplaying => Action::WaitForPeer,
                 }
             }
-            Step::Moved | Step::Failed { .. } => Action::Observe,
+            Step::Overriding | Step::Moved | Step::Failed { .. } => Action::Observe,
         },
         Side::Secondary => match (&case.step, case.expired) {
             (Step::Restoring, false) => Action::Restore,
+            // No primary anywhere, and no good order left.
+            (Step::Restoring, true) if case.intent == Intent::Force => Action::Override,
             (Step::Restoring, true) => Action::Fail(Reason::NoPrimary),
             (_, false) => Action::Promote,
             (_, true) => Action::Restore,
@@ -284,10 +314,10 @@ fn target_is_secondary(case: &Case) -> Action {
         Side::Absent => Action::Fail(Reason::PeerMissing),
         Side::Plain => Action::Fail(Reason::NotMirrored),
         Side::Unknown => match case.source_verdict {
+            Verdict::Dead if case.intent == Intent::Planned => died(case),
             Verdict::Dead if case.step == Step::Forcing && case.expired => Action::Fail(Reason::NoPrimary),
             Verdict::Dead => Action::ForcePromote,
-            Verdict::Alive | Verdict::Degraded if case.expired => Action::Fail(Reason::SourceUnreadable),
-            Verdict::Alive | Verdict::Degraded => Action::Observe,
+            Verdict::Alive | Verdict::Degraded => silent(case),
         },
     }
 }
@@ -354,6 +384,7 @@ mod tests {
             Just(Step::Demoting),
             Just(Step::Promoting),
             Just(Step::Forcing),
+            Just(Step::Overriding),
             Just(Step::Opening),
             Just(Step::Restoring)
         ];
@@ -363,9 +394,19 @@ mod tests {
             Just(Peer::Unlinked),
             Just(Peer::NotReplaying)
         ];
-        let times = (any::<bool>(), any::<bool>());
+        let intents = proptest::sample::select(Intent::ALL.to_vec());
+        let times = (any::<bool>(), any::<bool>(), intents);
         (steps, verdicts(), verdicts(), sides(), sides(), peers, times).prop_map(
-            |(step, source_verdict, target_verdict, source, target, peer, (expired, link_expired))| Case {
+            |(
+                step,
+                source_verdict,
+                target_verdict,
+                source,
+                target,
+                peer,
+                (expired, link_expired, intent),
+            )| Case {
+                intent,
                 step,
                 source_verdict,
                 target_verdict,
@@ -384,16 +425,39 @@ mod tests {
             if plan(&case) == Action::ForcePromote {
                 prop_assert_eq!(case.source_verdict, Verdict::Dead);
                 prop_assert_eq!(case.target, Side::Secondary);
+                prop_assert_ne!(case.intent, Intent::Planned);
+            }
+        }
+
+        #[test]
+        fn overridden_only_by_order_and_when_good_order_has_had_its_time(case in cases()) {
+            if plan(&case) == Action::Override {
+                prop_assert_eq!(case.target, Side::Secondary);
+                match case.intent {
+                    Intent::Force => {
+                        let tried = matches!(case.step, Step::Demoting | Step::Promoting | Step::Restoring);
+                        prop_assert!(case.step == Step::Overriding || tried && case.expired);
+                    }
+                    Intent::Unplanned => {
+                        prop_assert_eq!((case.source, case.source_verdict), (Side::Unknown, Verdict::Degraded));
+                        prop_assert!(case.step == Step::Overriding || case.expired);
+                    }
+                    Intent::Automatic | Intent::Planned => prop_assert!(false, "{:?}", case),
+                }
             }
         }
 
         #[test]
         fn demote_only_a_primary_whose_copy_exists(case in cases()) {
             if plan(&case) == Action::Demote {
-                prop_assert_eq!(case.source, Side::Primary);
                 prop_assert_eq!(case.target, Side::Secondary);
+                if case.intent == Intent::Force && case.source == Side::Unknown {
+                    return Ok(());
+                }
+                prop_assert_eq!(case.source, Side::Primary);
+                let unfed = case.intent == Intent::Force && case.source_verdict != Verdict::Alive;
                 let overdue = case.step != Step::Pending || case.link_expired;
-                prop_assert!(case.peer == Peer::Replaying || case.peer == Peer::Unlinked && overdue);
+                prop_assert!(case.peer == Peer::Replaying || case.peer == Peer::Unlinked && overdue || unfed);
             }
         }
 
@@ -402,6 +466,7 @@ mod tests {
             let action = plan(&case);
             if case.source == Side::Primary {
                 prop_assert!(!matches!(action, Action::Promote | Action::ForcePromote));
+                prop_assert!(action != Action::Override || case.intent == Intent::Force);
             }
             if case.target == Side::Primary {
                 prop_assert!(!matches!(action, Action::Restore | Action::Demote));
@@ -413,7 +478,8 @@ mod tests {
             let no_primary = case.source == Side::Secondary && case.target != Side::Primary;
             if no_primary && matches!(plan(&case), Action::Fail(_)) {
                 let not_ours = !matches!(case.step, Step::Demoting | Step::Promoting | Step::Restoring);
-                let may_give_up = case.step == Step::Restoring && case.expired
+                let tried = matches!(case.step, Step::Restoring | Step::Overriding);
+                let may_give_up = tried && case.expired
                     || (case.target == Side::Unknown && not_ours && case.expired);
                 prop_assert!(may_give_up, "{:?} -> {:?}", case, plan(&case));
             }
@@ -429,6 +495,7 @@ mod tests {
                 Step::Demoting => action == Action::Demote,
                 Step::Promoting => action == Action::Promote,
                 Step::Forcing => action == Action::ForcePromote,
+                Step::Overriding => action == Action::Override,
                 Step::Opening => action == Action::EnsureWritable,
                 Step::Restoring => action == Action::Restore,
                 _ => false,
@@ -439,6 +506,7 @@ mod tests {
 
     fn planned(step: Step, source: Side, target: Side) -> Case {
         Case {
+            intent: Intent::Automatic,
             step,
             source_verdict: Verdict::Alive,
             target_verdict: Verdict::Alive,

@@ -24,12 +24,14 @@ use crate::db::service::ServiceChanges;
 use crate::error::Result;
 use crate::model::ReplicationStatus;
 use crate::replication::lag::Watch;
-use crate::replication::{orders, schedules, standing, target};
+use crate::replication::{fence, orders, schedules, standing, target};
 use crate::rpc::{Rpc, synthetic};
-use crate::volume::{cleanup, trash};
+use crate::volume::{cleanup, frozen, trash};
 
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
+/// How often sites that are to be fenced are looked at.
+const FENCES: Duration = Duration::from_secs(15);
 
 /// How long the start waits for the first answer of a site: long enough for one that is well, short for one
 /// that hangs. The report goes on asking.
@@ -132,6 +134,7 @@ impl Running {
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
         if backend.is_replicated() {
             tasks.spawn(keep_schedules(backend.clone(), stop.clone()));
+            tasks.spawn(lay_fences(backend.clone(), stop.clone()));
         }
         if backend.config.deferred_deletion {
             tasks.spawn(purge_trash(backend.clone(), stop.clone()));
@@ -179,7 +182,8 @@ impl Running {
 async fn settle_replication_status(backend: &Arc<Backend>) -> Result<()> {
     let open = backend.journal.open_methods(&backend.scope(), orders::MOVES).await?;
     let service = backend.service()?;
-    let status = if open.iter().any(|o| o.method != orders::RETRY) {
+    // An order that no service has taken yet has not begun.
+    let status = if open.iter().any(|o| orders::OF_BACKEND.contains(&o.method.as_str()) && !o.is_waiting()) {
         ReplicationStatus::FailingOver
     } else if target::active(service.active_backend_id.as_deref()) != target::DEFAULT {
         ReplicationStatus::FailedOver
@@ -286,6 +290,23 @@ async fn keep_schedules(backend: Arc<Backend>, stop: CancellationToken) {
     }
 }
 
+/// Lays the fences that are wanted on sites that have come back, and looks which still hold.
+async fn lay_fences(backend: Arc<Backend>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(FENCES) => {}
+        }
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            done = fence::reconcile(&backend) => done,
+        };
+        if let Err(error) = done {
+            warn!(backend = backend.host(), %error, "could not look after the fences");
+        }
+    }
+}
+
 /// Purges the trash every `deferred_deletion_purge_interval`, while the backend is up.
 async fn purge_trash(backend: Arc<Backend>, stop: CancellationToken) {
     loop {
@@ -293,7 +314,8 @@ async fn purge_trash(backend: Arc<Backend>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(backend.config.deferred_deletion_purge_interval) => {}
         }
-        if backend.condition() != Condition::Up {
+        // What is in the trash of a frozen backend can still be had back.
+        if backend.condition() != Condition::Up || frozen::is(&backend).await.unwrap_or(true) {
             continue;
         }
         // A removal takes as long as it takes; the end of the service does not wait for it.

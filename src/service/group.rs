@@ -7,6 +7,7 @@ use crate::context::RequestContext;
 use crate::error::{Error, Result};
 use crate::journal::Operation;
 use crate::replication::group::{self as replication, Wish};
+use crate::replication::intent::Intent;
 use crate::rpc::Method;
 use crate::rpc::method::UpdateGroup;
 use crate::volume::group::{self, Failed, FromSource, Update};
@@ -56,6 +57,7 @@ pub(super) fn run<'a>(
                 group_id: a.group.group.id.clone(),
                 allow_attached: a.allow_attached_volume,
                 target: a.secondary_backend_id.clone(),
+                intent: Intent::Automatic,
             };
             Box::pin(replication::failover(b, c, o, request))
         }

@@ -173,6 +173,13 @@ impl Stage {
         Stage::with(REPLICATED).await
     }
 
+    /// The same with a verdict that is taken quickly, a service row that accepts failovers, and more options.
+    pub async fn quick(options: &str) -> Stage {
+        let stage = Stage::with(&format!("{REPLICATED}scoria_verdict_timeout=1\n{options}")).await;
+        stage.test.sql("UPDATE services SET replication_status='enabled'").await;
+        stage
+    }
+
     /// The same, a member of the Cinder cluster `c@ceph`.
     pub async fn clustered() -> Stage {
         let stage = Stage::with(&format!("{REPLICATED}[DEFAULT]\ncluster=c\n")).await;

@@ -1,6 +1,8 @@
-//! `replication`: what an operator does around a failover. The failover itself is ordered through
-//! cinder-api (`cinder failover-host`), as ever.
+//! `replication`: what an operator does in and around a failover. That of a whole backend is ordered through
+//! cinder-api (`cinder failover-host`), as ever, or here; anything smaller only here.
 
+mod failover;
+mod fence;
 mod lag;
 mod reset;
 mod resync;
@@ -15,8 +17,9 @@ use super::follow::{follow, look};
 use super::target::Target;
 use super::{Context, Report};
 use crate::db::admin::under_way;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::journal::{NewOperation, Submitted};
+use crate::replication::intent::Intent;
 use crate::replication::orders::{MOVES, Order, Request};
 
 /// Actions of `replication`.
@@ -38,6 +41,11 @@ pub enum Action {
         #[arg(long)]
         degraded: bool,
     },
+    /// Move a backend, a group or single volumes to another site, or back
+    ///
+    /// In good order where the site that they leave is alive, by force where it is dead. The whole backend when
+    /// neither a volume nor a group is named: that is what `cinder failover-host` does, without cinder-api.
+    Failover(Failover),
     /// DESTRUCTIVE: discard the copies of a backend's volumes on one site and sync them anew
     ///
     /// For volumes that are primary on both sites after an unplanned failover and the return of the old
@@ -45,11 +53,72 @@ pub enum Action {
     Resync(Resync),
     /// Move volumes in failover-error to where their backend is active
     Retry(Retry),
+    /// Keep the clients of volumes that have left a site out of it (OSD blocklist)
+    ///
+    /// After an unplanned failover, servers that still run at the old site write to images that are thrown away
+    /// later. Clients that have such an image open are fenced, now or as soon as the site answers; never its
+    /// rbd-mirror, and never Scoria itself.
+    Fence(Fence),
+    /// What is fenced, because of which volumes, and until when
+    Fences {
+        /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+        #[arg(long, value_name = "BACKEND")]
+        backend: String,
+    },
+    /// Let fenced clients in again
+    Unfence(Unfence),
     /// Make the service row acceptable to cinder-api again after a failover that failed
     Reset(Reset),
     /// Try a failover out on clones of the copies; disturbs nothing
     #[command(subcommand)]
     Test(test::Action),
+}
+
+/// Arguments of `failover`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Failover {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Site to move to: 'default' or a backend_id
+    #[arg(long, value_name = "SITE")]
+    pub to: String,
+    /// Only this volume; repeatable
+    #[arg(long = "volume", value_name = "ID")]
+    pub volumes: Vec<Uuid>,
+    /// Only the members of this group
+    #[arg(long, value_name = "ID", conflicts_with = "volumes")]
+    pub group: Option<Uuid>,
+    /// Refuse unless the site that is left is alive, and force nothing
+    #[arg(long, conflicts_with_all = ["unplanned", "force"])]
+    pub planned: bool,
+    /// The site that is left is dead: refuse while it is alive
+    #[arg(long, conflicts_with = "force")]
+    pub unplanned: bool,
+    /// DANGEROUS: promote by force also where the site that is left lives but does not demote in time
+    #[arg(long)]
+    pub force: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Only show what would be ordered
+    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
+    pub dry_run: bool,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+impl Failover {
+    fn intent(&self) -> Intent {
+        match (self.planned, self.unplanned, self.force) {
+            (true, _, _) => Intent::Planned,
+            (_, true, _) => Intent::Unplanned,
+            (_, _, true) => Intent::Force,
+            (false, false, false) => Intent::Automatic,
+        }
+    }
 }
 
 /// Arguments of `resync`.
@@ -94,6 +163,52 @@ pub struct Retry {
     pub no_wait: bool,
 }
 
+/// Arguments of `fence`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Fence {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Site that the volumes have left: 'default' or a backend_id
+    #[arg(long, value_name = "SITE")]
+    pub site: String,
+    /// Only this volume's clients; repeatable. Default: those of all volumes that are served from elsewhere
+    #[arg(long = "volume", value_name = "ID")]
+    pub volumes: Vec<Uuid>,
+    /// How long the fence holds
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = crate::replication::fence::SECONDS,
+          value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
+    pub seconds: u32,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Only show what would be ordered
+    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
+    pub dry_run: bool,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Arguments of `unfence`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Unfence {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// The site
+    #[arg(long, value_name = "SITE")]
+    pub site: String,
+    /// Only what was fenced because of this volume; repeatable. Default: all
+    #[arg(long = "volume", value_name = "ID")]
+    pub volumes: Vec<Uuid>,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
 /// Arguments of `reset`.
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
@@ -114,11 +229,42 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     match action {
         Action::Status { backend } => status::run(context, backend.as_deref()).await,
         Action::Lag { backend, degraded } => lag::run(context, backend.as_deref(), degraded).await,
+        Action::Failover(arguments) => failover::run(context, arguments).await,
         Action::Resync(arguments) => resync::run(context, arguments).await,
         Action::Retry(arguments) => retry::run(context, arguments).await,
+        Action::Fence(arguments) => fence::lay(context, arguments).await,
+        Action::Fences { backend } => fence::list(context, &backend).await,
+        Action::Unfence(arguments) => fence::lift(context, arguments).await,
         Action::Reset(arguments) => reset::run(context, arguments).await,
         Action::Test(action) => test::run(context, action).await,
     }
+}
+
+/// Fails unless the backend is replicated and has a site of this name.
+fn check_site(target: &Target, site: &str) -> Result<()> {
+    let name = target.name();
+    let Some(sites) = target.sites() else {
+        return Err(Error::new(
+            Code::Config,
+            format!(
+                "Backend {name} is not in the configuration read here, so its sites are not known; \
+                 run this on its host, with its --config-file"
+            ),
+        ));
+    };
+    if sites.len() < 2 {
+        return Err(Error::new(
+            Code::UnableToFailOver,
+            format!("Backend {name} is not replicated: its section has no replication_device"),
+        ));
+    }
+    if !sites.iter().any(|s| s == site) {
+        return Err(Error::new(
+            Code::InvalidReplicationTarget,
+            format!("Backend {name} has no site {site}; its sites are: {}", sites.join(", ")),
+        ));
+    }
+    Ok(())
 }
 
 /// Fails while a failover of the backend is open: its active site may be changing.

@@ -12,11 +12,12 @@ use super::super::confirm::{self, Confirmed};
 use super::super::output::{table, volumes};
 use super::super::target::Target;
 use super::super::{Context, Report};
-use super::{Resync, ids, order, require_settled};
+use super::{Resync, check_site, ids, order, require_settled};
 use crate::db::{self, admin};
-use crate::error::{Code, Error, Result};
-use crate::model::{ReplicationStatus, Volume};
-use crate::replication::orders::{self, Order, keeper};
+use crate::error::Result;
+use crate::model::Volume;
+use crate::replication::orders::{self, Order};
+use crate::replication::resync::choice::choose;
 
 /// Rows of a preview; more are counted.
 const SHOWN: usize = 20;
@@ -95,33 +96,6 @@ async fn discard(
     order(context, target, Order::Resync(preview.order), wait).await
 }
 
-/// Fails unless the backend is replicated and has a site of this name.
-fn check_site(target: &Target, discard: &str) -> Result<()> {
-    let name = target.name();
-    let Some(sites) = target.sites() else {
-        return Err(Error::new(
-            Code::Config,
-            format!(
-                "Backend {name} is not in the configuration read here, so its sites are not known; \
-                 run this on its host, with its --config-file"
-            ),
-        ));
-    };
-    if sites.len() < 2 {
-        return Err(Error::new(
-            Code::UnableToFailOver,
-            format!("Backend {name} is not replicated: its section has no replication_device"),
-        ));
-    }
-    if !sites.iter().any(|s| s == discard) {
-        return Err(Error::new(
-            Code::InvalidReplicationTarget,
-            format!("Backend {name} has no site {discard}; its sites are: {}", sites.join(", ")),
-        ));
-    }
-    Ok(())
-}
-
 /// Which volumes the order may touch.
 fn select(
     found: &[Volume],
@@ -131,66 +105,27 @@ fn select(
     active: &str,
     named: &[String],
 ) -> Result<Preview> {
-    let mirrored = |v: &&Volume| {
-        let status = v.replication_status.as_deref().and_then(ReplicationStatus::parse);
-        status.is_some_and(ReplicationStatus::means_mirrored)
-    };
-    let (mut chosen, mut left_out) = (Vec::new(), Vec::new());
-    let candidates: Vec<&Volume> = found.iter().filter(mirrored).collect();
-    for id in named {
-        if !candidates.iter().any(|v| v.id == *id) {
-            return Err(Error::new(
-                Code::InvalidVolume,
-                format!("Volume {id} is not a replicated volume of backend {backend}"),
-            ));
-        }
-    }
-    for volume in candidates {
-        let is_named = named.contains(&volume.id);
-        if !named.is_empty() && !is_named {
-            continue;
-        }
-        let stray = strays.get(&volume.id).map(String::as_str);
-        let served_from_discarded = stray.unwrap_or(active) == discard;
-        match keeper(discard, active, stray) {
-            Some(keep) if !served_from_discarded || is_named => chosen.push(Choice {
-                volume: volume.id.clone(),
-                name: volume.display_name.clone(),
-                gigabytes: volume.size,
-                status: volume.status.clone(),
-                replication_status: volume.replication_status.clone().unwrap_or_default(),
-                keep: keep.to_owned(),
-                served_from_discarded,
-            }),
-            None if is_named => {
-                return Err(Error::new(
-                    Code::InvalidReplicationTarget,
-                    format!("Volume {} is served from {discard}, the active site: its data stays", volume.id),
-                ));
-            }
-            Some(_) | None => left_out.push(volume.id.clone()),
-        }
-    }
-    if discard == active && chosen.is_empty() {
-        return Err(Error::new(
-            Code::InvalidReplicationTarget,
-            format!(
-                "{discard} is the active site of backend {backend}: its volumes are served from there and \
-                 nothing of it is discarded; name the other site, or fail over first"
-            ),
-        ));
-    }
-    let all = named.is_empty() && left_out.is_empty();
-    let order = orders::Resync {
-        discard: discard.to_owned(),
-        volumes: (!all).then(|| chosen.iter().map(|c| c.volume.clone()).collect()),
-    };
+    let choice = choose(found, strays, backend, discard, active, named)?;
+    let chosen: Vec<Choice> = choice
+        .touched
+        .iter()
+        .map(|t| Choice {
+            volume: t.volume.id.clone(),
+            name: t.volume.display_name.clone(),
+            gigabytes: t.volume.size,
+            status: t.volume.status.clone(),
+            replication_status: t.volume.replication_status.clone().unwrap_or_default(),
+            keep: t.keep.clone(),
+            served_from_discarded: t.served_from_discarded,
+        })
+        .collect();
+    let order = orders::Resync { discard: discard.to_owned(), volumes: choice.named(named) };
     Ok(Preview {
         backend: backend.to_owned(),
         discard: discard.to_owned(),
         active_site: active.to_owned(),
         volumes: chosen,
-        left_out,
+        left_out: choice.left_out,
         order,
     })
 }
@@ -245,6 +180,7 @@ impl Preview {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     fn volume(id: &str, replication: Option<&str>) -> Volume {
         Volume {

@@ -17,8 +17,10 @@ use crate::db::volume::VolumeChanges;
 use crate::db::{self, Conn};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{GroupEvent, ReplicationStatus};
+use crate::model::{GroupEvent, ReplicationStatus, Volume};
 use crate::replication::failover::{DECIDED, Decision, GRACE, Moved, Whole, advice, move_all, summary};
+use crate::replication::fence;
+use crate::replication::intent::Intent;
 use crate::replication::news;
 use crate::replication::standing::settled;
 use crate::replication::target;
@@ -36,6 +38,8 @@ pub struct Failover {
     pub allow_attached: bool,
     /// `default`, a `backend_id`, or `None` for the first that the group is not on.
     pub target: Option<String>,
+    /// What the operator said of the site that they leave.
+    pub intent: Intent,
 }
 
 /// Moves the members of a group to another site, or back. A group that is gone is a success.
@@ -53,7 +57,7 @@ pub async fn failover(
     let Some(set) = Set::read(backend, id, WISH).await? else {
         return backend.journal.finish(operation, &backend.done()).await;
     };
-    let _held = hold(backend, &set).await?;
+    let _held = hold(backend, &set.volumes).await?;
     let Some(set) = Set::read(backend, id, WISH).await? else {
         return backend.journal.finish(operation, &backend.done()).await;
     };
@@ -72,7 +76,7 @@ pub async fn failover(
         Some(decision) => decision,
         None => match choose(backend, &set, request.target.as_deref()) {
             Ok(target) => {
-                let decision = Decision { source: set.active.clone(), target };
+                let decision = Decision { source: set.active.clone(), target, intent: request.intent };
                 operation.step(DECIDED, &decision).await?;
                 decision
             }
@@ -96,6 +100,10 @@ pub async fn failover(
     let moved = match moved {
         Ok(moved) => moved,
         Err(e) if e.code() == Code::Cancelled || e.is_transient() => return Err(e),
+        // What the site is contradicts what the operator said of it.
+        Err(refusal) if refusal.code() == Code::InvalidInput => {
+            return refuse(backend, context, operation, &set, WISH, refusal).await;
+        }
         // Nothing was moved, because the target is dead.
         Err(failure) => return super::give_up(backend, context, operation, id, WISH, failure).await,
     };
@@ -126,14 +134,16 @@ fn choose(backend: &Backend, set: &Set, requested: Option<&str>) -> Result<Strin
 
 /// Keeps operations away from the members, and from what is made of them, until they have moved. One that hangs
 /// on a dead site must not hold up the failover from it: it is given the time that a backend's failover gives.
-async fn hold(backend: &Backend, set: &Set) -> Result<Vec<NamedGuard>> {
+pub(in crate::replication) async fn hold(backend: &Backend, volumes: &[Volume]) -> Result<Vec<NamedGuard>> {
     let mut names = BTreeSet::new();
-    for volume in &set.volumes {
+    for volume in volumes {
         names.insert(volume.id.clone());
         names.insert(format!("{}-delete_volume", volume.id));
         let snapshots = backend
             .db
-            .read("snapshots of a group", async |conn| db::snapshot::list_for_volume(conn, &volume.id).await)
+            .read("snapshots of volumes to move", async |conn| {
+                db::snapshot::list_for_volume(conn, &volume.id).await
+            })
             .await?;
         names.extend(snapshots.into_iter().map(|s| format!("{}-delete_snapshot", s.id)));
     }
@@ -143,9 +153,9 @@ async fn hold(backend: &Backend, set: &Set) -> Result<Vec<NamedGuard>> {
         match timeout_at(until, backend.locks.lock(&name)).await {
             Ok(guard) => held.push(guard),
             Err(_) => warn!(
-                group.id = set.group.id,
+                backend = backend.host(),
                 lock = name,
-                "an operation on a member of the group does not end: its failover goes on without it"
+                "an operation on a volume that is to be moved does not end: its failover goes on without it"
             ),
         }
     }
@@ -204,7 +214,12 @@ async fn finish(
 
 /// Where the members are from now on, and what their rows say of it. The row that tells which site is active is
 /// locked, so that a failover of the backend that ends now sees these volumes, or we see that failover.
-async fn write_volumes(conn: &mut Conn, backend: &Backend, decision: &Decision, moved: &Moved) -> Result<()> {
+pub(in crate::replication) async fn write_volumes(
+    conn: &mut Conn,
+    backend: &Backend,
+    decision: &Decision,
+    moved: &Moved,
+) -> Result<()> {
     let service = backend.service()?.id;
     let active = db::service::hold_active(conn, service, backend.config.cluster.as_deref()).await?;
     let active = active.map_or_else(|| backend.active_name(), |id| target::active(Some(&id)).to_owned());
@@ -215,6 +230,7 @@ async fn write_volumes(conn: &mut Conn, backend: &Backend, decision: &Decision, 
     db::group_replication::settle_volumes(conn, &done, waiting, &changes).await?;
     served_from(conn, &done, &decision.target, &active).await?;
 
+    fence::settle(conn, backend, moved).await?;
     let mut left: BTreeMap<(Option<&str>, String), Vec<String>> = BTreeMap::new();
     for (volume, reason, served) in &moved.failed {
         let text = advice(backend, decision, *reason, served.as_deref());

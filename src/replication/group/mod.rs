@@ -29,6 +29,7 @@ use crate::model::{Group, GroupEvent, ReplicationStatus, Volume};
 use crate::volume::group::tell;
 
 pub use failover::{Failover, failover};
+pub(super) use failover::{hold as hold_volumes, write_volumes};
 pub use mirroring::{disable, enable};
 
 /// What was asked of a group's replication.

@@ -5,6 +5,7 @@
 //! resync --backend B --discard SITE`. The order is journaled like any operation, so it survives the
 //! process that runs it.
 
+pub mod choice;
 pub mod order;
 pub mod plan;
 

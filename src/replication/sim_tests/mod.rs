@@ -7,6 +7,7 @@
 
 mod enabling;
 mod group;
+mod intents;
 mod kept;
 mod planned;
 mod random;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::engine::{Engine, Job, Ledger, Limits};
+use super::intent::Intent;
 use super::plan::{Reason, ServedFrom, Step};
 use crate::error::{Code, Error, Result};
 use crate::rbd::protocol::*;
@@ -125,6 +127,11 @@ impl Crash {
         Crash::all(calls, records).into_iter().filter(kept).collect()
     }
 
+    /// Those at the journal: where a run waits for its deadlines, its calls are all alike.
+    pub(super) fn all_records(_: usize, records: usize) -> Vec<Crash> {
+        Crash::all(0, records)
+    }
+
     /// All places of a run.
     pub(super) fn all(calls: usize, records: usize) -> Vec<Crash> {
         let both = |of: fn(usize, When) -> Crash, n| [of(n, When::Before), of(n, When::After)];
@@ -148,6 +155,7 @@ pub(super) struct World {
     pub(super) source: &'static str,
     pub(super) target: &'static str,
     pub(super) limits: Limits,
+    pub(super) intent: Intent,
     pub(super) rows: Arc<Rows<Step>>,
     away: Mutex<BTreeSet<String>>,
 }
@@ -170,6 +178,7 @@ pub(super) async fn world(config: SimConfig, modes: &[MirrorMode]) -> World {
         source: "a",
         target: "b",
         limits: limits(),
+        intent: Intent::Automatic,
         rows: Rows::new(),
         away: Mutex::default(),
     };
@@ -236,7 +245,8 @@ impl World {
 
     pub(super) async fn engine(&self) -> Engine {
         let (source, target) = (self.sim.site(self.source), self.sim.site(self.target));
-        Engine::new(POOL, source, target, self.limits, self.rows.clone()).await
+        let engine = Engine::new(POOL, source, target, self.limits, self.rows.clone()).await;
+        engine.with_intent(self.intent)
     }
 
     pub(super) async fn attempt(&self) -> Result<Outcome> {
