@@ -124,6 +124,20 @@ impl Journal {
             .await
     }
 
+    /// The operation that was accepted or submitted under this id, if there is one.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn known(&self, unique_id: &str) -> Result<Option<i64>> {
+        self.shared
+            .db
+            .read("find an order", async |conn| {
+                let found = ops::table.filter(ops::unique_id.eq(unique_id)).select(ops::id).first(conn).await;
+                Ok(found.optional()?)
+            })
+            .await
+    }
+
     /// One operation, `None` when it never was or has been purged.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster agree on it;
 //! `lag` is how far behind the copies are, and `news` what listeners hear.
 
+pub mod admission;
 pub mod drill;
 pub mod enable;
 pub mod engine;

@@ -9,6 +9,7 @@ use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::rpc::dispatch::{self, Method};
 use crate::rpc::envelope::{self, Inner, ReplyTo};
+use crate::rpc::{fault, namespace};
 
 /// A request that was understood.
 #[derive(Debug, Clone)]
@@ -56,6 +57,23 @@ impl Call {
         let mut call = Call::from_inner(envelope::read(map))?;
         call.deadline = call.reply.is_some().then(|| expiration.and_then(deadline)).flatten();
         Ok(call)
+    }
+
+    /// Refuses a request that has come by a topic of others: a namespace is served on its own.
+    ///
+    /// # Errors
+    /// As if there were no such namespace.
+    pub fn by(self, routing_key: &str) -> Result<Call, Box<Refusal>> {
+        if namespace::is_served(self.name, routing_key) {
+            return Ok(self);
+        }
+        let version = format!("{}.{}", self.version.0, self.version.1);
+        Err(Box::new(Refusal {
+            error: fault::unsupported_version(&version, self.name),
+            method: self.name.to_owned(),
+            request_id: self.context.request_id,
+            reply: self.reply,
+        }))
     }
 
     /// Re-creates a journalled request. Its token is gone; its deadline is the journal's to know.

@@ -7,9 +7,11 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
+use crate::replication::orders::Order;
 use crate::rpc::envelope::Inner;
 use crate::rpc::fault;
 use crate::rpc::method::{self as m, Args, decode as d};
+use crate::rpc::namespace::Namespace;
 use crate::rpc::objects::{self, CleanupRequest, LogLevel, WireGroup, WireGroupSnapshot, WireVolume};
 
 /// The newest version served: `services.rpc_current_version`.
@@ -33,30 +35,56 @@ pub enum Method {
     AttachmentDelete(m::AttachmentDelete),
     InitializeConnection(m::InitializeConnection),
     TerminateConnection(m::TerminateConnection),
-    RemoveExport { volume_id: String },
+    RemoveExport {
+        volume_id: String,
+    },
     InitializeConnectionSnapshot(m::InitializeConnectionSnapshot),
     TerminateConnectionSnapshot(m::TerminateConnectionSnapshot),
-    RemoveExportSnapshot { snapshot_id: String },
-    Failover { secondary_backend_id: Option<String> },
-    FailoverCompleted { updates: Map<String, Value> },
+    RemoveExportSnapshot {
+        snapshot_id: String,
+    },
+    Failover {
+        secondary_backend_id: Option<String>,
+    },
+    FailoverCompleted {
+        updates: Map<String, Value>,
+    },
     FreezeHost,
     ThawHost,
-    EnableReplication { group: Box<WireGroup> },
-    DisableReplication { group: Box<WireGroup> },
+    EnableReplication {
+        group: Box<WireGroup>,
+    },
+    DisableReplication {
+        group: Box<WireGroup>,
+    },
     FailoverReplication(m::FailoverReplication),
-    ListReplicationTargets { group: Box<WireGroup> },
+    ListReplicationTargets {
+        group: Box<WireGroup>,
+    },
     PublishServiceCapabilities,
-    GetCapabilities { discover: bool },
+    GetCapabilities {
+        discover: bool,
+    },
     DoCleanup(Box<CleanupRequest>),
     SetLogLevels(LogLevel),
     GetLogLevels(LogLevel),
-    SecureFileOperationsEnabled { volume: Option<Box<WireVolume>> },
-    CreateGroup { group: Box<WireGroup> },
-    DeleteGroup { group: Box<WireGroup> },
+    SecureFileOperationsEnabled {
+        volume: Option<Box<WireVolume>>,
+    },
+    CreateGroup {
+        group: Box<WireGroup>,
+    },
+    DeleteGroup {
+        group: Box<WireGroup>,
+    },
     UpdateGroup(m::UpdateGroup),
     CreateGroupFromSource(m::CreateGroupFromSource),
-    CreateGroupSnapshot { group_snapshot: Box<WireGroupSnapshot> },
-    DeleteGroupSnapshot { group_snapshot: Box<WireGroupSnapshot> },
+    CreateGroupSnapshot {
+        group_snapshot: Box<WireGroupSnapshot>,
+    },
+    DeleteGroupSnapshot {
+        group_snapshot: Box<WireGroupSnapshot>,
+    },
     CopyVolumeToImage(m::CopyVolumeToImage),
     Reimage(m::Reimage),
     MigrateVolume(m::MigrateVolume),
@@ -68,6 +96,11 @@ pub enum Method {
     GetManageableVolumes(m::Page),
     GetManageableSnapshots(m::Page),
     GetBackupDevice(m::GetBackupDevice),
+    /// Of namespace `replication`.
+    Order(Box<Order>),
+    ReplicationStatus {
+        operation: Option<i64>,
+    },
 }
 
 /// What a request is about, in the words of `workers.resource_type` and of user messages.
@@ -159,7 +192,9 @@ impl Method {
             | GetLogLevels(_)
             | SecureFileOperationsEnabled { .. }
             | GetManageableVolumes(_)
-            | GetManageableSnapshots(_) => return None,
+            | GetManageableSnapshots(_)
+            | Order(_)
+            | ReplicationStatus { .. } => return None,
         })
     }
 
@@ -188,7 +223,7 @@ pub enum Kind {
 
 /// Whether a request is journalled before it is acknowledged (design invariant 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Journal {
+pub(super) enum Journal {
     /// It changes state: it must survive a crash.
     Yes,
     /// It only reads, or concerns this process alone.
@@ -216,7 +251,7 @@ impl Spec {
     }
 }
 
-const fn spec(
+pub(super) const fn spec(
     name: &'static str,
     since: (u32, u32),
     kind: Kind,
@@ -305,12 +340,16 @@ pub fn journaled(spec: &Spec, is_call: bool) -> bool {
 /// namespace or version is as good as none, and only then is the name looked up.
 pub fn find(inner: &Inner) -> Result<(&'static Spec, (u32, u32))> {
     let text = inner.version.as_deref().unwrap_or("1.0");
+    let namespace = match &inner.namespace {
+        None => Namespace::find(None),
+        Some(Value::String(name)) => Namespace::find(Some(name)),
+        Some(_) => None,
+    };
     let version = parse_version(text)
-        .filter(|v| v.0 == VERSION.0 && v.1 <= VERSION.1 && inner.namespace.is_none())
+        .filter(|v| namespace.is_some_and(|n| v.0 == n.version.0 && v.1 <= n.version.1))
         .ok_or_else(|| fault::unsupported_version(text, &inner.method))?;
-    METHODS
-        .iter()
-        .find(|s| s.name == inner.method)
+    namespace
+        .and_then(|n| n.method(&inner.method))
         .map(|s| (s, version))
         .ok_or_else(|| fault::no_such_method(&inner.method))
 }

@@ -14,6 +14,7 @@ pub mod dispatch;
 pub mod envelope;
 pub mod fault;
 pub mod method;
+pub mod namespace;
 pub mod notifier;
 pub mod objects;
 pub mod pins;

@@ -124,11 +124,14 @@ impl Rpc {
         });
         let mut ready = Vec::new();
         let consumers = TaskTracker::new();
-        for target in topology::targets(host, cluster) {
-            let queues = {
-                let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-                topology::queues(self.consuming.config(), &self.control_exchange, &target, &mut names)
-            };
+        let (config, exchange) = (self.consuming.config(), &self.control_exchange);
+        let mut served: Vec<_> = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let targets = topology::targets(host, cluster);
+            targets.iter().map(|target| topology::queues(config, exchange, target, &mut names)).collect()
+        };
+        served.push(topology::own_queues(config, exchange, host, cluster));
+        for queues in served {
             let (sender, receiver) = watch::channel(false);
             ready.push(receiver);
             let consumer =
@@ -224,7 +227,8 @@ impl<H: Handler> Worker<H> {
         let scheme = headers.as_ref().and_then(compression::scheme);
         let call = compression::plain(&received.delivery.data, scheme.as_deref())
             .map_err(Refusal::unreadable)
-            .and_then(|body| Call::from_delivery(&body, expiration.as_deref()));
+            .and_then(|body| Call::from_delivery(&body, expiration.as_deref()))
+            .and_then(|call| call.by(received.delivery.routing_key.as_str()));
         match call {
             Err(refusal) => self.refuse(*refusal, received).await,
             Ok(call) => {

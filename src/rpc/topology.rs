@@ -6,6 +6,7 @@
 //! `oslo_messaging/_drivers/impl_rabbit.py`.
 
 use crate::config::RabbitConfig;
+use crate::rpc::namespace::TOPIC;
 
 /// Topic of the volume service.
 pub const VOLUME_TOPIC: &str = "cinder-volume";
@@ -251,6 +252,18 @@ pub fn queues(
         topic_queue(config, control_exchange_name, &target.routing_key()),
         fanout_queue(config, &target.topic, names),
     ]
+}
+
+/// The queues of Scoria's own namespaces: one for each name that the backend goes by, and none for the topic
+/// itself.
+pub fn own_queues(
+    config: &RabbitConfig,
+    control_exchange_name: &str,
+    host: &str,
+    cluster: Option<&str>,
+) -> Vec<Queue> {
+    let servers = std::iter::once(host).chain(cluster);
+    servers.map(|server| topic_queue(config, control_exchange_name, &format!("{TOPIC}.{server}"))).collect()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
-use super::{backups, defect, manageable, moving};
+use super::{backups, defect, manageable, moving, ordering};
 use crate::backend::peers::Reschedule;
 use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
@@ -171,6 +171,8 @@ impl BackendHandler {
             (Method::ListReplicationTargets { group }, None) => {
                 replication::targets(backend, context, &group.group.id).await
             }
+            (Method::Order(order), None) => ordering::take(backend, context, order, None).await,
+            (Method::ReplicationStatus { operation }, None) => ordering::status(backend, *operation).await,
             (Method::GetManageableVolumes(page), None) => manageable::volumes(backend, page).await,
             (Method::GetManageableSnapshots(page), None) => manageable::snapshots(backend, page).await,
             (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
@@ -357,6 +359,7 @@ impl BackendHandler {
                 connect::terminate_snapshot(backend, snapshot_id).await?;
                 Ok(Value::Null)
             }
+            Method::Order(order) => ordering::take(backend, context, order, Some(operation)).await,
             _ => Err(crate::rpc::fault::no_such_method(name)),
         }
     }

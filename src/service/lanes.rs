@@ -32,7 +32,9 @@ impl Lane {
             | Method::PublishServiceCapabilities
             | Method::GetCapabilities { .. }
             | Method::SetLogLevels(_)
-            | Method::GetLogLevels(_) => Lane::Free,
+            | Method::GetLogLevels(_)
+            | Method::Order(_)
+            | Method::ReplicationStatus { .. } => Lane::Free,
             _ if is_call => Lane::Call,
             _ => Lane::Cast,
         }

@@ -12,6 +12,7 @@ pub mod lanes;
 pub mod logging;
 mod manageable;
 mod moving;
+mod ordering;
 pub mod orders;
 mod overtaken;
 mod pins;

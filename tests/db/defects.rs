@@ -16,7 +16,7 @@ use crate::seed::{self, BACKEND};
 use crate::stage::Stage;
 
 /// The process's log can be made once, and is nobody's here.
-fn log() -> LogHandle {
+pub fn log() -> LogHandle {
     static LOG: OnceLock<(LogHandle, LogGuard, tempfile::TempDir)> = OnceLock::new();
     LOG.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();

@@ -34,6 +34,7 @@ mod migrates;
 mod modes;
 mod moves;
 mod nova_copies;
+mod ordering;
 mod proxy;
 mod quota;
 mod replies;

@@ -92,15 +92,21 @@ impl Args {
 
     /// A list of strings; absent and null are an empty one.
     pub(super) fn texts(&mut self, name: &str) -> Result<Vec<String>> {
+        Ok(self.maybe_texts(name)?.unwrap_or_default())
+    }
+
+    /// A list of strings; absent and null are none, which is not an empty one.
+    pub(super) fn maybe_texts(&mut self, name: &str) -> Result<Option<Vec<String>>> {
         match self.optional(name) {
-            None => Ok(Vec::new()),
+            None => Ok(None),
             Some(Value::Array(items)) => items
                 .into_iter()
                 .map(|v| match v {
                     Value::String(s) => Ok(s),
                     _ => Err(self.wrong(name, "a list of strings")),
                 })
-                .collect(),
+                .collect::<Result<_>>()
+                .map(Some),
             Some(_) => Err(self.wrong(name, "a list of strings")),
         }
     }

@@ -12,6 +12,7 @@ mod group;
 mod image;
 mod manage;
 mod migrate;
+mod orders;
 mod replication;
 mod service;
 mod snapshot;
@@ -50,6 +51,7 @@ pub(crate) mod decode {
     pub(crate) use super::migrate::{
         migrate_volume, migrate_volume_completion, retype, update_migrated_volume,
     };
+    pub(crate) use super::orders::{order_failover, order_resync, order_retry, replication_status};
     pub(crate) use super::replication::{
         disable_replication, enable_replication, failover, failover_completed, failover_replication,
         freeze_host, list_replication_targets, thaw_host,

@@ -1,0 +1,45 @@
+//! Orders of namespace `replication`: the same that `scoria-manage` writes into the journal.
+
+use super::Args;
+use crate::error::{Code, Error, Result};
+use crate::replication::intent::Intent;
+use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
+use crate::rpc::dispatch::Method;
+
+fn order(order: Order) -> Result<Method> {
+    Ok(Method::Order(Box::new(order)))
+}
+
+/// `failover(volumes=None, group=None, target=None, intent='automatic')`
+pub(crate) fn order_failover(args: &mut Args) -> Result<Method> {
+    let volumes = args.maybe_texts("volumes")?;
+    let group = args.maybe_text("group")?;
+    let target = args.maybe_text("target")?;
+    let intent = match args.maybe_text("intent")? {
+        Some(text) => Intent::parse(&text)?,
+        None => Intent::Automatic,
+    };
+    match (volumes, group) {
+        (None, None) => order(Order::Failover(Failover { target, intent })),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Code::BadArguments, "failover() takes volumes or a group, and not both"))
+        }
+        (volumes, group) => order(Order::Move(Move { target, intent, volumes, group })),
+    }
+}
+
+/// `retry(volumes=None)`
+pub(crate) fn order_retry(args: &mut Args) -> Result<Method> {
+    order(Order::Retry(Retry { volumes: args.maybe_texts("volumes")? }))
+}
+
+/// `resync(discard, volumes=None)`
+pub(crate) fn order_resync(args: &mut Args) -> Result<Method> {
+    let discard = args.text("discard")?;
+    order(Order::Resync(Resync { discard, volumes: args.maybe_texts("volumes")? }))
+}
+
+/// `status(operation=None)`
+pub(crate) fn replication_status(args: &mut Args) -> Result<Method> {
+    Ok(Method::ReplicationStatus { operation: args.maybe_integer("operation")? })
+}

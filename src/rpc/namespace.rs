@@ -1,0 +1,147 @@
+//! Whose methods a request names: cinder-volume's, or those that only Scoria has.
+//!
+//! oslo.messaging tells methods of the same name apart by a namespace with a version of its own. cinder-volume's
+//! have none and come by its topics. Scoria's come by a topic of their own, to a server that is named: a failover
+//! must never reach whichever backend happens to listen, as a message to a bare topic does.
+
+use super::dispatch::{Journal, Kind, METHODS, Spec, VERSION, spec};
+use super::method::decode as d;
+
+/// The topic of Scoria's own namespaces; servers are `host@backend` and `cluster@backend`.
+pub const TOPIC: &str = "scoria";
+
+/// Methods that belong together.
+#[derive(Debug)]
+pub struct Namespace {
+    /// On the wire; `None`: cinder-volume's.
+    pub name: Option<&'static str>,
+    /// The newest version served.
+    pub version: (u32, u32),
+    /// Its methods. Their names carry the namespace before a dot, so that no journal and no log takes a
+    /// `replication.failover` for a `failover`.
+    pub methods: &'static [Spec],
+}
+
+/// All that are served. A new one is a line here and a decoder for each method.
+pub static NAMESPACES: &[Namespace] = &[
+    Namespace { name: None, version: VERSION, methods: METHODS },
+    Namespace { name: Some("replication"), version: (1, 0), methods: REPLICATION },
+];
+
+/// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
+/// is one transaction and may be repeated; a cast is journalled, since nobody would.
+static REPLICATION: &[Spec] = &[
+    spec("replication.failover", (1, 0), Kind::CallOrCast, Journal::No, d::order_failover),
+    spec("replication.retry", (1, 0), Kind::CallOrCast, Journal::No, d::order_retry),
+    spec("replication.resync", (1, 0), Kind::CallOrCast, Journal::No, d::order_resync),
+    spec("replication.status", (1, 0), Kind::Call, Journal::No, d::replication_status),
+];
+
+impl Namespace {
+    /// The namespace of that name.
+    pub fn find(name: Option<&str>) -> Option<&'static Namespace> {
+        NAMESPACES.iter().find(|n| n.name == name)
+    }
+
+    /// Its method of that name on the wire.
+    pub fn method(&self, name: &str) -> Option<&'static Spec> {
+        self.methods.iter().find(|s| match self.name {
+            None => s.name == name,
+            Some(namespace) => {
+                s.name.strip_prefix(namespace).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+            }
+        })
+    }
+}
+
+/// Whether a method, by its name in the table, is served where messages with this routing key arrive.
+pub fn is_served(name: &str, routing_key: &str) -> bool {
+    let own = routing_key.strip_prefix(TOPIC).is_some_and(|rest| rest.starts_with('.'));
+    name.contains('.') == own
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::error::Code;
+    use crate::replication::intent::Intent;
+    use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
+    use crate::rpc::{Call, Method, envelope};
+    use serde_json::{Value, json};
+
+    fn read(method: &str, namespace: Option<&str>, version: &str, args: Value) -> Result<Call, Code> {
+        let message = json!({"method": method, "args": args, "version": version, "namespace": namespace,
+            "_unique_id": "u", "_msg_id": "i", "_reply_q": "q", "_context_request_id": "req-1"});
+        Call::from_delivery(&envelope::seal(message.as_object().unwrap()), None).map_err(|r| r.error.code())
+    }
+
+    fn order(method: &str, args: Value) -> Result<Order, Code> {
+        match read(method, Some("replication"), "1.0", args)?.method {
+            Method::Order(order) => Ok(*order),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_are_told_apart_by_their_namespace() {
+        let stock = read("failover", None, "3.8", json!({"secondary_backend_id": "b"})).unwrap();
+        assert_eq!((stock.name, stock.journaled), ("failover", true));
+        let ours = read("failover", Some("replication"), "1.0", json!({})).unwrap();
+        assert_eq!((ours.name, ours.journaled), ("replication.failover", false));
+        for (namespace, version) in
+            [(Some("replication"), "3.8"), (Some("replication"), "1.1"), (Some("else"), "1.0"), (None, "1.0")]
+        {
+            let refused = read("failover", namespace, version, json!({})).unwrap_err();
+            assert_eq!(refused, Code::UnsupportedVersion);
+        }
+        for method in ["replication.failover", "create_volume"] {
+            assert_eq!(read(method, Some("replication"), "1.0", json!({})).unwrap_err(), Code::NoSuchMethod);
+        }
+        assert_eq!(read("replication.failover", None, "3.0", json!({})).unwrap_err(), Code::NoSuchMethod);
+    }
+
+    #[test]
+    fn an_order_means_what_it_says_and_never_more() {
+        let whole = Failover { target: None, intent: Intent::Automatic };
+        assert_eq!(order("failover", json!({})), Ok(Order::Failover(whole)));
+        let some = Move {
+            target: Some("b".into()),
+            intent: Intent::Planned,
+            volumes: Some(vec!["v".into()]),
+            group: None,
+        };
+        let args = json!({"volumes": ["v"], "target": "b", "intent": "planned"});
+        assert_eq!(order("failover", args), Ok(Order::Move(some)));
+        // An empty list is no volume, not all of them.
+        assert!(matches!(order("failover", json!({"volumes": []})), Ok(Order::Move(_))));
+        assert_eq!(order("failover", json!({"volumes": ["v"], "group": "g"})), Err(Code::BadArguments));
+        assert_eq!(order("failover", json!({"volume": "v"})), Err(Code::BadArguments));
+        assert_eq!(order("failover", json!({"intent": "brutal"})), Err(Code::InvalidInput));
+        assert_eq!(order("retry", json!({})), Ok(Order::Retry(Retry { volumes: None })));
+        let resync = Resync { discard: "b".into(), volumes: None };
+        assert_eq!(order("resync", json!({"discard": "b"})), Ok(Order::Resync(resync)));
+        assert_eq!(order("resync", json!({})), Err(Code::BadArguments));
+    }
+
+    #[test]
+    fn a_method_is_served_on_its_own_topic_alone() {
+        assert!(is_served("failover", "cinder-volume.h@b.h") && is_served("failover", "cinder-volume"));
+        assert!(is_served("replication.failover", "scoria.h@b"));
+        assert!(!is_served("replication.failover", "cinder-volume.h@b.h"));
+        assert!(
+            !is_served("replication.failover", "scoria") && !is_served("replication.failover", "scoriable.x")
+        );
+        assert!(!is_served("failover", "scoria.h@b"));
+    }
+
+    #[test]
+    fn the_names_of_a_namespace_carry_it() {
+        for namespace in NAMESPACES {
+            for method in namespace.methods {
+                let prefix = method.name.split_once('.').map(|(prefix, _)| prefix);
+                assert_eq!(prefix, namespace.name, "{}", method.name);
+            }
+        }
+    }
+}
