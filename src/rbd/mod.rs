@@ -8,6 +8,7 @@
 pub mod error;
 mod ffi;
 pub mod frame;
+pub mod mirror_survey;
 pub mod pool;
 pub mod protocol;
 mod schedule;

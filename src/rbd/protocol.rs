@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::{RbdError, RbdErrorKind};
+use super::mirror_survey::{Looked, MirrorPool};
 use super::types::*;
 
 /// How a site is reached. Workers hold one connection per (conf, user, cluster name).
@@ -168,6 +169,8 @@ commands! {
     Short BlocklistList {} -> Vec<String>;
     /// The same with the end of each entry, as the cluster says it.
     Short BlocklistEntries {} -> Vec<BlocklistEntry>;
+    /// Whether this client's capabilities let it fence others, which breaking a lock takes too. Fences nobody.
+    Short MayFence {} -> bool;
     /// Value of a ceph.conf option of the client (`rados_conf_get`), e.g. `rbd_default_features`.
     Short ConfGet { option: String } -> Option<String>;
 
@@ -296,6 +299,10 @@ commands! {
     /// Addresses of the rbd-mirror daemons that serve this pool on this site, in the form that
     /// `LockOwners` uses. The proof that a lock owner is the site's own daemon and not a VM.
     Short MirrorDaemons { pool: String } -> Vec<String>;
+    /// Mode, peers, daemons and schedules of a pool.
+    Short MirrorPoolView { pool: String } -> MirrorPool;
+    /// Everything about the mirroring of many images at once, in the order asked. Opens each of them read-only.
+    Short MirrorSurvey { pool: String, images: Vec<String> } -> Vec<Looked>;
     /// Makes this side primary.
     Short MirrorPromote { pool: String, image: String, force: bool } -> ();
     /// Makes this side secondary.

@@ -10,6 +10,7 @@ pub mod failover;
 pub mod images;
 pub mod mirroring;
 pub mod snapshots;
+pub mod survey;
 pub mod trash;
 
 use std::fmt::Debug;
@@ -422,6 +423,9 @@ macro_rules! all_cases {
             snapshot_mode_mirror_snapshots_tell_what_has_arrived: drills::mirror_snapshots_tell_what_has_arrived,
             snapshot_mode_schedules: drills::schedules,
             mirror_info_many: mirroring::info_many,
+            mirror_pool_view: survey::pool_view,
+            mirror_survey: survey::many_images,
+            may_fence: survey::may_fence,
             journal_rollback_replicates: mirroring::journal_rollback_replicates,
             journal_restoration_replicates: |env| mirroring::restoration_replicates(env, MirrorMode::Journal),
             snapshot_mode_restoration_replicates: |env| mirroring::restoration_replicates(env, MirrorMode::Snapshot),

@@ -33,7 +33,7 @@ const INSTANCE_KEY: &str = "instance_";
 const INSTANCE_OBJECT: &str = "rbd_mirror_instance.";
 /// librbd's name of its managed locks (`RBD_LOCK_NAME`).
 const LOCK: &str = "rbd_lock";
-/// More daemons than anybody runs for one pool.
+/// Pairs of an omap that are read at once.
 const MOST: u64 = 1024;
 
 impl IoCtx {
@@ -50,7 +50,26 @@ impl IoCtx {
         Ok(addresses)
     }
 
+    /// Address of the daemon that leads them, if one does.
+    pub(super) fn mirror_leader(&self) -> Result<Option<String>, Failure> {
+        Ok(self.lockers(LEADER)?.into_iter().next())
+    }
+
     /// An object's omap; empty when there is no such object.
+    pub(super) fn omap(&self, name: &str) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+        let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+        loop {
+            let last = all.last().map_or_else(String::new, |(key, _)| key.clone());
+            let (mut page, more) = self.omap_after(name, &last)?;
+            let empty = page.is_empty();
+            all.append(&mut page);
+            if !more || empty {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// What of an omap comes after a key, and whether there is more.
     ///
     /// Implements:
     /// ```c
@@ -61,10 +80,11 @@ impl IoCtx {
     /// int rados_omap_get_next2(rados_omap_iter_t iter, char **key, char **val, size_t *key_len, size_t *val_len);
     /// void rados_omap_get_end(rados_omap_iter_t iter);
     /// ```
-    pub(super) fn omap(&self, name: &str) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    #[allow(clippy::type_complexity)]
+    fn omap_after(&self, name: &str, after: &str) -> Result<(Vec<(String, Vec<u8>)>, bool), Failure> {
         let call = "rados_read_op_operate";
         let f = &self.api().daemons;
-        let (oid, start) = (text(call, name)?, text(call, "")?);
+        let (oid, start, prefix) = (text(call, name)?, text(call, after)?, text(call, "")?);
         let mut iter: rados_omap_iter_t = ptr::null_mut();
         let (mut more, mut value): (c_uchar, c_int) = (0, 0);
         // SAFETY: the out-pointers live until the operation has run, which is inside this block; the
@@ -74,7 +94,7 @@ impl IoCtx {
             (f.rados_read_op_omap_get_vals2)(
                 op,
                 start.as_ptr(),
-                start.as_ptr(),
+                prefix.as_ptr(),
                 MOST,
                 &mut iter,
                 &mut more,
@@ -85,7 +105,7 @@ impl IoCtx {
             result
         };
         if result == -libc::ENOENT {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
         check(call, || self.path(name), result)?;
         check("rados_read_op_omap_get_vals2", || self.path(name), value)?;
@@ -110,7 +130,7 @@ impl IoCtx {
         }
         // SAFETY: made by the operation above, ended once.
         unsafe { (f.rados_omap_get_end)(iter) };
-        Ok(pairs)
+        Ok((pairs, more != 0))
     }
 
     /// Addresses of the holders of an object's [`LOCK`]; none when nobody holds it or it is gone.

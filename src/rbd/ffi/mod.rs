@@ -21,6 +21,7 @@ mod lock;
 mod metadata;
 mod mirror;
 mod mirror_snapshot;
+mod peers;
 pub(crate) mod process;
 mod quiesce;
 mod rados;
@@ -79,6 +80,7 @@ pub(crate) struct Api {
     metadata: metadata::Functions,
     mirror: mirror::Functions,
     mirror_snapshot: mirror_snapshot::Functions,
+    peers: peers::Functions,
     quiesce: quiesce::Functions,
     rollback: rollback::Functions,
     snapshot: snapshot::Functions,
@@ -116,6 +118,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
             mirror_snapshot: mirror_snapshot::Functions::load(&rbd).map_err(missing)?,
+            peers: peers::Functions::load(&rbd).map_err(missing)?,
             quiesce: quiesce::Functions::load(&rbd).map_err(missing)?,
             rollback: rollback::Functions::load(&rbd).map_err(missing)?,
             snapshot: snapshot::Functions::load(&rbd).map_err(missing)?,

@@ -140,6 +140,8 @@ pub struct SimConfig {
     pub lost_worker_leaves_watch: bool,
     /// Client may remove blocklist entries. False with the `profile rbd` capability (EACCES, measured).
     pub may_unblock: bool,
+    /// Client may add them, as that capability lets it.
+    pub may_fence: bool,
 }
 
 impl Default for SimConfig {
@@ -159,6 +161,7 @@ impl Default for SimConfig {
             stale_reports: true,
             lost_worker_leaves_watch: true,
             may_unblock: false,
+            may_fence: true,
         }
     }
 }

@@ -77,6 +77,7 @@ impl World {
                 };
                 Reply::BlocklistEntries(held.map(entry).collect())
             }
+            Request::MayFence(_) => Reply::MayFence(self.config.may_fence),
             Request::ConfGet(r) => Reply::ConfGet(match r.option.as_str() {
                 "rbd_default_features" => Some("61".to_owned()),
                 "fsid" => Some(state.fsid.clone()),
@@ -204,6 +205,8 @@ impl World {
                 let runs = state.daemon.state != DaemonState::Stopped;
                 Reply::MirrorDaemons(if runs { vec![state.daemon_address()] } else { vec![] })
             }
+            Request::MirrorPoolView(r) => Reply::MirrorPoolView(self.mirror_pool(site, &r.pool)?),
+            Request::MirrorSurvey(r) => Reply::MirrorSurvey(self.mirror_survey(site, &r.pool, &r.images)?),
             Request::MirrorPromote(r) => {
                 Reply::MirrorPromote(self.mirror_promote(site, &r.pool, &r.image, r.force)?)
             }

@@ -40,6 +40,7 @@ mod snapshots;
 mod state;
 mod stream;
 mod subject;
+mod survey;
 mod tear;
 
 use std::path::PathBuf;

@@ -175,6 +175,8 @@ pub(super) struct PoolState {
     pub(super) images: BTreeMap<String, ImageState>,
     pub(super) names: BTreeMap<String, String>,
     pub(super) by_global_id: BTreeMap<String, String>,
+    /// Ids of the images whose mirror snapshots have a schedule; empty for that of the whole pool.
+    pub(super) scheduled: BTreeSet<String>,
 }
 
 impl PoolState {

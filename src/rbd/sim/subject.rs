@@ -27,6 +27,7 @@ impl Subject {
             | Request::BlocklistRemove(_)
             | Request::BlocklistList(_)
             | Request::BlocklistEntries(_)
+            | Request::MayFence(_)
             | Request::ConfGet(_) => Subject::default(),
             Request::ProbeOsd(r) => pool(&r.pool),
             Request::PoolStats(r) => pool(&r.pool),
@@ -36,6 +37,8 @@ impl Subject {
             Request::MirrorDaemons(r) => pool(&r.pool),
             Request::MirrorInfoMany(r) => pool(&r.pool),
             Request::MirrorStatusPage(r) => pool(&r.pool),
+            Request::MirrorPoolView(r) => pool(&r.pool),
+            Request::MirrorSurvey(r) => pool(&r.pool),
             Request::SnapCreateTogether(r) => pool(&r.pool),
             Request::ImageSurvey(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::stream::Link;
+use super::survey::mirroring;
 use super::{monitor, schedule, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
@@ -48,6 +49,7 @@ pub(super) fn execute(
         }
         Request::BlocklistList(_) => Reply::BlocklistList(monitor::blocklist(cluster)?),
         Request::BlocklistEntries(_) => Reply::BlocklistEntries(monitor::blocklist_entries(cluster)?),
+        Request::MayFence(_) => Reply::MayFence(monitor::may_fence(cluster)?),
         Request::ConfGet(c) => Reply::ConfGet(cluster.conf_get(&c.option)?),
 
         Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),
@@ -212,6 +214,8 @@ pub(super) fn execute(
             Reply::MirrorStatusPage(pool(&c.pool)?.mirror_status_page(&c.after, c.limit as usize)?)
         }
         Request::MirrorDaemons(c) => Reply::MirrorDaemons(pool(&c.pool)?.mirror_daemons()?),
+        Request::MirrorPoolView(c) => Reply::MirrorPoolView(pool(&c.pool)?.mirror_pool()?),
+        Request::MirrorSurvey(c) => Reply::MirrorSurvey(mirroring(&pool(&c.pool)?, &c.images)?),
         Request::MirrorPromote(c) => {
             let io = pool(&c.pool)?;
             Reply::MirrorPromote(Image::open(&io, &c.image)?.mirror_promote(c.force)?)
@@ -452,7 +456,7 @@ fn survey(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Surveyed>>, Failur
 }
 
 /// Looks at many images, several at a time; the answers are in the order of `images`.
-fn many<T: Clone + Send>(
+pub(super) fn many<T: Clone + Send>(
     images: &[String],
     look: impl Fn(&str) -> Result<Option<T>, Failure> + Sync,
 ) -> Result<Vec<Option<T>>, Failure> {

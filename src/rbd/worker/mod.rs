@@ -6,13 +6,14 @@
 //! closes: a service that died leaves no client behind that could still change an image.
 //!
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
-//! request to calls of `rbd::ffi`; `stream` is the data of images, and `together` is the one that takes several images at once.
+//! request to calls of `rbd::ffi`; `stream` is the data of images, `survey` looks at many of them, and `together` is the one that takes several images at once.
 
 mod commands;
 mod connections;
 mod monitor;
 mod schedule;
 mod stream;
+mod survey;
 mod threads;
 mod together;
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{Cluster, Failure};
 use crate::rbd::types::{BlocklistEntry, PoolCapacity};
 
@@ -52,6 +53,21 @@ fn read_capacity(df: &Value, quota: &Value, pool: &str) -> Result<PoolCapacity, 
 pub(super) fn blocklist_remove(cluster: &Cluster, address: &str) -> Result<(), Failure> {
     let command = json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": address});
     cluster.mon_command(&command).map(drop)
+}
+
+/// No address, but of the form that `profile rbd` lets be fenced (`MonCap.cc`). The monitors look at a client's
+/// capabilities before they look at what it asks for.
+const NO_ADDRESS: &str = "scoria-may-fence/1";
+
+/// Whether this client may fence others: the monitors refuse either the client, or the address.
+pub(super) fn may_fence(cluster: &Cluster) -> Result<bool, Failure> {
+    let command = json!({"prefix": "osd blocklist", "blocklistop": "add", "addr": NO_ADDRESS});
+    match cluster.mon_command(&command) {
+        Ok(_) => Ok(true),
+        Err(refusal) if refusal.kind() == RbdErrorKind::Invalid => Ok(true),
+        Err(refusal) if refusal.kind() == RbdErrorKind::Permission => Ok(false),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Addresses of all fenced clients.
