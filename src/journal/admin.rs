@@ -239,6 +239,7 @@ impl Journal {
     /// # Errors
     /// `Database`.
     pub async fn purge(&self) -> Result<usize> {
+        self.drop_stale_answers().await?;
         let retention = micros(self.shared.options.retention);
         let mut purged = 0;
         loop {

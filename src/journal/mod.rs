@@ -14,6 +14,8 @@
 
 mod admin;
 mod clients;
+mod history;
+mod inquiry;
 mod lease;
 mod lock;
 mod operation;
@@ -34,6 +36,7 @@ use uuid::Uuid;
 
 pub use admin::{Listing, ListingFilter};
 pub use clients::RbdClient;
+pub use history::Past;
 pub use operation::{Operation, Step};
 pub use submit::{Item, Progress, Submitted};
 pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};

@@ -7,11 +7,11 @@
 use chrono::NaiveDateTime;
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Datetime, Text};
+use diesel::sql_types::{BigInt, Datetime, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
-use super::{Journal, Listing, NewOperation, Step, db_now};
+use super::{Journal, Listing, NewOperation, Step, db_now, micros};
 use crate::db::Conn;
 use crate::db::error::is_duplicate;
 use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
@@ -92,34 +92,7 @@ impl Journal {
                 if let Some(open) = same_open(conn, new).await? {
                     return Ok(Submitted::Open(open));
                 }
-                let inserted = diesel::insert_into(ops::table)
-                    .values((
-                        ops::unique_id.eq(&new.unique_id),
-                        ops::method.eq(&new.method),
-                        ops::backend_host.eq(&new.backend_host),
-                        ops::cluster.eq(&new.cluster),
-                        ops::request.eq(&new.request),
-                        ops::state.eq("open"),
-                        ops::owner.eq(""),
-                        ops::owner_host.eq(""),
-                        // The first to adopt it becomes its first owner.
-                        ops::epoch.eq(0),
-                        ops::lease_until.eq(sql::<Datetime>("UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")),
-                        ops::accepted_at.eq(db_now()),
-                        ops::updated_at.eq(db_now()),
-                    ))
-                    .execute(conn)
-                    .await;
-                match inserted {
-                    Ok(_) => {}
-                    Err(e) if is_duplicate(&e) => {
-                        return Err(Error::internal("An order was submitted under a used id"));
-                    }
-                    Err(e) => return Err(e.into()),
-                }
-                let id =
-                    ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?;
-                Ok(Submitted::New(id))
+                Ok(Submitted::New(insert_order(conn, new).await?))
             })
             .await
     }
@@ -236,6 +209,42 @@ impl Journal {
             })
             .collect())
     }
+}
+
+/// The row of an order, which nobody owns yet; its number.
+pub(super) async fn insert_order(conn: &mut Conn, new: &NewOperation) -> Result<i64> {
+    let deadline = new.timeout.map(|t| {
+        sql::<Nullable<Datetime>>("UTC_TIMESTAMP(6) + INTERVAL ")
+            .bind::<BigInt, _>(micros(t))
+            .sql(" MICROSECOND")
+    });
+    let inserted = diesel::insert_into(ops::table)
+        .values((
+            ops::unique_id.eq(&new.unique_id),
+            ops::method.eq(&new.method),
+            ops::backend_host.eq(&new.backend_host),
+            ops::cluster.eq(&new.cluster),
+            ops::request.eq(&new.request),
+            deadline.map(|d| ops::deadline.eq(d)),
+            ops::state.eq("open"),
+            ops::owner.eq(""),
+            ops::owner_host.eq(""),
+            // The first to adopt it becomes its first owner.
+            ops::epoch.eq(0),
+            ops::lease_until.eq(sql::<Datetime>("UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")),
+            ops::accepted_at.eq(db_now()),
+            ops::updated_at.eq(db_now()),
+        ))
+        .execute(conn)
+        .await;
+    match inserted {
+        Ok(_) => {}
+        Err(e) if is_duplicate(&e) => {
+            return Err(Error::internal("An order was submitted under a used id"));
+        }
+        Err(e) => return Err(e.into()),
+    }
+    Ok(ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?)
 }
 
 /// An open operation of the same backend with the same method and arguments. The rows read, and the
