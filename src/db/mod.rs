@@ -15,6 +15,7 @@
 
 pub mod admin;
 pub mod attachment;
+pub mod audit;
 pub mod backup;
 pub mod cluster;
 mod connection;

@@ -145,12 +145,16 @@ pub(super) async fn reported_of(
         Err(error) if error.is_not_found() => return Ok((Peer::NotReplaying, 0)),
         Err(error) => return Err(error),
     };
-    let peer = match (replays(&report), report.info.mode) {
+    Ok((peer_in(&report), report.local.map_or(0, |local| local.last_update)))
+}
+
+/// What a report of the copy's side says of the copy.
+pub(super) fn peer_in(report: &MirrorReport) -> Peer {
+    match (replays(report), report.info.mode) {
         (false, _) => Peer::NotReplaying,
         (true, MirrorMode::Journal) if report.registered.is_empty() => Peer::Unlinked,
         (true, _) => Peer::Replaying,
-    };
-    Ok((peer, report.local.map_or(0, |local| local.last_update)))
+    }
 }
 
 fn replays(report: &MirrorReport) -> bool {

@@ -207,12 +207,20 @@ pub(super) async fn is_retried(backend: &Backend) -> Result<bool> {
 /// A row that Cinder has not given a replication status is not mirrored (invariant 4), and one that is being
 /// created has no image to move: its request will find out where it belongs.
 fn movable(volumes: Vec<Volume>) -> impl Iterator<Item = Volume> {
-    volumes.into_iter().filter(|v| {
-        v.replication_status.is_some() && !matches!(v.status.as_str(), "creating" | "downloading")
-    })
+    volumes.into_iter().filter(is_movable)
 }
 
-fn is_failover_error(volume: &Volume) -> bool {
+/// See [`movable`].
+pub(super) fn is_movable(volume: &Volume) -> bool {
+    volume.replication_status.is_some() && !is_being_made(volume)
+}
+
+/// Its request is still making its image.
+pub(super) fn is_being_made(volume: &Volume) -> bool {
+    matches!(volume.status.as_str(), "creating" | "downloading")
+}
+
+pub(super) fn is_failover_error(volume: &Volume) -> bool {
     volume.replication_status.as_deref() == Some(ReplicationStatus::FailoverError.as_str())
 }
 
@@ -249,13 +257,7 @@ pub(super) async fn move_all(
         .collect();
     let mut by_source: BTreeMap<String, Vec<Volume>> = BTreeMap::new();
     for volume in volumes {
-        let stray = strays.get(&volume.id).filter(|site| **site != decision.target);
-        let source = match stray {
-            Some(site) => site.clone(),
-            None if decision.source != decision.target => decision.source.clone(),
-            // A retry of a volume that is served nowhere, or on the target already: from the other side.
-            None => other_site(backend, &decision.target),
-        };
+        let source = source_of(backend, decision, strays.get(&volume.id));
         by_source.entry(source).or_default().push(volume);
     }
     if by_source.is_empty() && decision.source != decision.target {
@@ -319,6 +321,16 @@ pub(super) async fn move_all(
         }
     }
     Ok(moved)
+}
+
+/// The site that a volume leaves: where it is served.
+pub(super) fn source_of(backend: &Backend, decision: &Decision, stray: Option<&String>) -> String {
+    match stray.filter(|site| **site != decision.target) {
+        Some(site) => site.clone(),
+        None if decision.source != decision.target => decision.source.clone(),
+        // A retry of a volume that is served nowhere, or on the target already: from the other side.
+        None => other_site(backend, &decision.target),
+    }
 }
 
 /// The site that is not `target`: the primary, or the first device when the primary is meant.

@@ -5,7 +5,7 @@
 //! operations that the API and the admin tool order; `orders` is how the latter does; `drill` tries a failover
 //! out on clones; `schedules` keeps mirror snapshots coming; `parent` is what becomes of a mirrored clone's parent;
 //! `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster agree on it;
-//! `lag` is how far behind the copies are, and `news` what listeners hear.
+//! `lag` is how far behind the copies are, `news` what listeners hear, and `foresight` what a failover would do.
 
 pub mod admission;
 pub mod drill;
@@ -13,6 +13,7 @@ pub mod enable;
 pub mod engine;
 pub mod failover;
 pub mod fence;
+pub mod foresight;
 pub mod group;
 pub mod intent;
 mod judge;

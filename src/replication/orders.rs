@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::foresight::Inquiry;
 use super::intent::Intent;
 use crate::error::{Code, Error, Result};
 
@@ -28,6 +29,13 @@ pub const MOVE: &str = "scoria.replication.move";
 pub const FENCE: &str = "scoria.replication.fence";
 /// Method of [`Order::Unfence`].
 pub const UNFENCE: &str = "scoria.replication.unfence";
+
+/// Method of [`Order::Inquire`].
+pub const INQUIRE: &str = "scoria.replication.inquire";
+/// Method of [`Order::Repair`].
+pub const REPAIR: &str = "scoria.replication.repair";
+/// Method of [`Order::Refresh`].
+pub const REFRESH: &str = "scoria.replication.refresh";
 
 /// Method of [`Order::Drain`].
 pub const DRAIN: &str = "scoria.drain";
@@ -125,6 +133,22 @@ pub struct Unfence {
     pub volumes: Option<Vec<String>>,
 }
 
+/// Mend what an audit finds, as far as that is provably safe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repair {
+    /// Only these volumes; `None`: all of the backend, and rows about nothing.
+    pub volumes: Option<Vec<String>>,
+}
+
+/// Rewrite stored connection information that names another site than the one that serves the volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refresh {
+    /// Only attachments of these volumes; `None`: of all volumes of the backend.
+    pub volumes: Option<Vec<String>>,
+}
+
 /// Take no more requests, and finish what is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -158,6 +182,15 @@ pub enum Order {
     /// See [`Unfence`].
     #[serde(rename = "scoria.replication.unfence")]
     Unfence(Unfence),
+    /// See [`Inquiry`]: it changes nothing, and is answered.
+    #[serde(rename = "scoria.replication.inquire")]
+    Inquire(Inquiry),
+    /// See [`Repair`].
+    #[serde(rename = "scoria.replication.repair")]
+    Repair(Repair),
+    /// See [`Refresh`].
+    #[serde(rename = "scoria.replication.refresh")]
+    Refresh(Refresh),
     /// See [`Drain`].
     #[serde(rename = "scoria.drain")]
     Drain(Drain),
@@ -175,6 +208,9 @@ impl Order {
             Order::Move(_) => MOVE,
             Order::Fence(_) => FENCE,
             Order::Unfence(_) => UNFENCE,
+            Order::Inquire(_) => INQUIRE,
+            Order::Repair(_) => REPAIR,
+            Order::Refresh(_) => REFRESH,
             Order::Drain(_) => DRAIN,
         }
     }

@@ -10,6 +10,7 @@ use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
+use crate::replication::foresight::{self, affected, repair};
 use crate::replication::orders::{Order, Request};
 use crate::replication::{drill, failover, fence, ordered, resync};
 
@@ -67,6 +68,9 @@ async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
             fence::lay(backend, operation, &order.site, only, order.seconds).await
         }
         Order::Unfence(order) => fence::lift(backend, operation, &order.site, order.volumes.as_deref()).await,
+        Order::Inquire(inquiry) => foresight::answer(backend, operation, &inquiry).await,
+        Order::Repair(order) => repair::run(backend, operation, order.volumes.as_deref()).await,
+        Order::Refresh(order) => affected::refresh(backend, operation, order.volumes.as_deref()).await,
         // Recovery has seen to it before: it needs more than the backend.
         Order::Drain(_) => Ok(()),
     }

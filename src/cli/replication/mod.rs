@@ -1,9 +1,14 @@
 //! `replication`: what an operator does in and around a failover. That of a whole backend is ordered through
 //! cinder-api (`cinder failover-host`), as ever, or here; anything smaller only here.
 
+mod affected;
+mod ask;
+mod audit;
 mod failover;
 mod fence;
 mod lag;
+mod plan;
+mod preflight;
 mod reset;
 mod resync;
 mod retry;
@@ -32,6 +37,14 @@ pub enum Action {
         #[arg(long, value_name = "HOST@BACKEND")]
         backend: Option<String>,
     },
+    /// Is everything ready to fail over now? Touches nothing; exits with 1 when something stands in the way
+    Preflight(Preflight),
+    /// What would a failover do with each volume, lose, and take? Touches nothing
+    Plan(Plan),
+    /// Where the database and the clusters disagree
+    Audit(Audit),
+    /// Servers that have volumes of a failover attached, and whether Cinder's record of that is up to date
+    Affected(Affected),
     /// How far behind the copy of each volume is, as the service last saw it
     Lag {
         /// Only this backend
@@ -119,6 +132,95 @@ impl Failover {
             (false, false, false) => Intent::Automatic,
         }
     }
+}
+
+/// How long an answer is waited for.
+#[derive(Debug, Clone, Copy, Args)]
+#[allow(missing_docs)]
+pub struct Timeout {
+    /// Seconds to wait for the service's answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
+}
+
+impl Timeout {
+    fn within(self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.timeout.into())
+    }
+}
+
+/// Arguments of `preflight`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Preflight {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Target: 'default' or a backend_id. Default: the one that a failover would choose
+    #[arg(long, value_name = "SITE")]
+    pub to: Option<String>,
+    #[command(flatten)]
+    pub timeout: Timeout,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Plan {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Target: 'default' or a backend_id. Default: the one that a failover would choose
+    #[arg(long, value_name = "SITE")]
+    pub to: Option<String>,
+    /// Only this volume; repeatable. Default: all volumes of the backend
+    #[arg(long = "volume", value_name = "ID")]
+    pub volumes: Vec<Uuid>,
+    #[command(flatten)]
+    pub timeout: Timeout,
+}
+
+/// Arguments of `audit`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Audit {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Only this volume; repeatable. Default: all volumes of the backend, and images of none
+    #[arg(long = "volume", value_name = "ID")]
+    pub volumes: Vec<Uuid>,
+    /// Mend what is provably safe
+    #[arg(long)]
+    pub repair: bool,
+    /// Do not ask
+    #[arg(long, requires = "repair")]
+    pub yes: bool,
+    /// Return once the order to repair is written down
+    #[arg(long, requires = "repair")]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub timeout: Timeout,
+}
+
+/// Arguments of `affected`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Affected {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Only volumes that this operation has moved. Default: all that are not at home
+    #[arg(long, value_name = "ID")]
+    pub operation: Option<i64>,
+    /// Rewrite stored connection information that names another site than the one that serves the volume
+    #[arg(long)]
+    pub refresh: bool,
+    /// Return once the order to refresh is written down
+    #[arg(long, requires = "refresh")]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub timeout: Timeout,
 }
 
 /// Arguments of `resync`.
@@ -228,6 +330,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     context.require_tables().await?;
     match action {
         Action::Status { backend } => status::run(context, backend.as_deref()).await,
+        Action::Preflight(arguments) => preflight::run(context, arguments).await,
+        Action::Plan(arguments) => plan::run(context, arguments).await,
+        Action::Audit(arguments) => audit::run(context, arguments).await,
+        Action::Affected(arguments) => affected::run(context, arguments).await,
         Action::Lag { backend, degraded } => lag::run(context, backend.as_deref(), degraded).await,
         Action::Failover(arguments) => failover::run(context, arguments).await,
         Action::Resync(arguments) => resync::run(context, arguments).await,

@@ -11,7 +11,8 @@ use super::super::output::{counts, facts, time, volumes};
 use super::super::target::Target;
 use super::super::{Context, Report};
 use super::lag::{SiteView, sites};
-use crate::db::{admin, lag};
+use crate::db::failover::NOT_REPLICATED;
+use crate::db::{admin, audit, lag};
 use crate::error::Result;
 use crate::journal::{ListingFilter, Progress};
 use crate::replication::orders::ALL;
@@ -25,6 +26,12 @@ struct View {
     sites: Option<Vec<String>>,
     accepts_failover: bool,
     volumes: BTreeMap<String, i64>,
+    /// Volumes that a server has attached.
+    attached: i64,
+    /// Volumes that a failover to another site leaves behind, because they are not replicated.
+    not_replicated: i64,
+    /// What volumes say of their replication, and how many say it.
+    said: BTreeMap<String, i64>,
     strays: Vec<Stray>,
     degraded: i64,
     asked: Vec<SiteView>,
@@ -75,10 +82,15 @@ pub(super) async fn run(context: &Context, backend: Option<&str>) -> Result<Repo
 
 async fn view(context: &Context, target: &Target, now: NaiveDateTime) -> Result<View> {
     let scope = &target.scope;
-    let (volumes, strays) = context
+    let (volumes, strays, said, attached) = context
         .db
         .read("volumes of a backend", async |conn| {
-            Ok((admin::replication_counts(conn, scope).await?, admin::strays(conn, scope).await?))
+            Ok((
+                admin::replication_counts(conn, scope).await?,
+                admin::strays(conn, scope).await?,
+                audit::said(conn, scope).await?,
+                audit::attached(conn, scope).await?,
+            ))
         })
         .await?;
     let (degraded, asked) = context
@@ -115,7 +127,10 @@ async fn view(context: &Context, target: &Target, now: NaiveDateTime) -> Result<
         cluster,
         active_site: target.active_site(),
         sites: target.sites(),
+        not_replicated: NOT_REPLICATED.iter().filter_map(|status| volumes.get(*status)).sum(),
         volumes,
+        attached,
+        said,
         strays: strays.into_iter().map(|(volume, site)| Stray { volume, site }).collect(),
         degraded,
         asked: sites(&asked, now),
@@ -183,6 +198,16 @@ fn render(view: &View) -> String {
     ));
     let all = counts(view.volumes.iter().map(|(s, n)| (s.as_str(), *n)));
     rows.push(("Volumes", Some(if all.is_empty() { "none".to_owned() } else { all })));
+    rows.push((
+        "Attached",
+        (view.attached > 0).then(|| volumes(usize::try_from(view.attached).unwrap_or(0))),
+    ));
+    let behind = usize::try_from(view.not_replicated).unwrap_or(0);
+    rows.push((
+        "Not replicated",
+        (replicated && behind > 0).then(|| format!("{}, out of reach after a failover", volumes(behind))),
+    ));
+    rows.push(("They say", said(&view.said)));
     rows.push(("Strays", strays(&view.strays)));
     if !view.asked.is_empty() {
         let degraded = match usize::try_from(view.degraded) {
@@ -201,6 +226,20 @@ fn fields(fields: &admin::Fields) -> String {
     let frozen = if fields.frozen { ", frozen" } else { "" };
     let status = fields.replication_status.as_deref().unwrap_or("no replication status");
     format!("{status}, {}{frozen}", enabled(fields.disabled, fields.disabled_reason.as_deref()))
+}
+
+/// What volumes say of their replication, the most frequent first.
+fn said(said: &BTreeMap<String, i64>) -> Option<String> {
+    /// Sentences before it is enough.
+    const SHOWN: usize = 5;
+    let mut all: Vec<(&String, &i64)> = said.iter().collect();
+    all.sort_by_key(|(text, count)| (-**count, *text));
+    let mut lines: Vec<String> =
+        all.iter().take(SHOWN).map(|(text, count)| format!("{count}: {text}")).collect();
+    if all.len() > SHOWN {
+        lines.push(format!("and {} other texts", all.len() - SHOWN));
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// `2 volumes served from default: v1, v2`, a line a site.
@@ -247,6 +286,9 @@ mod tests {
             sites: Some(vec!["default".into(), "b".into()]),
             accepts_failover: false,
             volumes: BTreeMap::from([("failover-error".into(), 2), ("enabled".into(), 7)]),
+            attached: 3,
+            not_replicated: 1,
+            said: BTreeMap::from([("degraded".into(), 1), ("it is primary on both sites".into(), 2)]),
             strays: vec![Stray { volume: "v1".into(), site: "b".into() }],
             degraded: 3,
             asked: sites(
@@ -269,6 +311,9 @@ mod tests {
             "1 volume still served from b: v1",
             "3 volumes degraded",
             "b: answered 0s ago",
+            "3 volumes",
+            "1 volume, out of reach",
+            "2: it is primary on both sites",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

@@ -194,7 +194,7 @@ async fn enable_one(
 }
 
 /// The image gets back the features that it had: its row will not remember which were added.
-async fn take_back(site: &Site, pool: &str, image: &str, before: u64) {
+pub(in crate::replication) async fn take_back(site: &Site, pool: &str, image: &str, before: u64) {
     let data = DriverData {
         had_exclusive_lock: before & features::EXCLUSIVE_LOCK != 0,
         had_journaling: before & features::JOURNALING != 0,

@@ -30,6 +30,7 @@ use crate::volume::group::tell;
 
 pub use failover::{Failover, failover};
 pub(super) use failover::{hold as hold_volumes, write_volumes};
+pub(super) use mirroring::take_back;
 pub use mirroring::{disable, enable};
 
 /// What was asked of a group's replication.
@@ -134,7 +135,7 @@ impl Set {
 }
 
 /// Holds named locks, taken in one order so that two groups never wait for each other.
-async fn hold(backend: &Backend, names: BTreeSet<String>) -> Vec<NamedGuard> {
+pub(super) async fn hold(backend: &Backend, names: BTreeSet<String>) -> Vec<NamedGuard> {
     let mut held = Vec::with_capacity(names.len());
     for name in names {
         held.push(backend.locks.lock(&name).await);
