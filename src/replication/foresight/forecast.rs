@@ -13,6 +13,7 @@ use crate::model::transition::BEING_MADE_OR_DELETED;
 use crate::rbd::mirror_survey::Looked;
 use crate::replication::engine::peer_in;
 use crate::replication::failover::{is_being_made, is_movable};
+use crate::replication::intent::Intent;
 use crate::replication::plan::{Action, Case, Peer, Reason, ServedFrom, Side, Step, plan};
 use crate::replication::verdict::Verdict;
 
@@ -120,6 +121,7 @@ fn case(facts: &Facts, image: &str, from: &str, to: &str) -> Case {
         .get(from)
         .is_some_and(|site| site.pool.as_ref().is_ok_and(|pool| pool.daemons.is_empty()));
     Case {
+        intent: Intent::Automatic,
         step: Step::Pending,
         source_verdict: verdict(from),
         target_verdict: verdict(to),
@@ -145,7 +147,7 @@ fn foretell(case: &Case) -> (Fate, Option<Reason>) {
         Action::Demote if one_way => (Fate::MoveOneWay, None),
         Action::Demote => (Fate::Move, None),
         Action::Promote => (Fate::Promote, None),
-        Action::ForcePromote => (Fate::Force, None),
+        Action::ForcePromote | Action::Override => (Fate::Force, None),
         Action::EnsureWritable | Action::Finish => (Fate::Already, None),
         // The target has no copy, and the old side is demoted: promoted there again.
         Action::Restore => (Fate::Stay, Some(Reason::PeerMissing)),

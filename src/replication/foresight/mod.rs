@@ -25,6 +25,7 @@ use uuid::Uuid;
 use self::facts::{Facts, Need, gather};
 use self::forecast::{Estimate, Fate, Forecast, estimate};
 use super::failover::{Decision, source_of};
+use super::intent::Intent;
 use super::orders::MOVES;
 use super::plan::Side;
 use super::target::{self, DEFAULT};
@@ -136,7 +137,8 @@ async fn facts_of_move(
 }
 
 fn forecasts(backend: &Backend, facts: &Facts, to: &str) -> Vec<Forecast> {
-    let decision = Decision { source: facts.active.clone(), target: to.to_owned() };
+    let decision =
+        Decision { source: facts.active.clone(), target: to.to_owned(), intent: Intent::Automatic };
     facts
         .rows
         .iter()

@@ -418,7 +418,7 @@ fn advice(reason: Reason) -> &'static str {
         Reason::PeerMissing => "check rbd-mirror of the target site and its peer; is its parent mirrored?",
         Reason::PeerNotReady => "rbd mirror image status on the target site says what its daemon waits for",
         Reason::TargetUnreadable | Reason::TargetSilent => "bring the target site back",
-        Reason::SourceUnreadable => "repair the active site, or stop it for good",
+        Reason::SourceUnreadable | Reason::SourceDied => "repair the active site, or stop it for good",
         Reason::DemoteFailed | Reason::PromoteNotAccepted | Reason::NotWritable | Reason::NoPrimary => {
             "rbd mirror image status on both sites"
         }

@@ -42,7 +42,7 @@ use crate::backend::locks::NamedGuard;
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::volume::VolumeChanges;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::{GIB, Volume, VolumeEvent};
 use crate::openstack::glance::{Image, Locations};
