@@ -27,6 +27,7 @@ pub async fn types(conn: &mut Conn, ids: &[String]) -> Result<HashMap<String, Vo
         .load(conn)
         .await?;
     type Spec = (String, Option<String>, Option<String>);
+    type Pair = (Option<String>, Option<String>);
     let specs: Vec<Spec> = volume_type_extra_specs::table
         .filter(volume_type_extra_specs::volume_type_id.eq_any(ids))
         .filter(volume_type_extra_specs::deleted.eq(false))
@@ -37,7 +38,7 @@ pub async fn types(conn: &mut Conn, ids: &[String]) -> Result<HashMap<String, Vo
         ))
         .load(conn)
         .await?;
-    let mut by_type: HashMap<String, Vec<(Option<String>, Option<String>)>> = HashMap::new();
+    let mut by_type: HashMap<String, Vec<Pair>> = HashMap::new();
     for (id, key, value) in specs {
         by_type.entry(id).or_default().push((key, value));
     }

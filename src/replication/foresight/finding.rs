@@ -44,10 +44,13 @@ pub struct Finding {
     pub volumes: Vec<String>,
 }
 
+/// All of a finding but its volumes.
+type Key = (Severity, String, Option<String>, String, String);
+
 /// Gathers findings: the same about several volumes is one.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    found: BTreeMap<(Severity, String, Option<String>, String, String), Vec<String>>,
+    found: BTreeMap<Key, Vec<String>>,
 }
 
 impl Findings {

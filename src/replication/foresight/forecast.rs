@@ -199,6 +199,7 @@ mod tests {
 
     fn case(source: Side, target: Side, peer: Peer) -> Case {
         Case {
+            intent: Intent::Automatic,
             step: Step::Pending,
             source_verdict: Verdict::Alive,
             target_verdict: Verdict::Alive,

@@ -247,6 +247,7 @@ fn pair_of(world: &World, source: &'static str, target: &'static str) -> World {
         source,
         target,
         limits: world.limits,
+        intent: world.intent,
         rows: Rows::new(),
         away: Mutex::default(),
     }
