@@ -112,6 +112,10 @@ impl Recovery {
             return Ok(next);
         }
         let operations = self.backend.journal.adopt(scope).await?;
+        // The leases of a dead member end one after the other, as its requests came: the next is due in a moment.
+        // What was ours may have been given back, and is not tried again at once.
+        let own = self.backend.journal.owner().host;
+        let others = operations.iter().filter_map(Operation::former).any(|former| former.host != own);
         // Before it could have taken a request.
         operations.iter().filter(|o| o.method() == DRAIN).for_each(|_| self.intake.close());
         self.fence(&operations).await;
@@ -131,7 +135,7 @@ impl Recovery {
             );
             self.running.spawn(async move { this.finish(operation).await }.instrument(span));
         }
-        Ok(None)
+        Ok(others.then_some(Duration::ZERO))
     }
 
     /// Whether the operation has ended because somebody else has seen to its resource, or cannot be judged now
