@@ -67,7 +67,7 @@ impl Watched {
 pub async fn watched(conn: &mut Conn, scope: &Scope) -> Result<Vec<Watched>> {
     let (condition, binds) = scope_condition("v", scope);
     let mut query = diesel::sql_query(format!(
-        "SELECT v.id, COALESCE(v.name_id, v.id) AS name_id, COALESCE(v.status, '') AS status, \
+        "SELECT v.id, COALESCE(v._name_id, v.id) AS name_id, COALESCE(v.status, '') AS status, \
          COALESCE(v.replication_status, '') AS replication_status, \
          v.replication_extended_status AS extended_status, v.volume_type_id, t.site AS stray \
          FROM volumes v LEFT JOIN scoria_strays t ON t.volume_id = v.id \

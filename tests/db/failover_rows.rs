@@ -196,8 +196,9 @@ async fn what_was_made_on_the_other_site_stays_there_when_its_backend_leaves_it(
 async fn what_was_done_to_volumes_that_stayed_behind_is_not_undone() {
     let test = TestDb::new().await;
     seed::base(&test).await;
-    let volume =
-        async |number, status| seed::volume(&test, number, status, ", replication_status='disabled'").await;
+    let volume = async |number: u32, status: &'static str| {
+        seed::volume(&test, number, status, ", replication_status='disabled'").await
+    };
     let (gone, reset) = (volume(1, "available").await, volume(2, "available").await);
     let (broken, detached) = (volume(3, "error").await, volume(4, "in-use").await);
     let purged = volume(5, "available").await;
