@@ -281,7 +281,8 @@ fn each_disagreement_has_its_name_and_only_the_safe_ones_are_mended() {
     let mirror = Mend::Mirror { mode: MirrorMode::Journal, site: "default".into() };
     let enabled = || row("v", Some("enabled"));
     let only = |code: &str, mend: Option<Mend>| vec![(code.to_owned(), mend)];
-    let cases: Vec<(Row, Looked, Looked, Vec<(String, Option<Mend>)>)> = vec![
+    type Expected = Vec<(String, Option<Mend>)>;
+    let cases: Vec<(Row, Looked, Looked, Expected)> = vec![
         (enabled(), image(None), Looked::Absent, only("not-mirrored", Some(mirror))),
         // Somebody else's image is in the way of a copy.
         (enabled(), image(None), image(None), only("not-mirrored", None)),
