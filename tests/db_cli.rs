@@ -21,6 +21,8 @@ use tempfile::TempDir;
 mod env;
 #[path = "db_cli/lag.rs"]
 mod lag;
+#[path = "db/cli_questions.rs"]
+mod questions;
 #[path = "db/seed.rs"]
 #[allow(dead_code)]
 mod seed;

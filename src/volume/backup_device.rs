@@ -131,7 +131,7 @@ async fn copy(
     source: Source,
 ) -> Result<Volume> {
     // A volume that was moved by itself is copied where it is.
-    let place = create::place_beside(backend, operation, volume).await?;
+    let place = place_beside(backend, operation, volume).await?;
     let copy = match begun(operation).await? {
         Some(id) => {
             backend.db.read("copy for a backup", async |conn| db::volume::get(conn, &id).await).await?
@@ -169,6 +169,18 @@ async fn copy(
         .await?;
     info!(backup.id = request.backup_id, volume.id = volume.id, copy.id = copy.id, "copied for a backup");
     Ok(copy)
+}
+
+/// Where the copy is made: where its source is served; after a crash, where the first attempt began.
+async fn place_beside(backend: &Backend, operation: &Operation, source: &Volume) -> Result<Place> {
+    if let Some(place) = create::place_begun(backend, operation).await? {
+        return Ok(place);
+    }
+    let place = backend.place_up(source).await?;
+    if backend.is_replicated() {
+        operation.step(create::BEGUN, &place.site.name()).await?;
+    }
+    Ok(place)
 }
 
 /// The copy that this operation has begun to make.

@@ -40,7 +40,7 @@ pub struct Create {
 /// Journal step before the request is handed back to the scheduler.
 const RESCHEDULING: &str = "rescheduling";
 /// Journal step with the name of the site where the image is being made.
-const BEGUN: &str = "begun";
+pub(super) const BEGUN: &str = "begun";
 
 /// Creates the volume.
 ///
@@ -154,18 +154,6 @@ pub(super) async fn place(backend: &Backend, operation: &Operation) -> Result<Pl
         operation.step(BEGUN, &site.name()).await?;
     }
     Ok(Place { site, pool: backend.config.pool.clone() })
-}
-
-/// The same for what is made beside a volume that exists: where that is served.
-pub(super) async fn place_beside(backend: &Backend, operation: &Operation, source: &Volume) -> Result<Place> {
-    if let Some(place) = place_begun(backend, operation).await? {
-        return Ok(place);
-    }
-    let place = backend.place_up(source).await?;
-    if backend.is_replicated() {
-        operation.step(BEGUN, &place.site.name()).await?;
-    }
-    Ok(place)
 }
 
 /// Where this operation has begun to make its image.

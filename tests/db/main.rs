@@ -21,6 +21,7 @@ mod extends;
 mod failover;
 mod failover_rows;
 mod fences;
+mod foresight;
 mod frozen;
 mod group_replication;
 mod groups;

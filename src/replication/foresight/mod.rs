@@ -2,7 +2,7 @@
 //! clusters agree?
 //!
 //! The operator's tool asks, because it knows no Ceph; the service answers, in one document, and touches nothing.
-//! [`facts`] are read once, a hundred images a request; [`preflight`], [`forecast`] and [`audit`] are pure functions of
+//! [`facts`] are read once, a hundred images a request; `preflight`, `forecast` and `audit` are pure functions of
 //! them. `repair` is the one part that changes something, by an order of its own; `affected` is about the servers that
 //! have volumes attached.
 
