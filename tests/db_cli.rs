@@ -21,7 +21,7 @@ use tempfile::TempDir;
 mod env;
 #[path = "db_cli/lag.rs"]
 mod lag;
-#[path = "db/cli_questions.rs"]
+#[path = "db_cli/questions.rs"]
 mod questions;
 #[path = "db/seed.rs"]
 #[allow(dead_code)]

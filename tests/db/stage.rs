@@ -173,13 +173,6 @@ impl Stage {
         Stage::with(REPLICATED).await
     }
 
-    /// The same with a verdict that is taken quickly, a service row that accepts failovers, and more options.
-    pub async fn quick(options: &str) -> Stage {
-        let stage = Stage::with(&format!("{REPLICATED}scoria_verdict_timeout=1\n{options}")).await;
-        stage.test.sql("UPDATE services SET replication_status='enabled'").await;
-        stage
-    }
-
     /// The same, a member of the Cinder cluster `c@ceph`.
     pub async fn clustered() -> Stage {
         let stage = Stage::with(&format!("{REPLICATED}[DEFAULT]\ncluster=c\n")).await;
@@ -200,7 +193,8 @@ impl Stage {
     }
 
     /// Two sites as in [`Stage::replicated`], with more lines in the backend's section, whose daemons take a tenth of
-    /// a second for what takes theirs seconds.
+    /// a second for what takes theirs seconds, a verdict that is taken quickly, and a service row that accepts
+    /// failovers.
     pub async fn quick(options: &str) -> Stage {
         let tenth = Duration::from_millis(100);
         let timing = Timing {
@@ -217,11 +211,11 @@ impl Stage {
             ..Timing::default()
         };
         let options = format!("{REPLICATED}scoria_verdict_timeout=1\n{options}");
-        Stage::on(
-            &options,
-            SimConfig { timing, clone_v2: true, lost_worker_leaves_watch: false, ..SimConfig::default() },
-        )
-        .await
+        let config =
+            SimConfig { timing, clone_v2: true, lost_worker_leaves_watch: false, ..SimConfig::default() };
+        let stage = Stage::on(&options, config).await;
+        stage.test.sql("UPDATE services SET replication_status='enabled'").await;
+        stage
     }
 
     async fn on(options: &str, config: SimConfig) -> Stage {
