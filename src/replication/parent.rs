@@ -25,6 +25,9 @@ use crate::volume::image::{CLONE_SNAP, Place};
 /// Ancestors that are mirrored for one clone; more are not expected of any cloning.
 const DEEPEST: usize = 32;
 
+/// Step of a parent that this operation mirrors.
+const BEGUN: &str = "parent_begun";
+
 /// `replication:parent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
@@ -124,6 +127,7 @@ fn require_mirrored<'a>(
         let ask = MirrorInfo { pool: parent.pool.clone(), image: parent.image.clone() };
         let info = place.site.insist(ask).await?;
         if info.state == MirrorState::Enabled && info.primary {
+            settle(backend, operation, place, parent).await?;
             // The copy of the clone waits for the snapshot that it hangs on.
             let above = Place { site: place.site.clone(), pool: parent.pool.clone() };
             above.carry_over_if_possible(&parent.image).await;
@@ -151,6 +155,31 @@ fn require_mirrored<'a>(
         mirror(backend, operation, place, child, parent, &volume).await
     }
     .boxed()
+}
+
+/// Writes down that a parent is mirrored, when an attempt that was cut short has mirrored it.
+async fn settle(backend: &Backend, operation: &Operation, place: &Place, parent: &Parent) -> Result<()> {
+    if !operation.is_adopted() {
+        return Ok(());
+    }
+    let Some(volume) = volume_of(backend, parent).await? else { return Ok(()) };
+    let item = item_of(&volume);
+    if !operation.items().await?.iter().any(|step| step.resource_id == item && step.name == BEGUN) {
+        return Ok(());
+    }
+    let _held = backend.locks.lock(&volume.id).await;
+    let volume =
+        backend.db.read("mirrored parent", async |conn| db::volume::get(conn, &volume.id).await).await?;
+    if volume.replication_status.as_deref() == Some(ReplicationStatus::Enabling.as_str()) {
+        let data = DriverData::parse(volume.replication_driver_data.as_deref());
+        set(backend, operation, &volume, settled(place.site.name()), Some(data)).await?;
+    }
+    Ok(())
+}
+
+/// A volume that is another one's parent, among the resources of an operation.
+fn item_of(volume: &Volume) -> String {
+    format!("parent:{}", volume.id)
 }
 
 fn refusal(child: Child<'_>, parent: &Parent, why: &str) -> Error {
@@ -213,6 +242,8 @@ async fn mirror(
             had_journaling: bits & features::JOURNALING != 0,
         }
     };
+    // Before its image is: an attempt that is cut short later is told by it.
+    operation.item_step(&item_of(volume), BEGUN, &()).await?;
     set(backend, operation, volume, ReplicationStatus::Enabling, Some(data)).await?;
     crash::point("replicated_clone:parent_begun");
     let bit = |had: bool, bit: u64| if had { bit } else { 0 };

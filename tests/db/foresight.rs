@@ -79,8 +79,7 @@ async fn rows(stage: &Stage) -> Vec<Vec<String>> {
 
 #[tokio::test]
 async fn questions_are_answered_once_and_touch_nothing() {
-    let stage = Stage::replicated().await;
-    stage.test.sql("UPDATE services SET replication_status='enabled'").await;
+    let stage = Stage::quick("").await;
     let moves = mirrored(&stage, 1, "enabled", ", attach_status='attached', display_name='db'").await;
     seed::volume(&stage.test, 2, "available", ", replication_status='disabled'").await;
     tokio::time::sleep(COPIED).await;

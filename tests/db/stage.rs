@@ -211,8 +211,13 @@ impl Stage {
             ..Timing::default()
         };
         let options = format!("{REPLICATED}scoria_verdict_timeout=1\n{options}");
-        let config =
-            SimConfig { timing, clone_v2: true, lost_worker_leaves_watch: false, ..SimConfig::default() };
+        let config = SimConfig {
+            timing,
+            clone_v2: true,
+            lost_worker_leaves_watch: false,
+            may_unblock: true,
+            ..SimConfig::default()
+        };
         let stage = Stage::on(&options, config).await;
         stage.test.sql("UPDATE services SET replication_status='enabled'").await;
         stage
