@@ -277,8 +277,10 @@ impl World {
                 (!split).then_some((Step::Start, delay))
             }
             Owner::Local => {
-                let (version, lineage) = self.offered(&peer, key)?;
-                if version == mirror.synced && lineage == mirror.lineage {
+                let (version, lineage, of) = self.offered(&peer, key)?;
+                // A mirror snapshot is carried over even if nothing has changed since the one before.
+                let covered = journal || mirror.covered.is_some_and(|c| c.of == of);
+                if version == mirror.synced && lineage == mirror.lineage && covered {
                     return None;
                 }
                 let content = self.content(&peer, key)?;
@@ -306,14 +308,14 @@ impl World {
         }
     }
 
-    /// Version and lineage of that, without copying it.
-    fn offered(&self, site: &str, key: &PairKey) -> Option<(u64, &[u64])> {
+    /// Version and lineage of that, and its mirror snapshot if there is one, without copying it.
+    fn offered(&self, site: &str, key: &PairKey) -> Option<(u64, &[u64], u64)> {
         let (image, mirror) = self.pair_image(site, key)?;
         match (mirror.mode, &mirror.published) {
             (MirrorMode::Snapshot, published) => {
-                published.as_ref().map(|c| (c.version, c.lineage.as_slice()))
+                published.as_ref().map(|c| (c.version, c.lineage.as_slice(), c.mirror_snap))
             }
-            (MirrorMode::Journal, _) => Some((image.version, &mirror.lineage)),
+            (MirrorMode::Journal, _) => Some((image.version, &mirror.lineage, 0)),
         }
     }
 
