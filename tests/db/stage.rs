@@ -346,3 +346,8 @@ fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<B
     backend.set_service(Service { id: 1, host: BACKEND.into(), uuid: seed::id(9, 1), ..Service::default() });
     Arc::new(backend)
 }
+
+/// Whether the whole matrix is asked for (`tools/test --full`).
+pub fn full() -> bool {
+    std::env::var_os("SCORIA_TEST_FULL").is_some_and(|v| !v.is_empty() && v != "0")
+}
