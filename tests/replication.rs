@@ -14,5 +14,7 @@ mod drill;
 mod group;
 #[path = "replication/planned.rs"]
 mod planned;
+#[path = "replication/tool.rs"]
+mod tool;
 #[path = "replication/unplanned.rs"]
 mod unplanned;
