@@ -98,18 +98,21 @@ class Broker:
 
     def calls(self, key, body, window, seconds, exchange=EXCHANGE):
         """Keep `window` calls open for so long, then await the last; (latencies, elapsed)."""
-        pending, latencies = {}, []
-        begin = time.monotonic()
+        end = time.monotonic() + seconds
+        return self.each(key, itertools.takewhile(lambda _: time.monotonic() < end, itertools.repeat(body)),
+                         window, exchange)
 
-        def send():
-            msg_id, text = self.request(body)
-            pending[msg_id] = time.monotonic()
-            self.publish(key, text, exchange)
-
-        for _ in range(window):
-            send()
-        progress = time.monotonic()
-        while pending:
+    def each(self, key, bodies, window, exchange=EXCHANGE):
+        """These calls, `window` of them open at a time; (latencies, elapsed)."""
+        waiting, pending, latencies = iter(bodies), {}, []
+        begin = progress = time.monotonic()
+        while True:
+            for body in itertools.islice(waiting, window - len(pending)):
+                msg_id, text = self.request(body)
+                pending[msg_id] = time.monotonic()
+                self.publish(key, text, exchange)
+            if not pending:
+                return latencies, time.monotonic() - begin
             for reply in self.wait(1):
                 sent, at = pending.pop(reply.get("_msg_id"), None), time.monotonic()
                 if sent is None:
@@ -118,11 +121,8 @@ class Broker:
                     raise BenchError(f"a call on {key} failed: {reply['failure']}"[:500])
                 progress = at
                 latencies.append(at - sent)
-                if at - begin < seconds:
-                    send()
             if time.monotonic() - progress > PATIENCE:
                 raise BenchError(f"{len(pending)} calls on {key} have no answer")
-        return latencies, time.monotonic() - begin
 
     def echo(self, body, window, seconds):
         """What broker and client alone can do: the message comes back to the client's own queue."""

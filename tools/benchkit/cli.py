@@ -22,7 +22,7 @@ from labkit.state import REPO, Lab, LabError
 
 from . import results
 
-SECTIONS = ("start", "memory", "ops", "calls", "cpu", "floor")
+SECTIONS = ("start", "memory", "ops", "calls", "cpu", "snapshot", "clone", "attach", "floor")
 # Named or not at all: the first needs Keystone and Glance, the first two much time, the last has no rival.
 EXTRA = ("image", "failover", "takeover")
 PREPARED = "SCORIA_BENCH_PREPARED"
@@ -34,6 +34,9 @@ sections (without an argument all but image, failover and takeover):
   ops     create and delete put straight on the queue: latency and throughput
   calls   get_capabilities and initialize_connection: calls per second and latency
   cpu     CPU of all processes per operation (over what ops and calls do)
+  snapshot  create and delete snapshots: latency and throughput
+  clone   volumes of snapshots and of volumes
+  attach  attachments (attachment_update, attachment_delete)
   image   volumes of images, one and ten at once, and images of a volume: seconds, PSS
   failover  of 10, 100 and 1000 volumes in both modes, there and back, and with the active site killed,
             beside stock (journal mode) and the same librbd calls with nothing around them

@@ -70,12 +70,24 @@ class Floor:
             return latencies, time.monotonic() - begin, _cpu() - before
 
     def purge(self, volumes):
-        """Remove images of a former floor, and of these volumes."""
+        """Remove images of a former floor, and of these volumes; clones before what they were made of."""
         wanted = {f"volume-{v}" for v in volumes}
-        for name in self.rbd.list(self.ioctx):
-            if name.startswith(PREFIX) or name in wanted:
+        for _ in range(3):
+            left = [n for n in self.rbd.list(self.ioctx)
+                    if n.startswith(PREFIX) or n.removesuffix(".deleted") in wanted]
+            for name in left:
+                with contextlib.suppress(rbd.Error):
+                    self._unsnap(name)
                 with contextlib.suppress(rbd.Error):
                     self.rbd.remove(self.ioctx, name)
+
+    def _unsnap(self, name):
+        with rbd.Image(self.ioctx, name) as image:
+            for snap in list(image.list_snaps()):
+                with contextlib.suppress(rbd.Error):
+                    if image.is_protected_snap(snap["name"]):
+                        image.unprotect_snap(snap["name"])
+                    image.remove_snap(snap["name"])
 
 
 def _cpu():

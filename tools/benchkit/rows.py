@@ -21,8 +21,10 @@ VOLUME = ("INSERT INTO volumes (id, created_at, updated_at, deleted, user_id, pr
           "bootable, multiattach, shared_targets, use_quota, service_uuid) VALUES "
           "(%s,%s,%s,0,%s,%s,%s,1,%s,'detached','nova',%s,%s,%s,0,0,0,1,%s)")
 WORKER = ("INSERT INTO workers (created_at, updated_at, deleted, resource_type, resource_id, status, "
-          "service_id, race_preventer) VALUES (%s,%s,0,'Volume',%s,%s,NULL,0)")
-CHILDREN = ("volume_metadata", "volume_admin_metadata", "volume_glance_metadata", "volume_attachment")
+          "service_id, race_preventer) VALUES (%s,%s,0,'Volume',%s,%s,NULL,0) "
+          # One that ends with its row is removed a moment after it.
+          "ON DUPLICATE KEY UPDATE status=VALUES(status), service_id=NULL")
+CHILDREN = ("snapshots", "volume_metadata", "volume_admin_metadata", "volume_glance_metadata", "volume_attachment")
 
 
 def now():
@@ -54,6 +56,10 @@ class Rows:
         if kept:
             self.types[kept] = found
         return found
+
+    @staticmethod
+    def now():
+        return now()
 
     def many(self, query, values):
         with self.conn.cursor() as cursor:

@@ -15,11 +15,11 @@ import uuid
 import driver
 import wire
 
-from . import images
+from . import copies, images
 from .broker import MSG, REPLY, UNIQUE
 from .results import FLOOR, HIGHER, SLOWER
 
-SECTIONS = ("start", "memory", "ops", "calls", "cpu", "image", "floor")
+SECTIONS = ("start", "memory", "ops", "calls", "cpu", *copies.SECTIONS, "image", "floor")
 START_AIM, MEMORY_AIM, CPU_AIM = 0.1, 0.25, 0.2
 CONNECTOR = {"host": "compute1", "ip": "10.0.0.1", "initiator": "iqn.x", "multipath": False,
              "platform": "x86_64", "os_type": "linux2", "do_local_attach": False}
@@ -35,6 +35,7 @@ class Sizes:
     memory_ops: int = 500               # half creations, half deletions
     operations: dict = dataclasses.field(default_factory=lambda: {1: 20, 10: 60, 100: 200})
     calls: tuple = (1, 10, 100)
+    copies: dict = dataclasses.field(default_factory=lambda: {1: 20, 10: 60})
     seconds: float = 3.0                # of one call measurement
     settle: float = 5.0                 # between a start and what is called idle
     trail: float = 0.5                  # work that goes on after the last answer
@@ -44,7 +45,7 @@ class Sizes:
     @classmethod
     def quick(cls):
         return cls(runs=1, volumes=(0, 200), memory_ops=40, operations={1: 5, 10: 20},
-                   calls=(1, 10), seconds=1.0, settle=2.0, image_mib=64, downloads=3)
+                   calls=(1, 10), copies={1: 5, 10: 20}, seconds=1.0, settle=2.0, image_mib=64, downloads=3)
 
 
 class Bench:
@@ -124,6 +125,8 @@ class Bench:
                     self.operations(side)
                 if "calls" in self.sections:
                     self.calls(side)
+                if set(copies.SECTIONS) & set(self.sections):
+                    copies.Copies(self, side).run(self.sections)
                 if "image" in self.sections:
                     self.transfers(side)
         if "floor" in self.sections:
