@@ -79,6 +79,7 @@ fn nothing_just_written_is_lost(volume_type: &str) {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn nothing_is_lost_that_was_written_just_before_the_order_in_journal_mode() {
     nothing_just_written_is_lost("replicated");
 }
