@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
+use super::candidates::is_retried;
 use super::orders::{MOVES, Order};
 use super::resync::choice;
-use super::{failover, set, target};
+use super::{set, target};
 use crate::backend::Backend;
 use crate::db::{self, admin};
 use crate::error::{Code, Error, Result};
@@ -40,8 +41,7 @@ pub async fn check(backend: &Backend, order: Order) -> Result<Order> {
     let strays: HashMap<String, String> = strays.into_iter().collect();
     match order {
         Order::Failover(order) => {
-            let left =
-                order.target.as_deref() == Some(active.as_str()) && failover::is_retried(backend).await?;
+            let left = order.target.as_deref() == Some(active.as_str()) && is_retried(backend).await?;
             if !left {
                 target::choose(&devices, &active, order.target.as_deref())?;
             }

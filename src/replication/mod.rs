@@ -8,6 +8,7 @@
 //! `lag` is how far behind the copies are, `news` what listeners hear, and `foresight` what a failover would do.
 
 pub mod admission;
+mod candidates;
 pub mod drill;
 pub mod enable;
 pub mod engine;

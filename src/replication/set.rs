@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::failover::{DECIDED, Decision, Moved, Whole, move_all, outcome, strays, summary};
+use super::candidates::strays;
+use super::failover::{DECIDED, Decision, Moved, Whole, move_all, outcome, summary};
 use super::group::{hold_volumes, write_volumes};
 use super::intent::Intent;
 use super::standing::settled;

@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Ending, Operation, Outcome};
 use crate::model::Attachment;
 use crate::rbd::protocol::MonDump;
-use crate::replication::failover::strays;
+use crate::replication::candidates::strays;
 use crate::volume::connection::{Monitor, monitor};
 use crate::volume::crash;
 
