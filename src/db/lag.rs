@@ -191,7 +191,7 @@ pub async fn count_degraded(conn: &mut Conn, scope: &Scope) -> Result<i64> {
     Ok(diesel::sql_query(query).bind::<Text, _>(name(scope)).get_result::<Row>(conn).await?.count)
 }
 
-/// Writes what was learned; one statement for [`ROWS`] copies.
+/// Writes what was learned; one statement for `ROWS` copies.
 ///
 /// # Errors
 /// `Database`.
