@@ -215,15 +215,22 @@ impl Journal {
     /// # Errors
     /// `Database`.
     pub async fn open_methods(&self, scope: &Scope, methods: &[&str]) -> Result<Vec<Listing>> {
+        self.open_among(scope, Some(methods)).await
+    }
+
+    /// Open operations of these methods (`None`: of all), oldest first.
+    pub(super) async fn open_among(&self, scope: &Scope, methods: Option<&[&str]>) -> Result<Vec<Listing>> {
         self.shared
             .db
             .read("open operations", async |conn| {
                 let mut query = ops::table
                     .filter(ops::state.eq("open"))
-                    .filter(ops::method.eq_any(methods.to_vec()))
                     .select(Listing::as_select())
                     .order(ops::id)
                     .into_boxed();
+                if let Some(methods) = methods {
+                    query = query.filter(ops::method.eq_any(methods.to_vec()));
+                }
                 query = match scope {
                     Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
                     Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),

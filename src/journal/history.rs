@@ -6,7 +6,6 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 
 use super::{Journal, Listing};
-use crate::db::schema::scoria_operations as ops;
 use crate::error::Result;
 use crate::model::Scope;
 
@@ -63,20 +62,6 @@ impl Journal {
     /// # Errors
     /// `Database`.
     pub async fn open_of(&self, scope: &Scope) -> Result<Vec<Listing>> {
-        self.shared
-            .db
-            .read("open operations", async |conn| {
-                let mut query = ops::table
-                    .filter(ops::state.eq("open"))
-                    .select(Listing::as_select())
-                    .order(ops::id)
-                    .into_boxed();
-                query = match scope {
-                    Scope::Host(host) => query.filter(ops::backend_host.eq(host)),
-                    Scope::Cluster(cluster) => query.filter(ops::cluster.eq(cluster)),
-                };
-                Ok(query.load(conn).await?)
-            })
-            .await
+        self.open_among(scope, None).await
     }
 }

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use scoria::journal::{NewOperation, Operation};
+use scoria::journal::Operation;
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::Health;
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::fence;
 use scoria::replication::intent::Intent;
-use scoria::replication::orders::{Failover, Fence, Move, Order, Request, Unfence};
+use scoria::replication::orders::{Failover, Fence, Move, Order, Unfence};
 use scoria::service::orders;
-use uuid::Uuid;
 
 use crate::create_site::image;
 use crate::seed::{self, BACKEND};
@@ -38,16 +37,7 @@ fn name(volume: &str) -> String {
 }
 
 async fn carried_out(stage: &Stage, order: Order) -> Operation {
-    let request = Request::new(order);
-    let new = NewOperation {
-        unique_id: Uuid::new_v4().simple().to_string(),
-        method: request.order.method().to_owned(),
-        backend_host: BACKEND.to_owned(),
-        request: request.to_text().unwrap(),
-        ..NewOperation::default()
-    };
-    stage.backend.journal.submit(&new).await.unwrap();
-    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+    let operation = stage.ordered(order).await;
     orders::run(&stage.backend, &operation).await;
     operation
 }

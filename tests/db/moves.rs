@@ -3,17 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use scoria::journal::{NewOperation, Operation};
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::{Fault, Health};
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::intent::Intent;
-use scoria::replication::orders::{Failover, Move, Order, Request};
+use scoria::replication::orders::{Failover, Move, Order};
 use scoria::service::orders;
-use uuid::Uuid;
 
 use crate::create_site::image;
-use crate::seed::{self, BACKEND};
+use crate::seed;
 use crate::stage::Stage;
 
 const POOL: &str = "volumes";
@@ -39,22 +37,8 @@ async fn stage(volumes: u32) -> (Stage, Vec<String>) {
     (stage, ids)
 }
 
-/// Written down as the tool does it, and taken by the service.
-async fn order(stage: &Stage, order: Order) -> Operation {
-    let request = Request::new(order);
-    let new = NewOperation {
-        unique_id: Uuid::new_v4().simple().to_string(),
-        method: request.order.method().to_owned(),
-        backend_host: BACKEND.to_owned(),
-        request: request.to_text().unwrap(),
-        ..NewOperation::default()
-    };
-    stage.backend.journal.submit(&new).await.unwrap();
-    stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0)
-}
-
 async fn carried_out(stage: &Stage, what: Order) -> Vec<String> {
-    let operation = order(stage, what).await;
+    let operation = stage.ordered(what).await;
     orders::run(&stage.backend, &operation).await;
     stage.ended(&operation).await
 }
@@ -208,7 +192,7 @@ async fn an_order_goes_on_after_a_crash_and_stays_what_it_was() {
     let (mut stage, ids) = stage(2).await;
     for what in [some(&[&ids[0]], "b", Intent::Planned), backend_to("b", Intent::Planned)] {
         stage.sim.inject(Fault::on("MirrorPromote").site("b").sticks().always());
-        let operation = order(&stage, what).await;
+        let operation = stage.ordered(what).await;
         let begun = orders::run(&stage.backend, &operation);
         assert!(tokio::time::timeout(Duration::from_secs(3), begun).await.is_err());
         assert!(

@@ -17,6 +17,7 @@ use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::{Group, GroupSnapshot, Service, Volume};
 use scoria::rbd::sim::{ImageView, Sim, SimConfig, Timing};
+use scoria::replication::orders::{Order, Request};
 use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
 
@@ -318,6 +319,20 @@ impl Stage {
     pub async fn ended(&self, operation: &Operation) -> Vec<String> {
         let id = operation.id();
         self.test.row(&format!("SELECT state, outcome FROM scoria_operations WHERE id={id}")).await
+    }
+
+    /// An order, written down as the tool does it and taken by the service.
+    pub async fn ordered(&self, order: Order) -> Operation {
+        let request = Request::new(order);
+        let new = NewOperation {
+            unique_id: uuid::Uuid::new_v4().simple().to_string(),
+            method: request.order.method().to_owned(),
+            backend_host: seed::BACKEND.to_owned(),
+            request: request.to_text().unwrap(),
+            ..NewOperation::default()
+        };
+        self.backend.journal.submit(&new).await.unwrap();
+        self.backend.journal.adopt(&self.backend.scope()).await.unwrap().remove(0)
     }
 
     /// Resource type, resource id, action and detail of all user messages.
