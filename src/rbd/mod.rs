@@ -12,6 +12,7 @@ pub mod mirror_survey;
 pub mod pool;
 pub mod protocol;
 mod schedule;
+pub mod silence;
 pub mod sim;
 pub mod stream;
 pub mod types;
@@ -24,7 +25,9 @@ use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::{RbdError, RbdErrorKind};
+use protocol::Class;
 pub use protocol::{Command, Connection, Reply, Request};
+use silence::Silence;
 use stream::Flow;
 
 /// Something that carries out requests against Ceph sites: the pool of worker processes, or the
@@ -61,12 +64,13 @@ pub struct Site {
     ceph: Arc<dyn Ceph>,
     connection: Connection,
     flattens: Option<Arc<Semaphore>>,
+    silence: Arc<Silence>,
 }
 
 impl Site {
     /// A handle; nothing is connected until the first call.
     pub fn new(ceph: Arc<dyn Ceph>, connection: Connection) -> Self {
-        Site { ceph, connection, flattens: None }
+        Site { ceph, connection, flattens: None, silence: Arc::default() }
     }
 
     /// The same site, whose flattens wait for a place among those of everybody who shares `places`.
@@ -97,6 +101,11 @@ impl Site {
         &self.connection.site
     }
 
+    /// What the site has left unanswered, as far as this handle and its clones know.
+    pub fn silence(&self) -> &Silence {
+        &self.silence
+    }
+
     /// Runs `command` with the deadline of its class.
     pub async fn call<C: Command>(&self, command: C) -> Result<C::Reply, RbdError> {
         let deadline = C::CLASS.deadline();
@@ -123,6 +132,10 @@ impl Site {
         command: C,
     ) -> Result<C::Reply, RbdError> {
         let reply = self.ceph.execute(&self.connection, command.into_request(), deadline).await?;
+        // A probe speaks for one half only: whoever makes it says so.
+        if C::CLASS != Class::Probe {
+            self.silence.broken_whole();
+        }
         C::from_reply(reply)
     }
 }

@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::rbd::protocol::{ProbeMon, ProbeOsd};
+use crate::rbd::silence::Half;
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 /// What a bounded probe says of a site.
@@ -100,9 +102,10 @@ pub fn judge(mon: &[Probe], osd: &[Probe]) -> Verdict {
 }
 
 /// Probes `site` with `pool`, each probe bounded by `timeout`. Takes one round trip on a healthy site,
-/// three timeouts on a dead one: both halves are probed at once.
+/// three timeouts on a dead one: both halves are probed at once. What was silent under earlier probes and has not
+/// answered since counts, so that a site known to be silent takes one.
 pub async fn take(site: &Site, pool: &str, timeout: Duration) -> Verdict {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let (mon, osd) = (probe(site, pool, timeout, Half::Monitors), probe(site, pool, timeout, Half::Osds));
     let (mon, osd) = tokio::join!(mon, osd);
     let verdict = judge(&mon, &osd);
@@ -124,33 +127,38 @@ pub async fn answers(site: &Site, pool: &str, timeout: Duration) -> bool {
     mon != Probe::Silent && osd != Probe::Silent
 }
 
-#[derive(Clone, Copy)]
-enum Half {
-    Monitors,
-    Osds,
-}
-
 async fn probe(site: &Site, pool: &str, timeout: Duration, half: Half) -> Vec<Probe> {
+    // One at least is made now: nothing is forced on what was true some minutes ago.
+    let earlier = site.silence().count(half).min(TRIES - 1);
+    let mut silent = earlier;
     let mut outcomes = Vec::new();
-    let mut silent = 0;
     while silent < TRIES && outcomes.len() < TRIES_IN_ALL {
         let outcome = once(site, pool, timeout, half).await;
         outcomes.push(outcome);
         match outcome {
             Probe::Silent => silent += 1,
             Probe::Lost => {}
-            Probe::Ok | Probe::Refused => break,
+            // What was before is over.
+            Probe::Ok | Probe::Refused => return outcomes,
         }
     }
+    outcomes.splice(0..0, std::iter::repeat_n(Probe::Silent, earlier));
     outcomes
 }
 
 async fn once(site: &Site, pool: &str, timeout: Duration, half: Half) -> Probe {
+    let begun = Instant::now();
     let answer = match half {
         Half::Monitors => site.call_within(timeout, ProbeMon {}).await.map(|_| ()),
         Half::Osds => site.call_within(timeout, ProbeOsd { pool: pool.to_owned() }).await,
     };
-    Probe::from(&answer)
+    let outcome = Probe::from(&answer);
+    match outcome {
+        Probe::Silent => site.silence().lasted(half, begun),
+        Probe::Ok | Probe::Refused => site.silence().broken(half),
+        Probe::Lost => {}
+    }
+    outcome
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::rbd::RbdErrorKind as Kind;
 use crate::rbd::sim::Fault;
+use crate::replication::verdict::{self, Verdict};
 
 const AWAY: [Health; 4] = [Health::Dead, Health::Hung, Health::MonOnly, Health::OsdOnly];
 
@@ -195,6 +196,38 @@ async fn a_site_that_stutters_while_it_is_judged_is_not_dead() {
     world.sim.inject(Fault::on("ProbeMon").site("a").times(2).sticks());
     world.sim.inject(Fault::on("ProbeOsd").site("a").times(1).sticks());
     world.assert_moved_whole(&world.run().await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_that_was_met_before_counts_but_never_alone() {
+    let timeout = secs(5);
+    for health in AWAY {
+        let world = pair().await;
+        let site = world.sim.site("a");
+        // The verdict, and how many probes of the same half it took.
+        let judged = async || {
+            world.sim.clear_log();
+            let verdict = verdict::take(&site, POOL, timeout).await;
+            (verdict, world.sim.count("ProbeMon").max(world.sim.count("ProbeOsd")))
+        };
+        assert_eq!(judged().await, (Verdict::Alive, 1));
+        world.set_health("a", health);
+        // Two looks of somebody else's, a minute apart.
+        for _ in 0..2 {
+            verdict::answers(&site, POOL, timeout).await;
+            world.sim.advance(secs(60)).await;
+        }
+        assert_eq!(judged().await, (Verdict::Dead, 1), "{health:?}");
+        // Whatever was, a site that answers is alive at once, and begins anew.
+        world.set_health("a", Health::Alive);
+        world.sim.advance(secs(60)).await;
+        assert_eq!(judged().await, (Verdict::Alive, 1), "{health:?}");
+        world.set_health("a", health);
+        assert_eq!(judged().await, (Verdict::Dead, 3), "{health:?}");
+        // Long ago is never.
+        world.sim.advance(secs(600)).await;
+        assert_eq!(judged().await, (Verdict::Dead, 3), "{health:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
