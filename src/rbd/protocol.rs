@@ -293,6 +293,9 @@ commands! {
     Short MirrorInfoMany { pool: String, images: Vec<String> } -> Vec<Option<Mirroring>>;
     /// What the rbd-mirror daemons last said of the image. May be 30 s old: never a gate for data.
     Short MirrorStatus { pool: String, image: String } -> MirrorReport;
+    /// The same for many images at once, in the order asked; an image that is missing is `None`, of one that is not
+    /// mirrored there is only its state.
+    Short MirrorStatusMany { pool: String, images: Vec<String> } -> Vec<Option<MirrorReport>>;
     /// The mirrored images of a pool with the daemons' reports, `limit` at a time, those after the id `after` (empty:
     /// from the beginning). Opens no image: ten thousand cost a few reads of one object.
     Short MirrorStatusPage { pool: String, after: String, limit: u32 } -> MirrorPage;

@@ -250,6 +250,13 @@ pub struct MirrorReport {
     pub registered: Vec<String>,
 }
 
+impl MirrorReport {
+    /// Of an image that no daemon has to do with.
+    pub fn without_reports(info: Mirroring) -> MirrorReport {
+        MirrorReport { info, local: None, peers: Vec::new(), registered: Vec::new() }
+    }
+}
+
 /// A mirror snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorSnap {

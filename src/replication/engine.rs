@@ -5,6 +5,7 @@
 //! one loop, bounded by a concurrency limit, serves failover, failback, retry and resume alike. It
 //! knows no SQL: rows are `failover`'s business.
 
+mod survey;
 mod writable;
 
 use std::collections::{BTreeSet, HashMap};
@@ -15,10 +16,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use self::survey::Surveyed;
 use super::intent::Intent;
 use super::judge::Judge;
 use super::plan::{Action, Case, Peer, Reason, Side, Step, plan};
@@ -99,13 +101,13 @@ impl From<&BackendConfig> for Limits {
     }
 }
 
-/// A pause between two looks at the same image: 100 ms, doubling up to 1 s.
+/// A pause between two looks at the same image: 50 ms, growing by half up to 1 s.
 #[derive(Debug)]
 pub struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
-        Pause(Duration::from_millis(100))
+        Pause(Duration::from_millis(50))
     }
 }
 
@@ -113,7 +115,7 @@ impl Pause {
     /// Waits, and makes the next wait longer.
     pub async fn rest(&mut self) {
         tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Duration::from_secs(1));
+        self.0 = (self.0 * 3 / 2).min(Duration::from_secs(1));
     }
 }
 
@@ -161,10 +163,13 @@ fn replays(report: &MirrorReport) -> bool {
     report.local.as_ref().is_some_and(|l| l.up && l.state == "replaying")
 }
 
-/// Images asked for in one request.
-const CHUNK: usize = 128;
-/// How long such a request may hold up its images, before each of them is asked for by itself.
-const SURVEY: Duration = Duration::from_secs(2);
+/// Most and fewest images of one survey.
+const CHUNK: (usize, usize) = (128, 16);
+/// How old its answer may be when its image has its turn, before the copy is asked for anew.
+const SURVEYED: Duration = Duration::from_secs(5);
+/// Time between two looks at both sides of an image whose promotion is tried: a look costs as much as the trial, and
+/// hundreds wait at once.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a volume counts against the concurrency limit. One that takes longer is waiting for something
 /// that the limit does not protect (a copy, a daemon, a stuck image), and must not delay those behind it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -184,11 +189,21 @@ pub struct Engine {
     broken: Mutex<BTreeSet<String>>,
 }
 
+/// What has happened to a volume, or to some.
+enum Event<'a> {
+    Surveyed(Vec<(Job, Surveyed)>),
+    /// It has one of the places.
+    Turn(Job, Surveyed, Option<SemaphorePermit<'a>>),
+    Ended(String, Step),
+}
+
 /// What the engine believes of one image right now.
 struct Sight {
     source: Side,
     target: Side,
     peer: Peer,
+    /// When both sides were last read.
+    looked: Instant,
     /// The source has no daemon that could ever be registered in the copy's journal.
     one_way: bool,
     step: Step,
@@ -244,70 +259,78 @@ impl Engine {
         }
     }
 
+    /// Images are surveyed a chunk at a time, shortly before their turn, while those before them are moved: what is seen
+    /// is fresh, and nobody waits for all.
     async fn run_all(&self, jobs: Vec<Job>) -> Result<HashMap<String, Step>> {
-        let images: Vec<String> = jobs.iter().map(|j| j.image.clone()).collect();
-        let (sources, targets) = tokio::join!(
-            self.survey(&self.source, &self.source_judge, &images),
-            self.survey(&self.target, &self.target_judge, &images)
-        );
-        let mut running: FuturesUnordered<_> = jobs
-            .into_iter()
-            .zip(sources.into_iter().zip(targets))
-            .map(|(job, (source, target))| self.take_turn(job, source, target))
-            .collect();
+        let (most, fewest) = CHUNK;
+        let at_once = self.limits.concurrency.clamp(fewest, most);
+        let mut chunks = jobs.chunks(at_once).map(<[Job]>::to_vec);
+        let mut running: FuturesUnordered<BoxFuture<'_, Result<Event<'_>>>> = FuturesUnordered::new();
+        running.extend(chunks.next().map(|chunk| self.survey(chunk)));
+        let (mut surveying, mut waiting) = (1, 0);
         let mut outcome = HashMap::new();
-        while let Some(done) = running.next().await {
-            let (volume_id, step) = done?;
-            outcome.insert(volume_id, step);
+        while let Some(event) = running.next().await {
+            match event? {
+                Event::Surveyed(chunk) => {
+                    surveying -= 1;
+                    waiting += chunk.len();
+                    running.extend(chunk.into_iter().map(|(job, seen)| self.turn(job, seen)));
+                }
+                Event::Turn(job, seen, place) => {
+                    waiting -= 1;
+                    running.push(self.keep_turn(job, seen, place));
+                }
+                Event::Ended(volume_id, step) => {
+                    outcome.insert(volume_id, step);
+                }
+            }
+            // Two, because one may be held up by a stuck image.
+            if surveying < 2
+                && waiting < at_once
+                && let Some(chunk) = chunks.next()
+            {
+                surveying += 1;
+                running.push(self.survey(chunk));
+            }
         }
         Ok(outcome)
     }
 
-    /// Reads the mirroring state of all images of a site, a chunk a request.
-    async fn survey(&self, site: &Site, judge: &Judge, images: &[String]) -> Vec<Side> {
-        if judge.verdict().await == Verdict::Dead {
-            return vec![Side::Unknown; images.len()];
-        }
-        let chunks = images.chunks(CHUNK).map(|chunk| self.survey_chunk(site, judge, chunk));
-        futures::future::join_all(chunks).await.into_iter().flatten().collect()
-    }
-
-    async fn survey_chunk(&self, site: &Site, judge: &Judge, images: &[String]) -> Vec<Side> {
-        let ask = MirrorInfoMany { pool: self.pool.clone(), images: images.to_vec() };
-        // One stuck image spoils its chunk: each of them is then asked for by itself.
-        match timeout(SURVEY, site.call(ask)).await {
-            Ok(Ok(found)) => found.iter().map(|m| Side::from(m.as_ref())).collect(),
-            Err(_) => vec![Side::Unknown; images.len()],
-            Ok(Err(error)) => {
-                debug!(site = site.name(), %error, "could not survey images at once");
-                judge.doubt(&error).await;
-                vec![Side::Unknown; images.len()]
-            }
-        }
-    }
-
-    /// Moves one volume when it is its turn; a turn ends with it, or when it has taken too long.
-    async fn take_turn(&self, job: Job, source: Side, target: Side) -> Result<(String, Step)> {
+    fn turn(&self, job: Job, seen: Surveyed) -> BoxFuture<'_, Result<Event<'_>>> {
         // A semaphore that is never closed always grants.
-        let slot = self.slots.acquire().await;
-        let mut volume = std::pin::pin!(self.volume(job, source, target));
-        match timeout(PATIENCE, &mut volume).await {
-            Ok(done) => done,
-            Err(_) => {
-                drop(slot);
-                volume.await
-            }
-        }
+        Box::pin(async move { Ok(Event::Turn(job, seen, self.slots.acquire().await.ok())) })
+    }
+
+    /// Moves one volume; its turn ends with it, or when it has taken too long.
+    fn keep_turn<'a>(
+        &'a self,
+        job: Job,
+        seen: Surveyed,
+        place: Option<SemaphorePermit<'a>>,
+    ) -> BoxFuture<'a, Result<Event<'a>>> {
+        Box::pin(async move {
+            let mut volume = self.volume(job, seen);
+            let (id, step) = match timeout(PATIENCE, &mut volume).await {
+                Ok(done) => done?,
+                Err(_) => {
+                    drop(place);
+                    volume.await?
+                }
+            };
+            Ok(Event::Ended(id, step))
+        })
     }
 
     // Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
-    fn volume(&self, job: Job, source: Side, target: Side) -> BoxFuture<'_, Result<(String, Step)>> {
+    fn volume(&self, job: Job, seen: Surveyed) -> BoxFuture<'_, Result<(String, Step)>> {
         Box::pin(async move {
             let started = Instant::now();
             let mut sight = Sight {
-                source,
-                target,
-                peer: Peer::Unknown,
+                source: seen.source,
+                target: seen.target,
+                // Daemons die; and what their reports say may be half a minute old to begin with.
+                peer: if seen.at.elapsed() < SURVEYED { seen.peer } else { Peer::Unknown },
+                looked: seen.at,
                 one_way: false,
                 step: job.step.clone(),
                 since: started,
@@ -504,17 +527,22 @@ impl Engine {
             Err(error) => {
                 self.target_judge.doubt(&error).await;
                 // Busy, and in snapshot mode now and then EROFS, until the demotion has arrived.
-                if !matches!(error.kind, RbdErrorKind::Busy | RbdErrorKind::ReadOnly) {
+                let early = matches!(error.kind, RbdErrorKind::Busy | RbdErrorKind::ReadOnly);
+                if !early {
                     let action = if force { Action::ForcePromote } else { Action::Promote };
                     self.trouble(job, action, &error);
                 }
                 sight.pause.rest().await;
                 // The source may have died, and the demotion with it.
+                let died = self.source_judge.verdict().await == Verdict::Dead;
+                if early && !died && sight.looked.elapsed() < LOOK {
+                    return;
+                }
                 let (source, target) = tokio::join!(
                     self.side(&self.source, &self.source_judge, job),
                     self.side(&self.target, &self.target_judge, job)
                 );
-                sight.target = target;
+                (sight.target, sight.looked) = (target, Instant::now());
                 // That it was demoted stays true while it does not answer.
                 if source != Side::Unknown || self.source_judge.verdict().await == Verdict::Dead {
                     sight.source = source;
@@ -532,6 +560,7 @@ impl Engine {
             self.side(&self.source, &self.source_judge, job),
             self.side(&self.target, &self.target_judge, job)
         );
+        sight.looked = Instant::now();
     }
 
     async fn side(&self, site: &Site, judge: &Judge, job: &Job) -> Side {

@@ -366,8 +366,13 @@ pub async fn info_many(env: &Env) -> Case {
     env.a.call(env.enable(&journal, MirrorMode::Journal)).await?;
     env.a.call(env.enable(&snapshot, MirrorMode::Snapshot)).await?;
     let images = vec![snapshot.clone(), env.name("missing"), plain, journal.clone()];
-    let all = env.a.call(MirrorInfoMany { pool: env.pool.clone(), images }).await?;
+    let all = env.a.call(MirrorInfoMany { pool: env.pool.clone(), images: images.clone() }).await?;
     let [Some(s), None, Some(p), Some(j)] = all.as_slice() else { bail!("{all:?}") };
+    let reports = env.a.call(MirrorStatusMany { pool: env.pool.clone(), images }).await?;
+    let infos: Vec<_> = reports.iter().map(|report| report.as_ref().map(|r| r.info.clone())).collect();
+    ensure!(infos == all, "{reports:?}");
+    let unmirrored = MirrorReport::without_reports(p.clone());
+    ensure!(reports.get(2) == Some(&Some(unmirrored)), "{reports:?}");
     ensure!(*s == env.a.call(env.info(&snapshot)).await?, "{s:?}");
     ensure!(*j == env.a.call(env.info(&journal)).await?, "{j:?}");
     ensure!(p.state == MirrorState::Disabled, "{p:?}");

@@ -61,6 +61,9 @@ async fn there_and_back(mode: MirrorMode) {
     assert_eq!(b.call(many).await.unwrap(), [None, Some(there)]);
     let report = a.call(MirrorStatus { pool: v(), image: image.clone() }).await.unwrap();
     assert!(report.info.primary);
+    let many = MirrorStatusMany { pool: v(), images: vec![name("absent"), image.clone()] };
+    let [None, Some(there)] = b.call(many).await.unwrap().try_into().unwrap() else { panic!("not as asked") };
+    assert_eq!(there.local.map(|report| report.state).as_deref(), Some("replaying"));
 
     // The secondary refuses everything that would change it.
     let writable = CheckWritable { pool: v(), image: image.clone() };

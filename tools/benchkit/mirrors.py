@@ -91,6 +91,9 @@ class Site:
             with self.image(name) as image:
                 with contextlib.suppress(rbd.InvalidArgument):
                     image.mirror_image_disable(True)
+                # What a first copy that a forced promotion has cut short leaves behind.
+                for snap in list(image.list_snaps()):
+                    image.remove_snap(snap["name"])
             self.retried(lambda: rbd.RBD().remove(self.ioctx, name))
 
     @staticmethod

@@ -5,7 +5,9 @@ use super::mirror_daemon::DaemonState;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::protocol::{Connection, Reply, Request};
-use crate::rbd::types::{BlocklistEntry, Inspection, PoolCapacity, PoolMirrorMode};
+use crate::rbd::types::{
+    BlocklistEntry, Inspection, MirrorReport, MirrorState, PoolCapacity, PoolMirrorMode,
+};
 
 /// Bytes of every simulated cluster.
 const CAPACITY: u64 = 100 << 30;
@@ -197,6 +199,14 @@ impl World {
                 Reply::MirrorInfoMany(r.images.iter().map(one).collect())
             }
             Request::MirrorStatus(r) => Reply::MirrorStatus(self.mirror_status(site, &r.pool, &r.image)?),
+            Request::MirrorStatusMany(r) => {
+                self.pool(site, &r.pool)?;
+                let one = |image: &String| match self.mirror_status(site, &r.pool, image).ok()? {
+                    report if report.info.state == MirrorState::Enabled => Some(report),
+                    report => Some(MirrorReport::without_reports(report.info)),
+                };
+                Reply::MirrorStatusMany(r.images.iter().map(one).collect())
+            }
             Request::MirrorStatusPage(r) => {
                 Reply::MirrorStatusPage(self.mirror_status_page(site, &r.pool, &r.after, r.limit as usize)?)
             }

@@ -138,6 +138,7 @@ impl Fault {
         // A question about many images suffers with each of them.
         let among = |image: &str| match request {
             Request::MirrorInfoMany(r) => r.images.iter().any(|i| i == image),
+            Request::MirrorStatusMany(r) => r.images.iter().any(|i| i == image),
             _ => subject.image.as_deref() == Some(image),
         };
         self.request.as_deref().is_none_or(|r| r == request.name())

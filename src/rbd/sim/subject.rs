@@ -36,6 +36,7 @@ impl Subject {
             Request::MirrorPoolMode(r) => pool(&r.pool),
             Request::MirrorDaemons(r) => pool(&r.pool),
             Request::MirrorInfoMany(r) => pool(&r.pool),
+            Request::MirrorStatusMany(r) => pool(&r.pool),
             Request::MirrorStatusPage(r) => pool(&r.pool),
             Request::MirrorPoolView(r) => pool(&r.pool),
             Request::MirrorSurvey(r) => pool(&r.pool),

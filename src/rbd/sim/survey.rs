@@ -67,9 +67,7 @@ impl World {
         let mirroring = self.mirror_info(site, pool, image)?;
         let report = match mirroring.state {
             MirrorState::Enabled => self.mirror_status(site, pool, image)?,
-            MirrorState::Disabled | MirrorState::Disabling => {
-                MirrorReport { info: mirroring, local: None, peers: vec![], registered: vec![] }
-            }
+            MirrorState::Disabled | MirrorState::Disabling => MirrorReport::without_reports(mirroring),
         };
         Ok(MirrorSurveyed {
             id: info.id,

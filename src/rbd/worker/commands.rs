@@ -13,9 +13,9 @@ use super::{monitor, schedule, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
-use crate::rbd::types::{ImageInfo, Inspection, MirrorState, Mirroring, Surveyed, features};
+use crate::rbd::types::{ImageInfo, Inspection, MirrorReport, MirrorState, Mirroring, Surveyed, features};
 
-/// Images that one `MirrorInfoMany` or `ImageSurvey` has open at once.
+/// Images that one question about many of them has open at once.
 const OPEN_AT_ONCE: usize = 16;
 
 /// Probe objects whose removal failed; the next probe that succeeds removes them.
@@ -209,6 +209,9 @@ pub(super) fn execute(
         Request::MirrorStatus(c) => {
             let io = pool(&c.pool)?;
             Reply::MirrorStatus(Image::open_read_only(&io, &c.image, None)?.mirror_status()?)
+        }
+        Request::MirrorStatusMany(c) => {
+            Reply::MirrorStatusMany(mirror_status_many(&pool(&c.pool)?, &c.images)?)
         }
         Request::MirrorStatusPage(c) => {
             Reply::MirrorStatusPage(pool(&c.pool)?.mirror_status_page(&c.after, c.limit as usize)?)
@@ -425,11 +428,32 @@ fn read_length(length: u64, image: &str) -> Result<usize, Failure> {
 /// librbd has a listing with the same facts, but it visits every mirrored image of the pool one after
 /// the other; opening the images asked for, several at a time, is faster for any number of them.
 fn mirror_info_many(io: &IoCtx, images: &[String]) -> Result<Vec<Option<Mirroring>>, Failure> {
-    many(images, |name| match Image::open_read_only(io, name, None).and_then(|image| image.mirror_info()) {
-        Ok(mirroring) => Ok(Some(mirroring)),
+    many(images, |name| if_found(Image::open_read_only(io, name, None).and_then(|image| image.mirror_info())))
+}
+
+fn mirror_status_many(io: &IoCtx, images: &[String]) -> Result<Vec<Option<MirrorReport>>, Failure> {
+    many(images, |name| {
+        if_found(Image::open_read_only(io, name, None).and_then(|image| {
+            // Asked first, because almost all are mirrored: it saves them a question.
+            match image.mirror_status() {
+                Ok(report) if report.info.state == MirrorState::Enabled => Ok(report),
+                Ok(MirrorReport { info, .. }) => Ok(MirrorReport::without_reports(info)),
+                Err(failure) => match image.mirror_info()? {
+                    info if info.state == MirrorState::Enabled => Err(failure),
+                    info => Ok(MirrorReport::without_reports(info)),
+                },
+            }
+        }))
+    })
+}
+
+/// `None` for an image that is not there.
+fn if_found<T>(looked: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
         Err(failure) if failure.kind() == RbdErrorKind::NotFound => Ok(None),
         Err(failure) => Err(failure),
-    })
+    }
 }
 
 /// An image that cannot be opened (half of one, or one whose data pool is out of reach) must not hide the

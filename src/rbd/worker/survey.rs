@@ -36,9 +36,7 @@ fn look(io: &IoCtx, name: &str) -> Result<MirrorSurveyed, Failure> {
     let info = image.mirror_info()?;
     let report = match info.state {
         MirrorState::Enabled => image.mirror_status()?,
-        MirrorState::Disabled | MirrorState::Disabling => {
-            MirrorReport { info, local: None, peers: Vec::new(), registered: Vec::new() }
-        }
+        MirrorState::Disabled | MirrorState::Disabling => MirrorReport::without_reports(info),
     };
     Ok(MirrorSurveyed {
         id: image.id()?,

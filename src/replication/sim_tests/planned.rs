@@ -258,7 +258,9 @@ async fn what_was_left_behind_is_moved_by_a_retry() {
     for (site, request) in [("a", "MirrorDemote"), ("b", "MirrorPromote"), ("b", "MirrorInfo")] {
         let world = world(SimConfig::default(), &[MODES[0], MODES[1], MODES[0], MODES[1]]).await;
         world.sim.inject(Fault::on(request).site(site).image("v0").sticks().always());
-        world.sim.inject(Fault::on("MirrorInfoMany").site(site).image("v0").sticks().always());
+        for many in ["MirrorInfoMany", "MirrorStatusMany"] {
+            world.sim.inject(Fault::on(many).site(site).image("v0").sticks().always());
+        }
         let outcome = world.run().await;
         world.assert_settled(&outcome);
         assert!(matches!(outcome["id0"], Step::Failed { .. }), "{request}: {outcome:?}");
@@ -287,7 +289,9 @@ async fn stuck_images_delay_nobody_else() {
         for n in 0..20 {
             let image = format!("v{n}");
             world.sim.inject(Fault::on(request).site(site).image(&image).sticks().always());
-            world.sim.inject(Fault::on("MirrorInfoMany").site(site).image(&image).sticks().always());
+            for many in ["MirrorInfoMany", "MirrorStatusMany"] {
+                world.sim.inject(Fault::on(many).site(site).image(&image).sticks().always());
+            }
         }
         world.sim.clear_log();
         let begun = tokio::time::Instant::now();

@@ -12,12 +12,13 @@ fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
 }
 
 fn fault(rng: &mut StdRng) -> Fault {
-    const REQUESTS: [&str; 9] = [
+    const REQUESTS: [&str; 10] = [
         "MirrorDemote",
         "MirrorPromote",
         "MirrorInfo",
         "MirrorInfoMany",
         "MirrorStatus",
+        "MirrorStatusMany",
         "CheckWritable",
         "LockOwners",
         "LockBreak",
