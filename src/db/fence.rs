@@ -193,7 +193,7 @@ pub async fn answered(
     Ok(())
 }
 
-/// What the cluster says of an entry: until when it is there, or that it has gone.
+/// What the cluster says of entries: until when those are there that are `held`, (address, until), and which are gone.
 ///
 /// # Errors
 /// `Database`.
@@ -201,20 +201,30 @@ pub async fn seen(
     conn: &mut Conn,
     backend: &str,
     site: &str,
-    address: &str,
-    until: Option<&str>,
+    held: &[(String, String)],
+    gone: &[String],
 ) -> Result<()> {
-    let query = match until {
-        Some(_) => {
-            "UPDATE scoria_fences SET expires = ? WHERE backend = ? AND site = ? AND address = ? AND state = 'laid'"
+    for chunk in held.chunks(CHUNK) {
+        let cases = vec!["WHEN ? THEN ?"; chunk.len()].join(" ");
+        let mut query = diesel::sql_query(format!(
+            "UPDATE scoria_fences SET expires = CASE address {cases} ELSE expires END \
+             WHERE backend = ? AND site = ? AND state = 'laid' AND address IN ({})",
+            marks(chunk.len(), "?")
+        ))
+        .into_boxed::<Mysql>();
+        for (address, until) in chunk {
+            query = query.bind::<Text, _>(address).bind::<Text, _>(until);
         }
-        None => "DELETE FROM scoria_fences WHERE backend = ? AND site = ? AND address = ? AND state = 'laid'",
-    };
-    let mut query = diesel::sql_query(query).into_boxed::<Mysql>();
-    if let Some(until) = until {
-        query = query.bind::<Text, _>(until);
+        query = query.bind::<Text, _>(backend).bind::<Text, _>(site);
+        for (address, _) in chunk {
+            query = query.bind::<Text, _>(address);
+        }
+        query.execute(conn).await?;
     }
-    query.bind::<Text, _>(backend).bind::<Text, _>(site).bind::<Text, _>(address).execute(conn).await?;
+    for chunk in gone.chunks(CHUNK) {
+        let text = "DELETE FROM scoria_fences WHERE backend = ? AND site = ? AND state = 'laid' AND address IN ({ids})";
+        over(text, &[backend, site], chunk).execute(conn).await?;
+    }
     Ok(())
 }
 

@@ -329,25 +329,22 @@ async fn refresh(backend: &Backend, kept: &str, site: &Site) -> Result<()> {
             return Ok(());
         }
     };
-    let held: HashMap<String, String> = entries.into_iter().map(|e| (e.address, e.until)).collect();
-    let changed: Vec<(&str, Option<&String>)> = laid
-        .iter()
-        .map(|(address, known)| (*address, held.get(*address), *known))
-        .filter(|(_, until, known)| until.map(String::as_str) != *known || until.is_none())
-        .map(|(address, until, _)| (address, until))
-        .collect();
-    if changed.is_empty() {
+    let found: HashMap<String, String> = entries.into_iter().map(|e| (e.address, e.until)).collect();
+    let (mut held, mut gone) = (Vec::new(), Vec::new());
+    for (address, known) in laid {
+        match found.get(address) {
+            Some(until) if known == Some(until.as_str()) => {}
+            Some(until) => held.push((address.to_owned(), until.clone())),
+            None => gone.push(address.to_owned()),
+        }
+    }
+    if held.is_empty() && gone.is_empty() {
         return Ok(());
     }
     let name = site.name();
     backend
         .db
-        .write("fences as the site has them", async |conn| {
-            for (address, until) in &changed {
-                fence::seen(conn, kept, name, address, until.map(String::as_str)).await?;
-            }
-            Ok(())
-        })
+        .write("fences as the site has them", async |conn| fence::seen(conn, kept, name, &held, &gone).await)
         .await
 }
 
