@@ -16,6 +16,7 @@ mod admin;
 mod clients;
 mod history;
 mod inquiry;
+mod insert;
 mod lease;
 mod lock;
 mod operation;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use diesel::dsl::sql;
 use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Datetime, Nullable};
+use diesel::sql_types::{BigInt, Bool, Datetime};
 use diesel_async::RunQueryDsl;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -41,12 +42,12 @@ pub use operation::{Operation, Step};
 pub use submit::{Item, Progress, Submitted};
 pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};
 
-use crate::db::error::is_duplicate;
 use crate::db::schema::scoria_operations as ops;
 use crate::db::worker::{self, Worker};
 use crate::db::{Conn, Db, Work};
 use crate::error::{Code, Error, Result};
 use crate::model::Scope;
+use insert::insert;
 use operation::Inner as OperationInner;
 
 /// The journal. Cheap to clone.
@@ -133,7 +134,7 @@ impl Journal {
             .shared
             .db
             .write("accept", async |conn| {
-                let Some(id) = self.insert(conn, &new, &owner).await? else {
+                let Some(id) = insert(conn, &new, Some((&owner, self.shared.options.lease))).await? else {
                     return Ok(None);
                 };
                 let worker = match &new.claim {
@@ -164,51 +165,6 @@ impl Journal {
         });
         self.hold(&owner, operation.clone(), began);
         Ok(Accept::New(operation))
-    }
-
-    /// Inserts the row; `None` when the message is known.
-    async fn insert(&self, conn: &mut Conn, new: &NewOperation, owner: &Owner) -> Result<Option<i64>> {
-        let (resource_type, resource_id) = match &new.resource {
-            Some((kind, id)) => (Some(kind), Some(id)),
-            None => (None, None),
-        };
-        let deadline = new.timeout.map(|t| {
-            sql::<Nullable<Datetime>>("UTC_TIMESTAMP(6) + INTERVAL ")
-                .bind::<BigInt, _>(micros(t))
-                .sql(" MICROSECOND")
-        });
-        let inserted = diesel::insert_into(ops::table)
-            .values((
-                (
-                    ops::unique_id.eq(&new.unique_id),
-                    ops::method.eq(&new.method),
-                    ops::backend_host.eq(&new.backend_host),
-                    ops::cluster.eq(&new.cluster),
-                    ops::resource_type.eq(resource_type),
-                    ops::resource_id.eq(resource_id),
-                    ops::request.eq(&new.request),
-                    ops::reply_queue.eq(new.reply.as_ref().map(|r| &r.queue)),
-                    ops::reply_msg_id.eq(new.reply.as_ref().map(|r| &r.msg_id)),
-                    deadline.map(|d| ops::deadline.eq(d)),
-                ),
-                ops::state.eq("open"),
-                ops::owner.eq(&owner.instance),
-                ops::owner_host.eq(&owner.host),
-                ops::epoch.eq(1),
-                ops::lease_until.eq(lease_until(self.shared.options.lease)),
-                ops::accepted_at.eq(db_now()),
-                ops::updated_at.eq(db_now()),
-            ))
-            .execute(conn)
-            .await;
-        match inserted {
-            Ok(_) => {}
-            Err(e) if is_duplicate(&e) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        }
-        let id: i64 =
-            ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?;
-        Ok(Some(id))
     }
 
     /// Takes over open operations of a backend or cluster: those whose lease has run out, and those of

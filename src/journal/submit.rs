@@ -5,15 +5,14 @@
 //! [`Journal::adopt`] and finishes it however often either of them dies.
 
 use chrono::NaiveDateTime;
-use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Datetime, Nullable, Text};
+use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
-use super::{Journal, Listing, NewOperation, Step, db_now, micros};
+use super::insert::insert;
+use super::{Journal, Listing, NewOperation, Step};
 use crate::db::Conn;
-use crate::db::error::is_duplicate;
 use crate::db::schema::{scoria_operation_steps as steps, scoria_operations as ops};
 use crate::error::{Error, Result};
 
@@ -213,38 +212,7 @@ impl Journal {
 
 /// The row of an order, which nobody owns yet; its number.
 pub(super) async fn insert_order(conn: &mut Conn, new: &NewOperation) -> Result<i64> {
-    let deadline = new.timeout.map(|t| {
-        sql::<Nullable<Datetime>>("UTC_TIMESTAMP(6) + INTERVAL ")
-            .bind::<BigInt, _>(micros(t))
-            .sql(" MICROSECOND")
-    });
-    let inserted = diesel::insert_into(ops::table)
-        .values((
-            ops::unique_id.eq(&new.unique_id),
-            ops::method.eq(&new.method),
-            ops::backend_host.eq(&new.backend_host),
-            ops::cluster.eq(&new.cluster),
-            ops::request.eq(&new.request),
-            deadline.map(|d| ops::deadline.eq(d)),
-            ops::state.eq("open"),
-            ops::owner.eq(""),
-            ops::owner_host.eq(""),
-            // The first to adopt it becomes its first owner.
-            ops::epoch.eq(0),
-            ops::lease_until.eq(sql::<Datetime>("UTC_TIMESTAMP(6) - INTERVAL 1 SECOND")),
-            ops::accepted_at.eq(db_now()),
-            ops::updated_at.eq(db_now()),
-        ))
-        .execute(conn)
-        .await;
-    match inserted {
-        Ok(_) => {}
-        Err(e) if is_duplicate(&e) => {
-            return Err(Error::internal("An order was submitted under a used id"));
-        }
-        Err(e) => return Err(e.into()),
-    }
-    Ok(ops::table.filter(ops::unique_id.eq(&new.unique_id)).select(ops::id).first(conn).await?)
+    insert(conn, new, None).await?.ok_or_else(|| Error::internal("An order was submitted under a used id"))
 }
 
 /// An open operation of the same backend with the same method and arguments. The rows read, and the
