@@ -36,7 +36,7 @@ pub(super) fn require_replicated(target: &Target) -> Result<()> {
 /// # Errors
 /// `ServiceNotFound` when no service of the backend is alive; `DeadlineExceeded` when none has answered in time; what
 /// the service refused; `Cancelled` on Ctrl-C.
-pub(super) async fn ask<T: DeserializeOwned>(
+pub(in crate::cli) async fn ask<T: DeserializeOwned>(
     context: &Context,
     target: &Target,
     inquiry: Inquiry,

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::super::confirm::{self, Confirmed};
-use super::super::output::{table, volumes};
+use super::super::output::volumes;
 use super::super::target::Target;
 use super::super::{Context, Report};
-use super::{Failover, check_site, ids, order, require_settled};
+use super::preview::{Shown, propose, rows};
+use super::{Failover, check_site, ids, require_settled};
 use crate::db::{self, admin};
 use crate::error::{Code, Error, Result};
 use crate::model::{ReplicationStatus, Volume};
@@ -19,17 +19,11 @@ use crate::replication::intent::Intent;
 use crate::replication::orders::{self, Order};
 use crate::replication::set::admit;
 
-/// Rows of a preview; more are counted.
-const SHOWN: usize = 20;
-
 /// A volume that would be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Choice {
-    volume: String,
-    name: Option<String>,
-    gigabytes: i32,
-    status: String,
-    replication_status: String,
+    #[serde(flatten)]
+    shown: Shown,
     /// The site that serves it now.
     from: String,
 }
@@ -49,7 +43,7 @@ struct Preview {
 }
 
 pub(super) async fn run(context: &Context, arguments: Failover) -> Result<Report> {
-    let target = Target::find(context, &arguments.backend).await?;
+    let target = Target::find(context, &arguments.given.backend).await?;
     check_site(&target, &arguments.to)?;
     target.host()?;
     require_settled(context, &target).await?;
@@ -78,10 +72,6 @@ pub(super) async fn run(context: &Context, arguments: Failover) -> Result<Report
         group_status: group_status.as_deref(),
     };
     let preview = preview(&facts, &arguments, group.as_deref())?;
-    if arguments.dry_run {
-        return Report::new(preview.render(), &preview);
-    }
-    eprintln!("{}", preview.render());
     let (word, question) = match preview.intent {
         Intent::Force => (
             arguments.to.as_str(),
@@ -89,18 +79,8 @@ pub(super) async fn run(context: &Context, arguments: Failover) -> Result<Report
         ),
         _ => ("yes", "Type 'yes' to go on:".to_owned()),
     };
-    let confirmed = confirm::ask(question, word, arguments.yes).await?;
-    go(context, &target, preview, confirmed, !arguments.no_wait).await
-}
-
-async fn go(
-    context: &Context,
-    target: &Target,
-    preview: Preview,
-    _confirmed: Confirmed,
-    wait: bool,
-) -> Result<Report> {
-    order(context, target, preview.order, wait).await
+    let (text, order) = (preview.render(), preview.order.clone());
+    propose(context, &target, &arguments.given, (text, &preview), (question, word), order).await
 }
 
 /// Whether the rows accept a failover, as cinder-api asks them.
@@ -160,14 +140,7 @@ fn preview(facts: &Facts<'_>, arguments: &Failover, group: Option<&str>) -> Resu
         }
     };
     let site = |v: &Volume| facts.strays.get(&v.id).cloned().unwrap_or_else(|| facts.active.to_owned());
-    let choice = |v: &Volume| Choice {
-        volume: v.id.clone(),
-        name: v.display_name.clone(),
-        gigabytes: v.size,
-        status: v.status.clone(),
-        replication_status: v.replication_status.clone().unwrap_or_default(),
-        from: site(v),
-    };
+    let choice = |v: &Volume| Choice { shown: v.into(), from: site(v) };
     let volumes = facts.found.iter().filter(|v| chosen.contains(&v.id)).map(choice).collect();
     Ok(Preview {
         backend: facts.backend.to_owned(),
@@ -226,7 +199,7 @@ impl Preview {
             "group" => format!("A group of backend {} moves", self.backend),
             _ => format!("Volumes of backend {} move", self.backend),
         };
-        let gigabytes: i64 = self.volumes.iter().map(|c| i64::from(c.gigabytes)).sum();
+        let gigabytes: i64 = self.volumes.iter().map(|c| i64::from(c.shown.gigabytes)).sum();
         let mut text = format!(
             "{what} to {} ({}): {}, {gigabytes} GiB\n",
             self.target,
@@ -237,21 +210,7 @@ impl Preview {
         for choice in &self.volumes {
             *places.entry(&choice.from).or_default() += 1;
         }
-        let shown = self.volumes.iter().take(SHOWN).map(|c| {
-            [
-                c.volume.clone(),
-                c.name.clone().unwrap_or_default(),
-                c.gigabytes.to_string(),
-                c.status.clone(),
-                c.replication_status.clone(),
-                c.from.clone(),
-            ]
-        });
-        text.push_str(&table(["Volume", "Name", "GiB", "Status", "Replication", "From"], shown));
-        text.push('\n');
-        if self.volumes.len() > SHOWN {
-            text.push_str(&format!("and {} more\n", self.volumes.len() - SHOWN));
-        }
+        text.push_str(&rows("From", self.volumes.iter().map(|c| (&c.shown, c.from.as_str()))));
         for (place, count) in places {
             text.push_str(&format!("{} served from {place} now\n", volumes(count)));
         }
@@ -277,6 +236,7 @@ impl Preview {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Given;
     use super::*;
     use uuid::Uuid;
 
@@ -292,16 +252,13 @@ mod tests {
 
     fn arguments(volumes: &[u8], to: &str) -> Failover {
         Failover {
-            backend: "node1@ceph".into(),
+            given: Given { backend: "node1@ceph".into(), yes: false, dry_run: false, no_wait: false },
             to: to.into(),
             volumes: volumes.iter().map(|n| Uuid::from_u128(u128::from(*n))).collect(),
             group: None,
             planned: false,
             unplanned: false,
             force: false,
-            dry_run: false,
-            yes: false,
-            no_wait: false,
         }
     }
 

@@ -5,10 +5,10 @@
 
 use serde::Serialize;
 
-use super::super::confirm::{self, Confirmed};
 use super::super::output::{table, time, volumes};
 use super::super::target::Target;
 use super::super::{Context, Report};
+use super::preview::propose;
 use super::{Fence, Unfence, check_site, ids, order};
 use crate::db::{self, admin, fence};
 use crate::error::Result;
@@ -24,7 +24,7 @@ struct Preview {
 }
 
 pub(super) async fn lay(context: &Context, arguments: Fence) -> Result<Report> {
-    let target = Target::find(context, &arguments.backend).await?;
+    let target = Target::find(context, &arguments.given.backend).await?;
     check_site(&target, &arguments.site)?;
     target.host()?;
     let scope = &target.scope;
@@ -52,31 +52,16 @@ pub(super) async fn lay(context: &Context, arguments: Fence) -> Result<Report> {
         preview.backend,
         preview.seconds,
     );
-    if arguments.dry_run {
-        return Report::new(text, &preview);
-    }
-    if preview.volumes.is_empty() {
+    if preview.volumes.is_empty() && !arguments.given.dry_run {
         let text = format!("No volume of backend {} has left site {}.", preview.backend, preview.site);
         return Report::new(text, &preview);
     }
-    eprintln!("{text}");
     let question =
         format!("Type the name of the site whose clients are fenced ({}) to go on:", arguments.site);
-    let confirmed = confirm::ask(question, &arguments.site, arguments.yes).await?;
-    close(context, &target, preview, only.is_some(), confirmed, !arguments.no_wait).await
-}
-
-async fn close(
-    context: &Context,
-    target: &Target,
-    preview: Preview,
-    named: bool,
-    _confirmed: Confirmed,
-    wait: bool,
-) -> Result<Report> {
-    let volumes = named.then_some(preview.volumes);
-    let fence = orders::Fence { site: preview.site, volumes, seconds: preview.seconds };
-    order(context, target, Order::Fence(fence), wait).await
+    let volumes = only.is_some().then(|| preview.volumes.clone());
+    let fence = orders::Fence { site: preview.site.clone(), volumes, seconds: preview.seconds };
+    let (shown, question) = ((text, &preview), (question, arguments.site.as_str()));
+    propose(context, &target, &arguments.given, shown, question, Order::Fence(fence)).await
 }
 
 pub(super) async fn lift(context: &Context, arguments: Unfence) -> Result<Report> {

@@ -2,13 +2,14 @@
 //! cinder-api (`cinder failover-host`), as ever, or here; anything smaller only here.
 
 mod affected;
-mod ask;
+pub(super) mod ask;
 mod audit;
 mod failover;
 mod fence;
 mod lag;
 mod plan;
 mod preflight;
+mod preview;
 mod reset;
 mod resync;
 mod retry;
@@ -87,13 +88,30 @@ pub enum Action {
     Test(test::Action),
 }
 
+/// What every order takes that is shown before it is given.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Given {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Only show what would be ordered
+    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
+    pub dry_run: bool,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
 /// Arguments of `failover`.
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Failover {
-    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
-    #[arg(long, value_name = "BACKEND")]
-    pub backend: String,
+    #[command(flatten)]
+    pub given: Given,
     /// Site to move to: 'default' or a backend_id
     #[arg(long, value_name = "SITE")]
     pub to: String,
@@ -112,15 +130,6 @@ pub struct Failover {
     /// DANGEROUS: promote by force also where the site that is left lives but does not demote in time
     #[arg(long)]
     pub force: bool,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-    /// Only show what would be ordered
-    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
-    pub dry_run: bool,
-    /// Return once the order is written down
-    #[arg(long)]
-    pub no_wait: bool,
 }
 
 impl Failover {
@@ -144,7 +153,7 @@ pub struct Timeout {
 }
 
 impl Timeout {
-    fn within(self) -> std::time::Duration {
+    pub(super) fn within(self) -> std::time::Duration {
         std::time::Duration::from_secs(self.timeout.into())
     }
 }
@@ -227,24 +236,14 @@ pub struct Affected {
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Resync {
-    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
-    #[arg(long, value_name = "BACKEND")]
-    pub backend: String,
+    #[command(flatten)]
+    pub given: Given,
     /// Site whose copies are discarded: 'default' or a backend_id
     #[arg(long, value_name = "SITE")]
     pub discard: String,
     /// Only this volume; repeatable. Default: all replicated volumes of the backend
     #[arg(long = "volume", value_name = "ID")]
     pub volumes: Vec<Uuid>,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-    /// Only show what would be ordered
-    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
-    pub dry_run: bool,
-    /// Return once the order is written down
-    #[arg(long)]
-    pub no_wait: bool,
 }
 
 /// Arguments of `retry`.
@@ -269,9 +268,8 @@ pub struct Retry {
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Fence {
-    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
-    #[arg(long, value_name = "BACKEND")]
-    pub backend: String,
+    #[command(flatten)]
+    pub given: Given,
     /// Site that the volumes have left: 'default' or a backend_id
     #[arg(long, value_name = "SITE")]
     pub site: String,
@@ -282,15 +280,6 @@ pub struct Fence {
     #[arg(long = "for", value_name = "SECONDS", default_value_t = crate::replication::fence::SECONDS,
           value_parser = clap::value_parser!(u32).range(60..=31_536_000))]
     pub seconds: u32,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-    /// Only show what would be ordered
-    #[arg(long, conflicts_with_all = ["yes", "no_wait"])]
-    pub dry_run: bool,
-    /// Return once the order is written down
-    #[arg(long)]
-    pub no_wait: bool,
 }
 
 /// Arguments of `unfence`.
@@ -382,7 +371,7 @@ async fn require_settled(context: &Context, target: &Target) -> Result<()> {
 }
 
 /// Writes an order down and watches it to its end, unless told not to.
-async fn order(context: &Context, target: &Target, order: Order, wait: bool) -> Result<Report> {
+pub(super) async fn order(context: &Context, target: &Target, order: Order, wait: bool) -> Result<Report> {
     let request = Request::new(order);
     let new = NewOperation {
         unique_id: Uuid::new_v4().simple().to_string(),

@@ -8,28 +8,22 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::super::confirm::{self, Confirmed};
-use super::super::output::{table, volumes};
+use super::super::output::volumes;
 use super::super::target::Target;
 use super::super::{Context, Report};
-use super::{Resync, check_site, ids, order, require_settled};
+use super::preview::{Shown, propose, rows};
+use super::{Resync, check_site, ids, require_settled};
 use crate::db::{self, admin};
 use crate::error::Result;
 use crate::model::Volume;
 use crate::replication::orders::{self, Order};
 use crate::replication::resync::choice::choose;
 
-/// Rows of a preview; more are counted.
-const SHOWN: usize = 20;
-
 /// A volume that may lose its copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Choice {
-    volume: String,
-    name: Option<String>,
-    gigabytes: i32,
-    status: String,
-    replication_status: String,
+    #[serde(flatten)]
+    shown: Shown,
     /// Site whose content survives.
     keep: String,
     /// It is served from the copy to discard at this moment.
@@ -50,7 +44,7 @@ struct Preview {
 }
 
 pub(super) async fn run(context: &Context, arguments: Resync) -> Result<Report> {
-    let target = Target::find(context, &arguments.backend).await?;
+    let target = Target::find(context, &arguments.given.backend).await?;
     check_site(&target, &arguments.discard)?;
     target.host()?;
     require_settled(context, &target).await?;
@@ -69,31 +63,17 @@ pub(super) async fn run(context: &Context, arguments: Resync) -> Result<Report> 
         &target.active_site(),
         &ids(&arguments.volumes),
     )?;
-    if arguments.dry_run {
-        return Report::new(preview.render(), &preview);
-    }
-    if preview.volumes.is_empty() {
+    if preview.volumes.is_empty() && !arguments.given.dry_run {
         return Report::new(
             format!("Backend {} has no replicated volume; nothing to resync.", preview.backend),
             &preview,
         );
     }
-    eprintln!("{}", preview.render());
     let question =
         format!("Type the name of the site whose copies are discarded ({}) to go on:", preview.discard);
-    let confirmed = confirm::ask(question, &arguments.discard, arguments.yes).await?;
-    discard(context, &target, preview, confirmed, !arguments.no_wait).await
-}
-
-/// The only way to a resync.
-async fn discard(
-    context: &Context,
-    target: &Target,
-    preview: Preview,
-    _confirmed: Confirmed,
-    wait: bool,
-) -> Result<Report> {
-    order(context, target, Order::Resync(preview.order), wait).await
+    let (shown, question) = ((preview.render(), &preview), (question, preview.discard.as_str()));
+    let order = Order::Resync(preview.order.clone());
+    propose(context, &target, &arguments.given, shown, question, order).await
 }
 
 /// Which volumes the order may touch.
@@ -110,11 +90,7 @@ fn select(
         .touched
         .iter()
         .map(|t| Choice {
-            volume: t.volume.id.clone(),
-            name: t.volume.display_name.clone(),
-            gigabytes: t.volume.size,
-            status: t.volume.status.clone(),
-            replication_status: t.volume.replication_status.clone().unwrap_or_default(),
+            shown: t.volume.into(),
             keep: t.keep.clone(),
             served_from_discarded: t.served_from_discarded,
         })
@@ -133,29 +109,15 @@ fn select(
 impl Preview {
     fn render(&self) -> String {
         let Preview { backend, discard, active_site, volumes: chosen, left_out, .. } = self;
-        let gigabytes: i64 = chosen.iter().map(|c| i64::from(c.gigabytes)).sum();
+        let gigabytes: i64 = chosen.iter().map(|c| i64::from(c.shown.gigabytes)).sum();
         let mut text = format!(
             "Backend {backend} (active on {active_site}): discard the copies on {discard} of {}, {gigabytes} GiB\n",
             volumes(chosen.len())
         );
         // What failed first: it is why the operator is here.
-        let mut rows: Vec<&Choice> = chosen.iter().collect();
-        rows.sort_by_key(|c| (!c.served_from_discarded, c.replication_status != "failover-error"));
-        let shown = rows.iter().take(SHOWN).map(|c| {
-            [
-                c.volume.clone(),
-                c.name.clone().unwrap_or_default(),
-                c.gigabytes.to_string(),
-                c.status.clone(),
-                c.replication_status.clone(),
-                c.keep.clone(),
-            ]
-        });
-        text.push_str(&table(["Volume", "Name", "GiB", "Status", "Replication", "Kept site"], shown));
-        text.push('\n');
-        if rows.len() > SHOWN {
-            text.push_str(&format!("and {} more\n", rows.len() - SHOWN));
-        }
+        let mut sorted: Vec<&Choice> = chosen.iter().collect();
+        sorted.sort_by_key(|c| (!c.served_from_discarded, c.shown.replication_status != "failover-error"));
+        text.push_str(&rows("Kept site", sorted.iter().map(|c| (&c.shown, c.keep.as_str()))));
         if !left_out.is_empty() {
             text.push_str(&format!(
                 "Left out: {} served from {discard} itself (name one with --volume if its \
@@ -197,7 +159,7 @@ mod tests {
     }
 
     fn chosen(preview: &Preview) -> Vec<&str> {
-        preview.volumes.iter().map(|c| c.volume.as_str()).collect()
+        preview.volumes.iter().map(|c| c.shown.volume.as_str()).collect()
     }
 
     #[test]
