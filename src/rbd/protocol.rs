@@ -272,12 +272,16 @@ commands! {
 
     // ---- trash -------------------------------------------------------------------------------
 
-    /// Moves an image to the trash with a deferment in seconds.
+    // An image in the trash goes by `in_trash(id)` where a command asks for an image.
+
+    /// Moves an image to the trash with a deferment in seconds. That ends its mirroring, and its copies go.
     Short TrashMove { pool: String, image: String, delay: u64 } -> ();
     /// Contents of the trash.
     Short TrashList { pool: String } -> Vec<TrashEntry>;
     /// Removes a trash entry for good.
     Removal TrashRemove { pool: String, id: String } -> ();
+    /// Gives an image in the trash a name again; `Exists` when another has it.
+    Short TrashRestore { pool: String, id: String, name: String } -> ();
 
     // ---- mirroring ---------------------------------------------------------------------------
 

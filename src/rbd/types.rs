@@ -147,6 +147,22 @@ pub struct TrashEntry {
     pub name: String,
     /// When it may be removed, seconds since the epoch.
     pub deferment_end: i64,
+    /// rbd-mirror has put it there, and removes it when nothing needs it any more.
+    pub mirroring: bool,
+}
+
+/// Before the id of an image, where a command takes an image's name: RBD keeps the slash for the pool's.
+const BY_ID: &str = "trash/";
+
+/// What stands for an image in the trash where a command takes the name of an image: there it has none, and several
+/// may have had the same.
+pub fn in_trash(id: &str) -> String {
+    format!("{BY_ID}{id}")
+}
+
+/// The id in what [`in_trash`] made; `None` for a name.
+pub fn id_in_trash(image: &str) -> Option<&str> {
+    image.strip_prefix(BY_ID)
 }
 
 /// `rbd mirror pool info`'s mode.

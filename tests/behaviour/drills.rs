@@ -79,6 +79,8 @@ pub async fn clone_outlives_its_volume(env: &Env) -> Case {
     })
     .await?;
     ensure!(env.read(&env.b, &clone, None, 6).await? == b"before");
+    let trash = env.trash(&env.b).await?;
+    ensure!(trash.iter().all(|t| t.mirroring), "it is rbd-mirror's: {trash:?}");
     env.write(&env.b, &clone, 0, b"drill!").await?;
     env.b.call(env.remove(&clone)).await?;
     env.eventually("nothing left", async || {

@@ -459,7 +459,8 @@ pub async fn journal_replica_lock_is_the_daemons(env: &Env) -> Case {
 pub async fn trashing_ends_mirroring(env: &Env, mode: MirrorMode) -> Case {
     let image = env.mirrored("i", mode, b"data").await?;
     env.a.call(TrashMove { pool: env.pool.clone(), image: image.clone(), delay: 0 }).await?;
-    ensure!(env.trash(&env.a).await?.len() == 1, "in the trash of A");
+    let trash = env.trash(&env.a).await?;
+    ensure!(trash.len() == 1 && !trash[0].mirroring, "in the trash of A: {trash:?}");
     gone_from_b(env).await
 }
 

@@ -70,3 +70,52 @@ pub async fn name_is_free_again(env: &Env) -> Case {
     ensure!(trash.len() == 2 && trash[0].id != trash[1].id, "{trash:?}");
     Ok(())
 }
+
+/// What lies in the trash has no name, and goes by its id.
+pub async fn image_goes_by_its_id(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"kept").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    let id = env.a.call(env.stat(&image)).await?.id;
+    env.a.call(bin(env, &image, 0)).await?;
+    let (pool, name) = (env.pool.clone(), in_trash(&id));
+    let found = env.a.call(ImageInspect { pool: pool.clone(), image: name.clone() }).await?;
+    ensure!(found.info.id == id && found.info.size == SIZE && found.snaps.len() == 1, "{found:?}");
+    let images = vec![name.clone(), in_trash("0123456789ab")];
+    let seen = env.a.call(ImageSurvey { pool: pool.clone(), images }).await?;
+    ensure!(seen[0].as_ref().is_some_and(|s| s.size == SIZE) && seen[1].is_none(), "{seen:?}");
+    let children = ImageChildren { pool: pool.clone(), image: name.clone(), snap: None };
+    ensure!(env.a.call(children).await?.len() == 1, "the clone");
+    ensure!(env.a.call(SyncPointsRemove { pool: pool.clone(), image: name }).await? == 0, "no sync points");
+    let nobody = ImageInspect { pool, image: in_trash("0123456789ab") };
+    refused(Kind::NotFound, env.a.call(nobody).await)
+}
+
+/// A clone that waits in the trash does not hold its parent's snapshot for ever.
+pub async fn clone_is_flattened_there(env: &Env) -> Case {
+    let (image, clone) = (env.parent("i", b"kept").await?, env.name("clone"));
+    env.a.call(env.clone_of(&image, &clone)).await?;
+    let id = env.a.call(env.stat(&clone)).await?.id;
+    env.a.call(bin(env, &clone, 0)).await?;
+    env.a.call(ImageFlatten { pool: env.pool.clone(), image: in_trash(&id) }).await?;
+    let (pool, snap) = (env.pool.clone(), "s".to_owned());
+    env.a.call(SnapUnprotect { pool, image, snap }).await?;
+    ensure!(env.read(&env.a, &in_trash(&id), None, 4).await? == b"kept", "its own data");
+    env.a.call(purge(env, &id)).await?;
+    Ok(())
+}
+
+pub async fn restore(env: &Env) -> Case {
+    let image = env.image("i").await?;
+    env.write(&env.a, &image, 0, b"kept").await?;
+    let id = env.a.call(env.stat(&image)).await?.id;
+    env.a.call(bin(env, &image, 600)).await?;
+    let back = |id: &str| TrashRestore { pool: env.pool.clone(), id: id.into(), name: image.clone() };
+    env.a.call(env.create(&image)).await?;
+    refused(Kind::Exists, env.a.call(back(&id)).await)?;
+    env.a.call(env.remove(&image)).await?;
+    env.a.call(back(&id)).await?;
+    ensure!(env.a.call(env.stat(&image)).await?.id == id, "the same image");
+    ensure!(env.read(&env.a, &image, None, 4).await? == b"kept", "with its data");
+    ensure!(env.trash(&env.a).await?.is_empty(), "and no longer in the trash");
+    refused(Kind::NotFound, env.a.call(back(&id)).await)
+}

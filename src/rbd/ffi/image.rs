@@ -6,7 +6,7 @@ use std::ptr;
 use super::c::{librbd_progress_fn_t, rados_ioctx_t, rbd_image_options_t, rbd_image_t};
 use super::rados::IoCtx;
 use super::{Api, Failure, Progress, check, functions, listing, on_progress, owned, progress_arg, text};
-use crate::rbd::types::Watcher;
+use crate::rbd::types::{Watcher, id_in_trash};
 
 /// `enum` of image options in librbd.h.
 const RBD_IMAGE_OPTION_FORMAT: c_int = 0;
@@ -60,6 +60,8 @@ functions! { Functions {
     fn rbd_rename(src_io_ctx: rados_ioctx_t, srcname: *const c_char, destname: *const c_char) -> c_int;
     fn rbd_open(io: rados_ioctx_t, name: *const c_char, image: *mut rbd_image_t, snap_name: *const c_char) -> c_int;
     fn rbd_open_read_only(io: rados_ioctx_t, name: *const c_char, image: *mut rbd_image_t, snap_name: *const c_char) -> c_int;
+    fn rbd_open_by_id(io: rados_ioctx_t, id: *const c_char, image: *mut rbd_image_t, snap_name: *const c_char) -> c_int;
+    fn rbd_open_by_id_read_only(io: rados_ioctx_t, id: *const c_char, image: *mut rbd_image_t, snap_name: *const c_char) -> c_int;
     fn rbd_close(image: rbd_image_t) -> c_int;
     fn rbd_stat(image: rbd_image_t, info: *mut rbd_image_info_t, infosize: usize) -> c_int;
     fn rbd_get_id(image: rbd_image_t, id: *mut c_char, id_len: usize) -> c_int;
@@ -224,28 +226,35 @@ impl Drop for Image<'_> {
 }
 
 impl<'io> Image<'io> {
-    /// Opens for writing: registers a watch on the header.
+    /// Opens for writing, by the id when it is in the trash: registers a watch on the header.
     ///
     /// Implements:
     /// ```c
     /// int rbd_open(rados_ioctx_t io, const char *name, rbd_image_t *image, const char *snap_name);
+    /// int rbd_open_by_id(rados_ioctx_t io, const char *id, rbd_image_t *image, const char *snap_name);
     /// ```
     pub(crate) fn open(io: &'io IoCtx, name: &str) -> Result<Image<'io>, Failure> {
         let call = "rbd_open";
-        let c_name = text(call, name)?;
+        let f = &io.api().image;
+        let (open, of) = match id_in_trash(name) {
+            Some(id) => (f.rbd_open_by_id, id),
+            None => (f.rbd_open, name),
+        };
+        let c_name = text(call, of)?;
         let mut handle: rbd_image_t = ptr::null_mut();
         // SAFETY: valid ioctx, string and out-pointer; NULL: no snapshot.
-        let result =
-            unsafe { (io.api().image.rbd_open)(io.handle, c_name.as_ptr(), &mut handle, ptr::null()) };
+        let result = unsafe { open(io.handle, c_name.as_ptr(), &mut handle, ptr::null()) };
         check(call, || io.path(name), result)?;
         Ok(Image { io, handle, name: name.to_owned() })
     }
 
-    /// Opens for reading, of a snapshot when given; leaves no watch, works on a secondary.
+    /// Opens for reading, of a snapshot when given, by the id when it is in the trash; leaves no watch, works on a
+    /// secondary.
     ///
     /// Implements:
     /// ```c
     /// int rbd_open_read_only(rados_ioctx_t io, const char *name, rbd_image_t *image, const char *snap_name);
+    /// int rbd_open_by_id_read_only(rados_ioctx_t io, const char *id, rbd_image_t *image, const char *snap_name);
     /// ```
     pub(crate) fn open_read_only(
         io: &'io IoCtx,
@@ -253,17 +262,21 @@ impl<'io> Image<'io> {
         snap: Option<&str>,
     ) -> Result<Image<'io>, Failure> {
         let call = "rbd_open_read_only";
+        let f = &io.api().image;
+        let (open, of) = match id_in_trash(name) {
+            Some(id) => (f.rbd_open_by_id_read_only, id),
+            None => (f.rbd_open_read_only, name),
+        };
         let full = match snap {
             Some(snap) => format!("{name}@{snap}"),
             None => name.to_owned(),
         };
-        let c_name = text(call, name)?;
+        let c_name = text(call, of)?;
         let c_snap = snap.map(|snap| text(call, snap)).transpose()?;
         let c_snap = c_snap.as_ref().map_or(ptr::null(), |snap| snap.as_ptr());
         let mut handle: rbd_image_t = ptr::null_mut();
         // SAFETY: valid ioctx, strings and out-pointer; NULL: no snapshot.
-        let result =
-            unsafe { (io.api().image.rbd_open_read_only)(io.handle, c_name.as_ptr(), &mut handle, c_snap) };
+        let result = unsafe { open(io.handle, c_name.as_ptr(), &mut handle, c_snap) };
         check(call, || io.path(&full), result)?;
         Ok(Image { io, handle, name: full })
     }

@@ -10,6 +10,9 @@ use crate::rbd::types::TrashEntry;
 #[allow(non_camel_case_types)]
 type rbd_trash_image_source_t = c_uint;
 
+/// `enum` of sources in librbd.h.
+const RBD_TRASH_IMAGE_SOURCE_MIRRORING: rbd_trash_image_source_t = 1;
+
 #[allow(non_camel_case_types)]
 type time_t = i64;
 
@@ -28,6 +31,7 @@ functions! { Functions {
     fn rbd_trash_move(io: rados_ioctx_t, name: *const c_char, delay: u64) -> c_int;
     fn rbd_trash_list(io: rados_ioctx_t, trash_entries: *mut rbd_trash_image_info_t, num_entries: *mut usize) -> c_int;
     fn rbd_trash_list_cleanup(trash_entries: *mut rbd_trash_image_info_t, num_entries: usize);
+    fn rbd_trash_restore(io: rados_ioctx_t, id: *const c_char, name: *const c_char) -> c_int;
     fn rbd_trash_remove_with_progress(io: rados_ioctx_t, id: *const c_char, force: bool, cb: librbd_progress_fn_t, cbdata: *mut c_void) -> c_int;
 } }
 
@@ -70,11 +74,28 @@ impl IoCtx {
                     id: owned(e.id),
                     name: owned(e.name),
                     deferment_end: e.deferment_end_time,
+                    mirroring: e.source == RBD_TRASH_IMAGE_SOURCE_MIRRORING,
                 })
                 .collect();
             (f.rbd_trash_list_cleanup)(list.as_mut_ptr(), list.len());
             Ok(entries)
         }
+    }
+
+    /// Makes an entry an image again.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_trash_restore(rados_ioctx_t io, const char *id, const char *name);
+    /// ```
+    pub(crate) fn trash_restore(&self, id: &str, name: &str) -> Result<(), Failure> {
+        let call = "rbd_trash_restore";
+        let (c_id, c_name) = (text(call, id)?, text(call, name)?);
+        // SAFETY: valid ioctx and strings.
+        let result =
+            unsafe { (self.api().trash.rbd_trash_restore)(self.handle, c_id.as_ptr(), c_name.as_ptr()) };
+        check(call, || format!("trash entry {id} to {}", self.path(name)), result)?;
+        Ok(())
     }
 
     /// Removes an entry for good; EPERM before its deferment has passed.

@@ -182,6 +182,9 @@ impl World {
             Request::TrashMove(r) => Reply::TrashMove(self.trash_move(site, &r.pool, &r.image, r.delay)?),
             Request::TrashList(r) => Reply::TrashList(self.trash_list(site, &r.pool)?),
             Request::TrashRemove(r) => Reply::TrashRemove(self.trash_remove(site, &r.pool, &r.id)?),
+            Request::TrashRestore(r) => {
+                Reply::TrashRestore(self.trash_restore(site, &r.pool, &r.id, &r.name)?)
+            }
             Request::MirrorPoolMode(r) => {
                 let mirrored = self.pool(site, &r.pool)?.mirrored;
                 Reply::MirrorPoolMode(if mirrored { PoolMirrorMode::Image } else { PoolMirrorMode::Disabled })

@@ -254,7 +254,8 @@ impl World {
             let kind = if journal { Kind::Busy } else { Kind::Invalid };
             return refuse(kind, format!("{pool}/{image} is a mirrored secondary"));
         }
-        // A watcher alone does not stop a move (16.2.15); the holder of the lock does.
+        // Whoever has it open does not stop a move: librbd's clients hand the lock over when they are asked
+        // (16.2.15). One that keeps it does.
         if self.check_writable(site, pool, image).is_err() {
             return refuse(Kind::Busy, format!("the lock of {pool}/{image} is held"));
         }
@@ -269,8 +270,8 @@ impl World {
         let images = self.pool(site, pool)?.images.values();
         Ok(images
             .filter_map(|i| {
-                let deferment_end = i.trash.as_ref()?.deferment_end;
-                Some(TrashEntry { id: i.id.clone(), name: i.name.clone(), deferment_end })
+                let &Trash { deferment_end, by_mirroring: mirroring } = i.trash.as_ref()?;
+                Some(TrashEntry { id: i.id.clone(), name: i.name.clone(), deferment_end, mirroring })
             })
             .collect())
     }
@@ -299,6 +300,22 @@ impl World {
         if let Some(parent) = parent {
             self.reap(site, &parent);
         }
+        Ok(())
+    }
+
+    pub(super) fn trash_restore(&mut self, site: &str, pool: &str, id: &str, name: &str) -> Answer<()> {
+        let state = self.pool_mut(site, pool)?;
+        if state.images.get(id).is_none_or(|i| i.trash.is_none()) {
+            return refuse(Kind::NotFound, format!("no image with id {id} in the trash of {pool}"));
+        }
+        if state.names.contains_key(name) {
+            return refuse(Kind::Exists, format!("{pool}/{name} exists"));
+        }
+        if let Some(image) = state.images.get_mut(id) {
+            image.trash = None;
+            image.name = name.to_owned();
+        }
+        state.names.insert(name.to_owned(), id.to_owned());
         Ok(())
     }
 }

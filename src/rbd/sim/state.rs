@@ -13,7 +13,7 @@ use super::faults::{CrashPoint, Fault, Health};
 use super::log::CallRecord;
 use super::mirror_daemon::{Daemon, Phase, Replayer, Turn};
 use crate::rbd::error::{RbdError, RbdErrorKind};
-use crate::rbd::types::{MirrorMode, Schedule};
+use crate::rbd::types::{MirrorMode, Schedule, id_in_trash};
 
 /// Seconds since the epoch at virtual time zero.
 pub(super) const EPOCH: i64 = 1_700_000_000;
@@ -181,7 +181,7 @@ pub(super) struct PoolState {
 
 impl PoolState {
     pub(super) fn by_name(&self, name: &str) -> Option<&ImageState> {
-        self.names.get(name).and_then(|id| self.images.get(id))
+        self.images.get(id_in_trash(name).or_else(|| self.names.get(name).map(String::as_str))?)
     }
 
     pub(super) fn of_pair(&self, global_id: &str) -> Option<&ImageState> {
@@ -381,7 +381,7 @@ impl World {
         image: &str,
     ) -> Result<&mut ImageState, Refusal> {
         let p = self.pool_mut(site, pool)?;
-        let id = p.names.get(image).cloned();
+        let id = id_in_trash(image).map(str::to_owned).or_else(|| p.names.get(image).cloned());
         id.and_then(|id| p.images.get_mut(&id))
             .ok_or_else(|| Refusal::new(RbdErrorKind::NotFound, format!("no image {pool}/{image}")))
     }

@@ -43,6 +43,7 @@ impl Subject {
             Request::SnapCreateTogether(r) => pool(&r.pool),
             Request::ImageSurvey(r) => pool(&r.pool),
             Request::TrashRemove(r) => pool(&r.pool),
+            Request::TrashRestore(r) => pool(&r.pool),
             Request::ScheduleList(r) => pool(&r.pool),
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),

@@ -191,6 +191,7 @@ pub(super) fn execute(
         Request::TrashMove(c) => Reply::TrashMove(pool(&c.pool)?.trash_move(&c.image, c.delay)?),
         Request::TrashList(c) => Reply::TrashList(pool(&c.pool)?.trash()?),
         Request::TrashRemove(c) => Reply::TrashRemove(pool(&c.pool)?.trash_remove(&c.id, progress)?),
+        Request::TrashRestore(c) => Reply::TrashRestore(pool(&c.pool)?.trash_restore(&c.id, &c.name)?),
 
         Request::MirrorPoolMode(c) => Reply::MirrorPoolMode(pool(&c.pool)?.mirror_mode()?),
         Request::MirrorEnable(c) => {
