@@ -31,5 +31,7 @@ mod moving;
 mod notifications;
 #[path = "lifecycle/service.rs"]
 mod service;
+#[path = "lifecycle/trash.rs"]
+mod trash;
 #[path = "lifecycle/without_glance.rs"]
 mod without_glance;

@@ -26,7 +26,8 @@ use crate::model::ReplicationStatus;
 use crate::replication::lag::Watch;
 use crate::replication::{fence, orders, schedules, standing, target};
 use crate::rpc::{Rpc, synthetic};
-use crate::volume::{cleanup, frozen, trash};
+use crate::volume::trash::Purge;
+use crate::volume::{cleanup, frozen};
 
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
@@ -307,21 +308,22 @@ async fn lay_fences(backend: Arc<Backend>, stop: CancellationToken) {
     }
 }
 
-/// Purges the trash every `deferred_deletion_purge_interval`, while the backend is up.
+/// Purges the trash of every site each `deferred_deletion_purge_interval`.
 async fn purge_trash(backend: Arc<Backend>, stop: CancellationToken) {
+    let mut purge = Purge::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(backend.config.deferred_deletion_purge_interval) => {}
         }
         // What is in the trash of a frozen backend can still be had back.
-        if backend.condition() != Condition::Up || frozen::is(&backend).await.unwrap_or(true) {
+        if frozen::is(&backend).await.unwrap_or(true) {
             continue;
         }
         // A removal takes as long as it takes; the end of the service does not wait for it.
         let purged = tokio::select! {
             () = stop.cancelled() => return,
-            purged = trash::purge(&backend) => purged,
+            purged = purge.turn(&backend) => purged,
         };
         if let Err(error) = purged {
             warn!(backend = backend.host(), %error, "could not purge the trash");

@@ -8,7 +8,7 @@
 use tracing::{error, info, warn};
 
 use super::image::Place;
-use super::{crash, frozen, snapshot};
+use super::{crash, frozen, mode_of, snapshot};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::db;
@@ -16,7 +16,7 @@ use crate::db::quota::{self, Release};
 use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::{Snapshot, SnapshotEvent, Volume, VolumeEvent, backend_of};
+use crate::model::{ReplicationStatus, Snapshot, SnapshotEvent, Volume, VolumeEvent, backend_of};
 use crate::rbd::RbdErrorKind;
 use crate::rbd::types::{Inspection, Parent};
 
@@ -148,22 +148,35 @@ async fn remove(
 async fn remove_image(backend: &Backend, operation: &Operation, volume: &Volume, item: &str) -> Result<()> {
     let place = backend.place(volume).await?;
     let image = backend.image_name(volume);
-    let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
+    let deferred = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
+    // Nobody has deleted anything when a migration clears away what it has left.
+    let deferred = deferred.filter(|_| !volume.is_migration_target());
     let found = place.inspect(&image).await?;
     let helpers = helpers(operation, item, &place, &image, found.as_ref()).await?;
-    place.delete(&image, found.as_ref(), trash, &helpers).await.map_err(|e| {
-        if e.kind == RbdErrorKind::Busy {
-            Error::new(
-                Code::VolumeBusy,
-                format!("deleting volume {} that has a watcher or a dependent", volume.id),
-            )
-            .caused_by(e)
-        } else {
-            Error::from(e)
+    match place.delete(&image, found.as_ref(), deferred, &helpers).await {
+        Ok(()) => {}
+        Err(e) if e.kind == RbdErrorKind::Busy => {
+            if deferred.is_some() && is_mirrored(volume) {
+                let of_type = &volume.volume_type_id;
+                let kind = backend
+                    .db
+                    .read("type of a volume in use", async |conn| db::volume_type::get(conn, of_type).await)
+                    .await?;
+                place.mirror_again(&image, mode_of(&backend.config, &kind)?).await?;
+            }
+            let text = format!("deleting volume {} that has a watcher or a dependent", volume.id);
+            return Err(Error::new(Code::VolumeBusy, text).caused_by(e));
         }
-    })?;
+        Err(e) => return Err(e.into()),
+    }
     crash::point("delete_volume:image_deleted");
     Ok(())
+}
+
+/// Whether its row says that its image is mirrored.
+fn is_mirrored(volume: &Volume) -> bool {
+    let status = volume.replication_status.as_deref().and_then(ReplicationStatus::parse);
+    status.is_some_and(ReplicationStatus::means_mirrored)
 }
 
 /// What the image was cloned from. Once it is gone nothing else would tell which helper snapshots and which

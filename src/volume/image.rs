@@ -8,6 +8,7 @@
 
 mod adoption;
 mod carry;
+mod deferral;
 mod header;
 mod movement;
 mod removal;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+pub use deferral::Kept;
 pub use together::Consistency;
 
 use crate::rbd::protocol::*;
@@ -387,10 +389,11 @@ impl Place {
     }
 
     async fn flatten_child(&self, child: &ImageName) -> Result<(), RbdError> {
+        let place = Place { site: self.site.clone(), pool: child.pool.clone() };
         if child.trash {
+            place.flatten_in_trash(&child.image).await;
             return Ok(());
         }
-        let place = Place { site: self.site.clone(), pool: child.pool.clone() };
         // Ceph 16 silently loses the replica's data when a clone that is mirrored by snapshots is flattened
         // (it reads zeros there while its status says replaying), so such a clone keeps its parent.
         let ask = MirrorInfo { pool: child.pool.clone(), image: child.image.clone() };

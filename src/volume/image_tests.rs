@@ -315,13 +315,15 @@ async fn being_copied(copy: Duration) -> Sim {
     sim
 }
 
+const WEEK: Duration = Duration::from_secs(604_800);
+
 async fn trash(sim: &Sim) -> usize {
     sim.site("a").call(TrashList { pool: POOL.to_owned() }).await.unwrap().len()
 }
 
 #[tokio::test(start_paused = true)]
 async fn deletion_during_the_first_copy_leaves_nothing_behind() {
-    let cases = [(20, None, 0, 0), (3600, None, 1, 0), (3600, Some(Duration::from_secs(600)), 1, 1)];
+    let cases = [(20, None, 0, 0), (3600, None, 1, 0), (3600, Some(WEEK), 1, 1)];
     for (copy, delay, moves, kept) in cases {
         let sim = being_copied(Duration::from_secs(copy)).await;
         let p = place(&sim);

@@ -197,9 +197,8 @@ async fn point_to_copy(
 pub(super) async fn leave(job: &Job<'_>, left: Left) -> Result<()> {
     let backend = job.backend;
     let place = Place { site: backend.site(&left.site)?, pool: backend.config.pool.clone() };
-    let trash = backend.config.deferred_deletion.then_some(backend.config.deferred_deletion_delay);
     let deleted = match place.inspect(&left.image).await {
-        Ok(found) => place.delete(&left.image, found.as_ref(), trash, &left.helpers).await,
+        Ok(found) => place.delete(&left.image, found.as_ref(), None, &left.helpers).await,
         Err(e) => Err(e),
     };
     if let Err(error) = deleted {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use scoria::rbd::RbdErrorKind;
-use scoria::rbd::protocol::{SnapList, TrashList, TrashMove};
+use scoria::rbd::protocol::SnapList;
 use scoria::rbd::sim::{Fault, When};
 use scoria::volume::delete::{self, Delete};
-use scoria::volume::{snapshot, trash};
+use scoria::volume::snapshot;
 
 use crate::seed::{self, PROJECT};
 use crate::stage::Stage;
@@ -234,25 +234,4 @@ async fn the_deletion_of_a_volume_whose_managing_failed_destroys_no_image() {
     assert_eq!(stage.status("volumes", &volume).await, "deleted");
     assert!(stage.seen(&image).is_some());
     assert_eq!(used(&stage, "volumes_plain").await, "1", "it was not counted any more");
-}
-
-#[tokio::test]
-async fn the_purge_of_the_trash_removes_volumes_that_are_due_and_nothing_else() {
-    let stage = Stage::with("enable_deferred_deletion=true\n").await;
-    let due = stage.image(&seed::id(1, 1)).await;
-    let kept = stage.image(&seed::id(1, 2)).await;
-    let later = stage.image(&seed::id(1, 3)).await;
-    let foreign = stage.image("of-an-operator").await;
-    stage.snapped(&kept, "s").await;
-    for (image, delay) in [(&due, 0), (&kept, 0), (&later, 1 << 30), (&foreign, 0)] {
-        let away = TrashMove { pool: "volumes".into(), image: image.clone(), delay };
-        stage.sim.site("a").call(away).await.unwrap();
-    }
-    assert_eq!(trash::purge(&stage.backend).await.unwrap(), 1);
-    let left = stage.sim.site("a").call(TrashList { pool: "volumes".into() }).await.unwrap();
-    let mut left: Vec<_> = left.into_iter().map(|e| e.name).collect();
-    left.sort();
-    assert_eq!(left, [kept, later, foreign]);
-    // Only what is due is asked for.
-    assert_eq!(stage.sim.count("TrashRemove"), 2);
 }

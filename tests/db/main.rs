@@ -48,3 +48,4 @@ mod seed;
 mod services;
 mod stage;
 mod standing;
+mod trash;

@@ -38,7 +38,7 @@ impl Place {
     /// Removes what an attempt that was cut short has left of an image, so that the next one finds nothing; the
     /// watch of a client that is dead is waited for.
     pub async fn clear_away(&self, image: &str) -> Result<(), RbdError> {
-        self.remove_patiently(image, None).await
+        self.remove_patiently(image).await
     }
 
     /// What there is to delete; `None` when the image is gone. [`Place::helpers`] and [`Place::delete`] go by
@@ -56,20 +56,30 @@ impl Place {
     /// cleans what upstream leaves behind: the helper snapshot on its parent, and `.deleted` parents that
     /// nobody needs any more: `helpers` are [`Place::helpers`] as they were before the first attempt, `found`
     /// is what [`Place::inspect`] says now. `Busy` when it has watchers.
+    ///
+    /// With `deferred` the image waits in the trash for so long, and needs its parents meanwhile: the purge of
+    /// the trash cleans up.
     pub async fn delete(
         &self,
         image: &str,
         found: Option<&Inspection>,
-        trash_delay: Option<Duration>,
+        deferred: Option<Duration>,
         helpers: &[Parent],
     ) -> Result<(), RbdError> {
         let Some(Inspection { snaps, .. }) = found else {
+            if let Some(delay) = deferred {
+                // A move that was cut short leaves a name, too; its image is to be had back all the same.
+                self.move_to_trash(image, delay).await?;
+            }
             // A removal or a creation that was cut short leaves a name that cannot be opened.
             self.remove_if_there(image).await?;
+            if deferred.is_some() {
+                return Ok(());
+            }
             // Renamed by a former attempt because clones need it: they need its parent, too.
             match self.stat(&format!("{image}{DELETED}")).await {
                 Ok(_) => {}
-                Err(e) if e.is_not_found() => self.tidy(helpers, trash_delay).await,
+                Err(e) if e.is_not_found() => self.tidy(helpers, None).await,
                 Err(e) => return Err(e),
             }
             return Ok(());
@@ -93,8 +103,11 @@ impl Place {
             };
             return repeat(&self.site, rename, Attempt::First, RbdErrorKind::NotFound).await;
         }
-        self.remove_patiently(image, trash_delay).await?;
-        self.tidy(helpers, trash_delay).await;
+        if let Some(delay) = deferred {
+            return self.defer(image, delay).await;
+        }
+        self.remove_patiently(image).await?;
+        self.tidy(helpers, None).await;
         Ok(())
     }
 
@@ -116,9 +129,9 @@ impl Place {
         Ok(helpers)
     }
 
-    /// Upwards as long as each parent is only kept for the child just removed. Errors are for the log: what
-    /// stays is removed with the parent.
-    async fn tidy(&self, helpers: &[Parent], trash_delay: Option<Duration>) {
+    /// Upwards as long as each parent is only kept for the child just removed; with `deferred` to the first that goes,
+    /// which needs its own parent until it is purged. Errors are for the log: what stays is removed with the parent.
+    pub async fn tidy(&self, helpers: &[Parent], deferred: Option<Duration>) {
         for p in helpers {
             // A parent that was deleted since has another name.
             let mut name = p.image.clone();
@@ -135,13 +148,19 @@ impl Place {
             let list = SnapList { pool: self.pool.clone(), image: name.clone() };
             match self.site.insist(list).await {
                 Ok(snaps) if snaps.is_empty() => {
-                    if let Err(error) = self.remove_patiently(&name, trash_delay).await {
+                    let gone = match deferred {
+                        Some(delay) => self.defer(&name, delay).await,
+                        None => self.remove_patiently(&name).await,
+                    };
+                    if let Err(error) = &gone {
                         warn!(image = name, %error, "could not remove a parent that nobody needs any more");
+                    }
+                    if gone.is_err() || deferred.is_some() {
                         return;
                     }
                 }
                 // Removed by a former attempt, but for the name perhaps; its own parent may not have been seen to.
-                Err(error) if error.is_not_found() => {
+                Err(error) if error.is_not_found() && deferred.is_none() => {
                     if let Err(error) = self.remove_if_there(&name).await {
                         warn!(image = name, %error, "could not remove what is left of a parent");
                     }
@@ -151,7 +170,7 @@ impl Place {
         }
     }
 
-    async fn remove_patiently(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+    async fn remove_patiently(&self, image: &str) -> Result<(), RbdError> {
         let mut wait = BUSY_WAIT;
         let mut tries = BUSY_TRIES;
         let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
@@ -183,7 +202,7 @@ impl Place {
             }
             if error.kind == RbdErrorKind::Busy && self.only_the_dead_watch(image).await? {
                 if Instant::now() >= forgotten_until {
-                    return self.discard(image, trash_delay).await;
+                    return self.discard(image).await;
                 }
                 tokio::time::sleep(FORGOTTEN_WATCH_PAUSE).await;
                 continue;
@@ -196,7 +215,7 @@ impl Place {
                     wait *= 2;
                 }
                 // Snapshots remain (clone format 2 keeps them while clones exist): the trash takes the name away.
-                RbdErrorKind::HasSnapshots => return self.discard(image, trash_delay).await,
+                RbdErrorKind::HasSnapshots => return self.discard(image).await,
                 _ => return Err(error),
             }
         }
@@ -233,21 +252,15 @@ impl Place {
         Ok(self.site.insist(snaps).await?.is_empty() && self.site.insist(children).await?.is_empty())
     }
 
-    /// Puts an image that cannot be removed yet into the trash, and unless the operator wants it kept there
-    /// for a while, removes it from there: the move ends its mirroring, and that takes rbd-mirror's snapshot
-    /// away. What clones still need stays in the trash.
-    async fn discard(&self, image: &str, trash_delay: Option<Duration>) -> Result<(), RbdError> {
+    /// Puts an image that cannot be removed yet into the trash, and removes it from there: the move ends its
+    /// mirroring, and that takes rbd-mirror's snapshot away. What clones still need stays in the trash.
+    async fn discard(&self, image: &str) -> Result<(), RbdError> {
         let id = match self.stat(image).await {
             Ok(stat) => stat.id,
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         };
-        let delay = trash_delay.unwrap_or(Duration::ZERO).as_secs();
-        let trash = TrashMove { pool: self.pool.clone(), image: image.to_owned(), delay };
-        repeat(&self.site, trash, Attempt::First, RbdErrorKind::NotFound).await?;
-        if trash_delay.is_some() {
-            return Ok(());
-        }
+        self.move_to_trash(image, Duration::ZERO).await?;
         let mut wait = BUSY_WAIT;
         for left in (0..BUSY_TRIES).rev() {
             let remove = TrashRemove { pool: self.pool.clone(), id: id.clone() };
