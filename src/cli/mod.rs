@@ -22,6 +22,7 @@ mod output;
 mod replication;
 mod service;
 mod target;
+mod trash;
 
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,9 @@ pub enum Category {
     /// Failover's state, and the orders that repair what it could not move
     #[command(subcommand, arg_required_else_help = true)]
     Replication(replication::Action),
+    /// Images of deleted volumes that can be had back (enable_deferred_deletion)
+    #[command(subcommand, arg_required_else_help = true)]
+    Trash(trash::Action),
     /// The journal: what the services are doing and have done
     #[command(subcommand, arg_required_else_help = true)]
     Operation(operation::Action),
@@ -228,6 +232,7 @@ pub async fn run(arguments: Arguments) -> Result<Report> {
     let context = Context::open(&files, &dirs).await?;
     match category {
         Category::Replication(action) => replication::run(&context, action).await,
+        Category::Trash(action) => trash::run(&context, action).await,
         Category::Operation(action) => operation::run(&context, action).await,
         Category::Backend(action) => backend::run(&context, &action).await,
         Category::Service(action) => service::run(&context, action).await,

@@ -37,6 +37,11 @@ pub const REPAIR: &str = "scoria.replication.repair";
 /// Method of [`Order::Refresh`].
 pub const REFRESH: &str = "scoria.replication.refresh";
 
+/// Method of [`Order::PurgeTrash`].
+pub const PURGE_TRASH: &str = "scoria.trash.purge";
+/// Method of [`Order::RestoreTrash`].
+pub const RESTORE_TRASH: &str = "scoria.trash.restore";
+
 /// Method of [`Order::Drain`].
 pub const DRAIN: &str = "scoria.drain";
 
@@ -149,6 +154,19 @@ pub struct Refresh {
     pub volumes: Option<Vec<String>>,
 }
 
+/// Remove what is due from the trash, now, and whether or not deferred deletion is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurgeTrash {}
+
+/// Give the image of a deleted volume its name back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreTrash {
+    /// Id of the volume.
+    pub volume: String,
+}
+
 /// Take no more requests, and finish what is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -191,6 +209,12 @@ pub enum Order {
     /// See [`Refresh`].
     #[serde(rename = "scoria.replication.refresh")]
     Refresh(Refresh),
+    /// See [`PurgeTrash`].
+    #[serde(rename = "scoria.trash.purge")]
+    PurgeTrash(PurgeTrash),
+    /// See [`RestoreTrash`].
+    #[serde(rename = "scoria.trash.restore")]
+    RestoreTrash(RestoreTrash),
     /// See [`Drain`].
     #[serde(rename = "scoria.drain")]
     Drain(Drain),
@@ -211,6 +235,8 @@ impl Order {
             Order::Inquire(_) => INQUIRE,
             Order::Repair(_) => REPAIR,
             Order::Refresh(_) => REFRESH,
+            Order::PurgeTrash(_) => PURGE_TRASH,
+            Order::RestoreTrash(_) => RESTORE_TRASH,
             Order::Drain(_) => DRAIN,
         }
     }

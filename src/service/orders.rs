@@ -13,6 +13,7 @@ use crate::journal::{Operation, Outcome};
 use crate::replication::foresight::{self, affected, repair};
 use crate::replication::orders::{Order, Request};
 use crate::replication::{drill, failover, fence, ordered, resync};
+use crate::volume::trash;
 
 /// What the method of every order begins with.
 pub const PREFIX: &str = "scoria.";
@@ -71,6 +72,8 @@ async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
         Order::Inquire(inquiry) => foresight::answer(backend, operation, &inquiry).await,
         Order::Repair(order) => repair::run(backend, operation, order.volumes.as_deref()).await,
         Order::Refresh(order) => affected::refresh(backend, operation, order.volumes.as_deref()).await,
+        Order::PurgeTrash(_) => Box::pin(trash::purge(backend, operation)).await,
+        Order::RestoreTrash(order) => Box::pin(trash::restore(backend, operation, &order.volume)).await,
         // Recovery has seen to it before: it needs more than the backend.
         Order::Drain(_) => Ok(()),
     }

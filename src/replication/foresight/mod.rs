@@ -34,6 +34,7 @@ use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Ending, Operation, Outcome};
 use crate::rbd::protocol::MirrorInfoMany;
+use crate::volume::trash;
 
 /// What an operator's tool may ask of the service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub enum Inquiry {
     },
     /// What does each site's connection information look like?
     Monitors {},
+    /// What is in the trash?
+    Trash {},
 }
 
 /// The longest answer that the journal takes (MEDIUMTEXT, and `max_allowed_packet`'s default).
@@ -90,6 +93,7 @@ pub fn answer<'a>(
                 to_value(&audit(backend, operation.id(), volumes.as_deref()).await?)?
             }
             Inquiry::Monitors {} => to_value(&affected::monitors(backend).await)?,
+            Inquiry::Trash {} => to_value(&trash::list(backend).await?)?,
         };
         if document.to_string().len() > LONGEST {
             return Err(Error::new(
