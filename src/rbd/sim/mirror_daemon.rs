@@ -3,18 +3,15 @@
 //! Nothing runs in the background: whenever a call arrives, the world first carries out everything that
 //! the daemons would have done since the last one, in order. What a daemon does next with an image is a
 //! function of the state of both sides ([`World::plan`]); it is recomputed for an image when something
-//! about it changed, and keeps its due time while it stays the same.
+//! about it changed, and keeps its due time while it stays the same. What it does to its copy is in [`super::replica`].
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::Rng;
 
 use super::config::Timing;
 use super::data::Data;
-use super::state::{
-    Content, Copied, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, Trash, World,
-};
+use super::state::{Content, ImageState, MirrorSide, Owner, PairKey, ParentRef, SnapState, World};
 use crate::rbd::types::MirrorMode;
 
 /// `RBD_FEATURE_NON_PRIMARY`: set on secondaries in snapshot mode.
@@ -345,7 +342,11 @@ impl World {
     }
 
     /// The local image and snapshot that stand for the parent of the peer's image.
-    fn local_parent(&self, site: &str, content: &Content) -> Result<Option<ParentRef>, &'static str> {
+    pub(super) fn local_parent(
+        &self,
+        site: &str,
+        content: &Content,
+    ) -> Result<Option<ParentRef>, &'static str> {
         let Some(parent) = &content.parent else { return Ok(None) };
         // `image_id` and `snap` of an offered parent are its global id and the snapshot's uid.
         let pool = self.sites.get(site).and_then(|s| s.pools.get(&parent.pool));
@@ -463,191 +464,6 @@ impl World {
             let foreign = image.lock.as_ref().is_some_and(|owner| *owner != address);
             if !foreign {
                 image.lock = (phase == Phase::Replaying && journal).then_some(address);
-            }
-        }
-    }
-
-    fn create_replica(&mut self, site: &str, key: &PairKey, peer: &str, content: Content) {
-        let Ok(parent) = self.local_parent(site, &content) else { return };
-        let Some(mode) = self.pair_image(peer, key).map(|(_, m)| m.mode) else { return };
-        let id = format!("{:x}", self.next());
-        let non_primary = if mode == MirrorMode::Snapshot { NON_PRIMARY } else { 0 };
-        let Some(pool) = self.sites.get_mut(site).and_then(|s| s.pools.get_mut(&key.0)) else { return };
-        if pool.names.contains_key(&content.name) {
-            return; // An image of that name is in the way: rbd-mirror reports an error and tries again.
-        }
-        let image = ImageState {
-            id: id.clone(),
-            name: content.name.clone(),
-            size: content.size,
-            order: content.order,
-            features: content.features | non_primary,
-            data: Data::default(),
-            snaps: BTreeMap::new(),
-            metadata: content.metadata.clone(),
-            parent,
-            trash: None,
-            mirror: Some(MirrorSide {
-                mode,
-                global_id: key.1.clone(),
-                owner: Owner::Remote,
-                lineage: content.lineage.clone(),
-                published: None,
-                synced: 0,
-                complete: false,
-                resync: false,
-                unflattened: None,
-                registered: false,
-                unlinked: false,
-                covered: None,
-                arriving: None,
-            }),
-            lock: None,
-            watchers: vec![],
-            version: 0,
-        };
-        pool.names.insert(content.name.clone(), id.clone());
-        pool.by_global_id.insert(key.1.clone(), id.clone());
-        pool.images.insert(id, image);
-        let of = content.mirror_snap;
-        let empty = content.snaps.into_iter().map(|s| SnapState { data: Data::default(), ..s }).collect();
-        self.add_snaps(site, key, empty);
-        self.names_arrive(site, key, of);
-        self.set_phase(site, key, Phase::Idle);
-    }
-
-    /// The peer has made a full copy: what a flattening brought is there now.
-    fn forget_flattening(&mut self, site: &str, key: &PairKey) {
-        if let Some(m) = self.mirror_side_mut(site, key) {
-            m.unflattened = None;
-            if let Some(published) = &mut m.published {
-                published.data = published.whole.clone();
-            }
-        }
-    }
-
-    /// A mirror snapshot of the primary begins to arrive: names first, then rbd-mirror's own, then data.
-    fn names_arrive(&mut self, site: &str, key: &PairKey, of: u64) {
-        let id = self.next();
-        if of != 0
-            && let Some(m) = self.mirror_side_mut(site, key)
-        {
-            m.arriving = Some(Copied { id, of });
-        }
-    }
-
-    fn add_snaps(&mut self, site: &str, key: &PairKey, snaps: Vec<SnapState>) {
-        for snap in snaps {
-            let id = self.next();
-            if let Some(image) = self.replica_mut(site, key) {
-                let parent = snap.parent.as_ref().and(image.parent.clone());
-                image.snaps.insert(id, SnapState { parent, ..snap });
-            }
-        }
-    }
-
-    /// Makes the replica equal to `content`.
-    fn fill(&mut self, site: &str, key: &PairKey, content: Content) {
-        let of = content.mirror_snap;
-        let parent = self.local_parent(site, &content).ok().flatten();
-        let Some(id) = self.pair_image(site, key).map(|(i, _)| i.id.clone()) else { return };
-        let gone: Vec<u64> = self.pair_image(site, key).map_or(vec![], |(i, _)| {
-            let kept = |uid: u64| content.snaps.iter().any(|s| s.uid == uid);
-            i.snaps.iter().filter(|(_, s)| !kept(s.uid)).map(|(id, _)| *id).collect()
-        });
-        for snap in gone {
-            let needed = !self.children(site, &key.0, &id, snap).is_empty();
-            if let Some(image) = self.replica_mut(site, key) {
-                if needed {
-                    // Moved to the trash namespace: clones made here keep it.
-                    if let Some(s) = image.snaps.get_mut(&snap) {
-                        s.hidden = true;
-                    }
-                } else {
-                    image.snaps.remove(&snap);
-                }
-            }
-        }
-        let mut fresh = vec![];
-        let Some(s) = self.sites.get_mut(site) else { return };
-        let Some(pool) = s.pools.get_mut(&key.0) else { return };
-        let Some(image) = pool.images.get_mut(&id) else { return };
-        for snap in content.snaps {
-            match image.snaps.values_mut().find(|s| s.uid == snap.uid) {
-                Some(mine) => {
-                    *mine = SnapState { parent: snap.parent.as_ref().and(parent.clone()), ..snap };
-                }
-                None => fresh.push(snap),
-            }
-        }
-        let old = std::mem::replace(&mut image.name, content.name.clone());
-        image.size = content.size;
-        image.features = content.features | (image.features & NON_PRIMARY);
-        image.data = content.data;
-        image.metadata = content.metadata;
-        image.parent = parent;
-        if let Some(m) = &mut image.mirror {
-            m.synced = content.version;
-            m.lineage = content.lineage;
-            m.owner = Owner::Remote;
-            m.complete = true;
-        }
-        if old != content.name && !pool.names.contains_key(&content.name) {
-            pool.names.remove(&old);
-            pool.names.insert(content.name, id);
-        }
-        self.add_snaps(site, key, fresh);
-        let id = self.next();
-        if of != 0
-            && let Some(m) = self.mirror_side_mut(site, key)
-        {
-            (m.covered, m.arriving) = (Some(Copied { id, of }), None);
-        }
-    }
-
-    /// Deletes a replica; what clones hang on stays in the trash.
-    fn delete_replica(&mut self, site: &str, key: &PairKey, trash: bool) {
-        let Some((id, snaps)) = self
-            .pair_image(site, key)
-            .map(|(i, _)| (i.id.clone(), i.snaps.keys().copied().collect::<Vec<_>>()))
-        else {
-            return;
-        };
-        let needed = snaps.iter().any(|s| !self.children(site, &key.0, &id, *s).is_empty());
-        let end = self.epoch();
-        self.set_phase(site, key, Phase::Idle);
-        let Some(s) = self.sites.get_mut(site) else { return };
-        let Some(pool) = s.pools.get_mut(&key.0) else { return };
-        let name = pool.images.get(&id).map(|i| i.name.clone()).unwrap_or_default();
-        pool.names.remove(&name);
-        if let Some(image) = pool.images.get_mut(&id) {
-            image.trash = Some(Trash { deferment_end: end, by_mirroring: true });
-            image.lock = None;
-        }
-        if !trash {
-            // A resync makes a new image of the same pair: the old one must let go of the global id.
-            pool.by_global_id.remove(&key.1);
-            s.replayers.remove(key);
-            if self.config.stale_reports {
-                let report = Report { at: self.now, state: "replaying", description: "replaying, {}".into() };
-                s.replayers.entry(key.clone()).or_default().report = Some(report);
-            }
-            match pool.images.get_mut(&id) {
-                Some(image) if needed => image.mirror = None,
-                _ => {
-                    pool.images.remove(&id);
-                }
-            }
-        }
-    }
-
-    fn purge_replica(&mut self, site: &str, key: &PairKey) {
-        if let Some(s) = self.sites.get_mut(site) {
-            s.replayers.remove(key);
-            if let Some(pool) = s.pools.get_mut(&key.0)
-                && let Some(id) = pool.by_global_id.remove(&key.1)
-            {
-                pool.images.remove(&id);
             }
         }
     }

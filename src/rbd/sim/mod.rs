@@ -35,6 +35,7 @@ mod images;
 mod log;
 mod mirror_daemon;
 mod mirroring;
+mod replica;
 mod schedules;
 mod snapshots;
 mod state;
