@@ -32,6 +32,9 @@ const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34")
 const SECP521R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.35");
 /// Bits of the largest RSA key that is worked with.
 const LARGEST_RSA: usize = 16384;
+/// The same of a DSA key's two primes. Whoever owns an image chooses its certificate, and with numbers of any
+/// size already the first look at a key would take hours.
+const LARGEST_DSA: (usize, usize) = (10_000, 256);
 /// A curve takes no hash that is shorter than half of its numbers; zeros in front change nothing.
 const LONGEST_HASH: usize = 64;
 
@@ -200,6 +203,11 @@ impl Key {
                 Ok(Key::Rsa(Box::new(key)))
             }
             "DSA" => {
+                let sizes = info.algorithm.parameters.as_ref();
+                let sizes = sizes.and_then(|p| p.decode_as::<dsa::Components>().ok()).ok_or_else(other)?;
+                if sizes.p().bits() > LARGEST_DSA.0 || sizes.q().bits() > LARGEST_DSA.1 {
+                    return Err("the certificate's DSA key is larger than any in use".to_owned());
+                }
                 let key = dsa::VerifyingKey::try_from(info.owned_to_ref()).map_err(|_| other())?;
                 Ok(Key::Dsa(Box::new(key)))
             }
@@ -328,6 +336,24 @@ mod tests {
         for (key_type, name) in [("RSA-PSS", "rsa2041"), ("DSA", "dsa"), ("ECC_SECP521R1", "p521")] {
             let wrong = Verifier::new("AAAA", "SHA-256", key_type, certificate(name)).unwrap();
             assert!(!check(&wrong, &message()));
+        }
+    }
+
+    #[test]
+    fn a_key_with_enormous_numbers_is_not_even_looked_at() {
+        use x509_cert::der::asn1::BitString;
+        use x509_cert::der::{Any, Encode};
+        use x509_cert::spki::AlgorithmIdentifierOwned;
+
+        let power = |bits: usize| BigUint::from(1u8) << bits;
+        for (p, q) in [(10_001, 160), (2048, 9_000)] {
+            let sizes = dsa::Components::from_components(power(p), power(q), BigUint::from(2u8)).unwrap();
+            let parameters = Some(Any::from_der(&sizes.to_der().unwrap()).unwrap());
+            let algorithm = AlgorithmIdentifierOwned { oid: dsa::OID, parameters };
+            // y = 2
+            let subject_public_key = BitString::from_bytes(&[2, 1, 2]).unwrap();
+            let why = Key::of("DSA", &SubjectPublicKeyInfoOwned { algorithm, subject_public_key });
+            assert!(why.unwrap_err().contains("larger than any in use"), "{p} {q}");
         }
     }
 
