@@ -369,7 +369,7 @@ fn check_writable(image: &Image<'_>, name: &str) -> Result<(), Failure> {
 /// side by side.
 const PIECE: u64 = 16 << 20;
 /// Runs of zeros of this many bytes are not written.
-pub(super) const GRAIN: usize = 64 << 10;
+const GRAIN: usize = 64 << 10;
 
 /// Copies a part of an image, piece by piece, leaving out what is zero.
 fn transfer(io: &IoCtx, dest_io: &IoCtx, c: &ImageTransfer, progress: Progress<'_>) -> Result<u64, Failure> {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::Worker;
-use super::commands::{GRAIN, filled};
+use super::commands::filled;
 use crate::rbd::ffi::{Failure, Image};
 use crate::rbd::frame::{Event, Word};
 use crate::rbd::stream::{PART, WINDOW};
@@ -193,14 +193,13 @@ fn put_zeros(
     to: usize,
     put: &mut impl FnMut(usize, usize) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let mut at = from;
-    while at < to {
-        let next = (at + GRAIN).min(to);
-        let old = image.read(offset + at as u64, next - at)?;
-        if old.iter().any(|b| *b != 0) {
-            put(at, next)?;
-        }
-        at = next;
+    if from == to {
+        return Ok(());
+    }
+    // At once: of a clone each read goes to the parent too, and an image may be zeros for gigabytes.
+    let old = image.read(offset + from as u64, to - from)?;
+    for (start, end) in filled(&old) {
+        put(from + start, from + end)?;
     }
     Ok(())
 }
