@@ -21,8 +21,12 @@ mod crash_groups;
 mod crash_manage;
 #[path = "faults/crash_moving.rs"]
 mod crash_moving;
+#[path = "faults/crash_nova_copy.rs"]
+mod crash_nova_copy;
 #[path = "faults/input.rs"]
 mod input;
+#[path = "faults/nova.rs"]
+mod nova;
 #[path = "faults/restarts.rs"]
 mod restarts;
 #[path = "faults/workers.rs"]

@@ -209,6 +209,32 @@ impl Journal {
         Ok(busy)
     }
 
+    /// Which of these operations have not ended.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn still_open(conn: &mut Conn, ids: &[i64]) -> Result<HashSet<i64>> {
+        let mut open = HashSet::new();
+        for chunk in ids.chunks(1000) {
+            let query = ops::table.filter(ops::id.eq_any(chunk)).filter(ops::state.eq("open"));
+            open.extend(query.select(ops::id).load::<i64>(conn).await?);
+        }
+        Ok(open)
+    }
+
+    /// Whether an operation of this method on a resource is open, inside the caller's transaction. Who has locked a
+    /// row that the operation locks when it ends gets an answer that stays true.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn is_open(conn: &mut Conn, resource_id: &str, method: &str) -> Result<bool> {
+        let open = ops::table
+            .filter(ops::resource_id.eq(resource_id))
+            .filter(ops::method.eq(method))
+            .filter(ops::state.eq("open"));
+        Ok(diesel::select(diesel::dsl::exists(open)).get_result(conn).await?)
+    }
+
     /// Open operations of a backend or cluster with one of these methods, oldest first: is a failover
     /// under way?
     ///

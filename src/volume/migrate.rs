@@ -354,6 +354,19 @@ impl Job<'_> {
         quota::commit(conn, &project, &retyping.reservations).await
     }
 
+    /// Returns what a retype has reserved.
+    pub(super) async fn roll_back(&self, conn: &mut Conn, volume: Option<&Volume>) -> Result<()> {
+        for reservations in self.retyping.iter().flat_map(|r| [&r.old_reservations, &r.reservations]) {
+            match volume {
+                Some(volume) => {
+                    quota::roll_back(conn, &project_of(volume, self.context), reservations).await?
+                }
+                None => quota::roll_back_of_anybody(conn, reservations).await?,
+            }
+        }
+        Ok(())
+    }
+
     /// Says that the volume is where it was to be moved, and ends the operation.
     pub(super) async fn finish(&self) -> Result<()> {
         let backend = self.backend;
@@ -417,14 +430,7 @@ impl Job<'_> {
             Err(e) if e.code() == Code::VolumeNotFound => None,
             found => Some(found?),
         };
-        for reservations in self.retyping.iter().flat_map(|r| [&r.old_reservations, &r.reservations]) {
-            match &volume {
-                Some(volume) => {
-                    quota::roll_back(conn, &project_of(volume, self.context), reservations).await?
-                }
-                None => quota::roll_back_of_anybody(conn, reservations).await?,
-            }
-        }
+        self.roll_back(conn, volume.as_ref()).await?;
         let begun = volume.filter(|v| {
             matches!(v.migration_status.as_deref(), Some("starting" | "migrating" | "completing"))
         });

@@ -23,7 +23,7 @@ use crate::db;
 use crate::db::quota::{self, Release};
 use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
-use crate::journal::{Operation, Outcome};
+use crate::journal::{Journal, Operation, Outcome};
 use crate::model::Volume;
 
 /// Journal step before a copy gets the volume's name, and after it: what to undo.
@@ -132,7 +132,8 @@ pub async fn complete(
                 let (volume, target) = db::moving::lock_pair(conn, id, new_id).await?;
                 let given_up = target.status == "deleting";
                 if request.failed {
-                    if !given_up {
+                    // One whose retype has not ended has not counted yet, and will not (`nova_copy.rs`).
+                    if !given_up && !Journal::is_open(conn, id, "retype").await? {
                         uncount(backend, context, conn, &volume, &target).await?;
                     }
                     migrate::end_in_error(conn, &volume).await?;

@@ -51,37 +51,61 @@ pub(super) async fn begin(job: &Job<'_>, copy: Copy) -> Result<()> {
 enum Standing {
     /// It has ended, or nova has begun with all servers.
     HandedOver,
-    /// These servers are to be asked.
-    Asks(Vec<String>),
+    /// Some servers are to be asked.
+    Asks {
+        /// These.
+        servers: Vec<String>,
+        /// Others have begun.
+        begun: bool,
+    },
 }
 
 /// Asks for the servers for which nova was not asked yet, and ends the operation.
 pub(super) async fn go_on(job: &Job<'_>, copy: Copy) -> Result<()> {
     let new_id = &copy.new_id;
     let nova = &job.backend.globals.openstack.nova;
-    if let Standing::Asks(servers) = standing(job, new_id).await? {
+    if let Standing::Asks { servers, mut begun } = standing(job, new_id).await? {
         for server in servers {
-            match Box::pin(nova.exchange_volume(job.context, &server, job.volume_id, new_id)).await {
-                Ok(()) => info!(volume.id = job.volume_id, server.id = server, "nova copies the volume"),
-                Err(Exchange::Refused(failure)) => return Err(failure),
+            let asked = Box::pin(nova.exchange_volume(job.context, &server, job.volume_id, new_id)).await;
+            match asked {
+                Ok(()) => {
+                    info!(volume.id = job.volume_id, server.id = server, "nova copies the volume");
+                    begun = true;
+                }
+                Err(Exchange::Refused(failure)) => refused(job, &server, failure, begun)?,
                 Err(Exchange::Unknown(failure)) => {
-                    let begun = match standing(job, new_id).await? {
+                    let others = begun;
+                    begun = match standing(job, new_id).await? {
                         Standing::HandedOver => true,
-                        Standing::Asks(left) => !left.contains(&server),
+                        Standing::Asks { servers: left, .. } => !left.contains(&server),
                     };
-                    if !begun {
-                        return Err(failure);
+                    if begun {
+                        warn!(
+                            volume.id = job.volume_id, server.id = server, error = %failure,
+                            "nova copies the volume, to judge by its attachment of the copy"
+                        );
+                    } else {
+                        refused(job, &server, failure, others)?;
+                        begun = others;
                     }
-                    warn!(
-                        volume.id = job.volume_id, server.id = server, error = %failure,
-                        "nova copies the volume, to judge by its attachment of the copy"
-                    );
                 }
             }
             crash::point("migrate_volume:asked_nova");
         }
     }
     hand_over(job).await
+}
+
+/// Where another server copies already, its destination is not taken from under it: nova's report decides.
+fn refused(job: &Job<'_>, server: &str, failure: Error, begun: bool) -> Result<()> {
+    if !begun {
+        return Err(failure);
+    }
+    warn!(
+        volume.id = job.volume_id, server.id = server, error = %failure,
+        "nova does not copy the volume for this server, but does for another"
+    );
+    Ok(())
 }
 
 async fn standing(job: &Job<'_>, new_id: &str) -> Result<Standing> {
@@ -134,23 +158,34 @@ fn judge(
             format!("Volume {} was detached before it was copied", volume.id),
         )),
         true => Ok(Standing::HandedOver),
-        false => Ok(Standing::Asks(left)),
+        false => Ok(Standing::Asks { servers: left, begun: !marked.is_empty() }),
     }
 }
 
-/// The rest is nova's. What a retype has reserved counts.
+/// The rest is nova's. What a retype has reserved counts, unless nova has failed already: as long as this operation
+/// is open, nothing was counted that [`super::migrated::complete`] could count back.
 async fn hand_over(job: &Job<'_>) -> Result<()> {
     let backend = job.backend;
     let id = job.volume_id;
-    backend
+    let goes_on = backend
         .journal
-        .complete(job.operation, &backend.done(), async |conn| match db::volume::find(conn, id).await? {
-            Some(volume) => job.commit(conn, &volume).await,
-            None => Ok(()),
+        .complete(job.operation, &backend.done(), async |conn| {
+            let volume = match db::volume::lock(conn, id).await {
+                Err(e) if e.code() == Code::VolumeNotFound => return Ok(false),
+                found => found?,
+            };
+            let failed = volume.migration_status.as_deref() == Some("error");
+            match failed {
+                true => job.roll_back(conn, Some(&volume)).await?,
+                false => job.commit(conn, &volume).await?,
+            }
+            Ok(!failed)
         })
         .await?;
-    info!(volume.id = id, to = job.destination.host, "volume is copied by its servers");
-    job.tell_of_retype().await;
+    if goes_on {
+        info!(volume.id = id, to = job.destination.host, "volume is copied by its servers");
+        job.tell_of_retype().await;
+    }
     Ok(())
 }
 
@@ -179,7 +214,10 @@ mod tests {
         let list = |servers: &[&str]| servers.iter().map(|s| of(Some(s))).collect::<Vec<_>>();
         match judge(&row("v", "in-use", migration), &list(had), target.as_ref(), &list(marks))? {
             Standing::HandedOver => Ok(Vec::new()),
-            Standing::Asks(servers) => Ok(servers),
+            Standing::Asks { servers, begun } => {
+                assert_eq!(begun, !marks.is_empty());
+                Ok(servers)
+            }
         }
     }
 

@@ -19,6 +19,12 @@ pub enum Nova {
     Fails,
     Refuses,
     Hangs,
+    /// Keystone hangs, so that nobody comes to nova.
+    IsNotReached,
+    /// It takes the first request, and hangs in others.
+    TakesOne,
+    /// It takes the first request, and refuses others.
+    RefusesMore,
 }
 
 /// Keystone and nova in one: remembers the events, and which volumes servers were to have.
@@ -79,8 +85,12 @@ async fn serve(stream: TcpStream, url: &str, nova: &Mutex<Nova>, heard: &Mutex<V
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
     let mut body: Value = serde_json::from_slice(&body).ok()?;
-    let now = *nova.lock().unwrap();
+    let mut now = *nova.lock().unwrap();
     let (status, answer) = if path == "/v3/auth/tokens" {
+        if now == Nova::IsNotReached {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            return None;
+        }
         let endpoints = json!([{"interface": "public", "region": "R", "url": format!("{url}/v2.1")}]);
         (201, json!({"token": {"catalog": [{"type": "compute", "endpoints": endpoints}]}}))
     } else {
@@ -93,11 +103,18 @@ async fn serve(stream: TcpStream, url: &str, nova: &Mutex<Nova>, heard: &Mutex<V
             }
             None => heard.lock().unwrap().push(json!([path, body["volumeAttachment"]["volumeId"]])),
         }
+        let first = heard.lock().unwrap().len() == 1;
+        now = match now {
+            Nova::TakesOne | Nova::RefusesMore if first => Nova::Takes,
+            Nova::TakesOne => Nova::Hangs,
+            Nova::RefusesMore => Nova::Refuses,
+            other => other,
+        };
         match now {
             Nova::Takes => (200, body),
             Nova::Refuses => (409, json!({"conflictingRequest": {"message": "not in this state"}})),
             Nova::Fails => (500, json!({"computeFault": {"message": "no"}})),
-            Nova::Hangs => {
+            Nova::Hangs | Nova::IsNotReached | Nova::TakesOne | Nova::RefusesMore => {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 return None;
             }

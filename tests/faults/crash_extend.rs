@@ -1,76 +1,13 @@
 //! An attached volume is extended, and the service dies between the row and nova: after a restart nova has
 //! heard of it, and the volume is extended once.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::{Lab, connector, wait_until};
 use crate::crash::{WHY, wait_death, wait_quiet};
+use crate::nova::Control;
 
 const SERVER: &str = "8935016b-fde4-4085-b496-7ed3396873bc";
-
-/// Keystone and nova in one, which remembers the events. Its threads end with the test process.
-struct Control {
-    url: String,
-    heard: Arc<Mutex<Vec<Value>>>,
-}
-
-impl Control {
-    fn start() -> Control {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
-        let control = Control { url: url.clone(), heard: heard.clone() };
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = serve(stream, &url, &heard);
-            }
-        });
-        control
-    }
-
-    fn heard(&self) -> Vec<Value> {
-        self.heard.lock().unwrap().clone()
-    }
-}
-
-fn serve(stream: TcpStream, url: &str, heard: &Mutex<Vec<Value>>) -> std::io::Result<()> {
-    let mut stream = BufReader::new(stream);
-    let (mut path, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line)? == 0 || line.trim().is_empty() {
-            break;
-        }
-        if path.is_empty() {
-            path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        } else if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
-    let mut body: Value = serde_json::from_slice(&body)?;
-    let (status, answer) = if path == "/v3/auth/tokens" {
-        let endpoints = json!([{"interface": "public", "region": "R", "url": format!("{url}/v2.1")}]);
-        (201, json!({"token": {"catalog": [{"type": "compute", "endpoints": endpoints}]}}))
-    } else {
-        heard.lock().unwrap().push(body["events"].clone());
-        for event in body["events"].as_array_mut().unwrap() {
-            event["code"] = json!(200);
-        }
-        (200, body)
-    };
-    let answer = answer.to_string();
-    let head = format!(
-        "HTTP/1.1 {status} x\r\nx-subject-token: t\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        answer.len()
-    );
-    stream.get_mut().write_all(format!("{head}{answer}").as_bytes())
-}
 
 #[test]
 fn an_extension_in_use_dies_before_and_after_nova_is_told() {
@@ -83,13 +20,7 @@ fn an_extension_in_use_dies_before_and_after_nova_is_told() {
         [("extend_volume:image_resized", 1), ("extend_volume:recorded", 1), ("extend_volume:told", 2)]
     {
         let control = Control::start();
-        let account = [
-            ("OS_NOVA__AUTH_TYPE", "password"),
-            ("OS_NOVA__AUTH_URL", control.url.as_str()),
-            ("OS_NOVA__USERNAME", "cinder"),
-            ("OS_NOVA__PASSWORD", "p"),
-            ("OS_NOVA__PROJECT_NAME", "service"),
-        ];
+        let account = control.account();
         let id = lab.volume_of_type("ceph");
         let made =
             lab.api("attachments.create", json!([id, connector("compute1"), SERVER]), json!({"mode": "rw"}));
