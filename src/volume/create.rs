@@ -92,7 +92,7 @@ pub async fn create(
                     }
                     _ => succeed(backend, context, operation, &volume, &source, &place, &built).await,
                 },
-                Err(failure) if failure.code() == Code::Cancelled => Err(Unmade::Unrecorded(failure)),
+                Err(e) if matches!(e.code(), Code::Cancelled | Code::Broker) => Err(Unmade::Unrecorded(e)),
                 Err(failure) => Err(Unmade::Failed(failure)),
             };
             (Some(place), made)

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use scoria::backend::peers::Reschedule;
-use scoria::error::Error;
+use scoria::error::{Code, Error};
 use scoria::rbd::RbdErrorKind;
 use scoria::rbd::protocol::{ImageRead, ImageWrite};
 use scoria::rbd::sim::{Fault, When};
@@ -20,7 +20,9 @@ use crate::stage::Stage;
 pub(crate) const IMAGE: &str = "11111111-0000-4000-8000-000000000001";
 
 /// Of the certificate in the key manager.
-const CERTIFICATE: &str = "22222222-0000-4000-8000-000000000001";
+pub(crate) const CERTIFICATE: &str = "22222222-0000-4000-8000-000000000001";
+/// Its bytes. They can be a key as well.
+pub(crate) const SECRET: &[u8] = include_bytes!("../../src/openstack/testdata/signatures/p384.pem");
 
 /// A server with one image, and a key manager with one certificate. Its thread ends with the process.
 #[derive(Clone)]
@@ -85,8 +87,7 @@ impl Glance {
                 *self.downloads.lock().unwrap() += 1;
                 (200, image.1.clone())
             } else if path == format!("/v1/secrets/{CERTIFICATE}/payload") {
-                let pem = include_bytes!("../../src/openstack/testdata/signatures/p384.pem");
-                (200, pem.to_vec())
+                (200, SECRET.to_vec())
             } else {
                 (404, Vec::new())
             }
@@ -404,7 +405,7 @@ async fn a_download_that_was_cut_short_is_begun_anew() {
 async fn the_second_volume_of_an_image_is_a_clone_of_what_was_kept_of_the_first() {
     let glance = Glance::start("qcow2", &converted("qcow2", &disk(), &[]));
     let dir = tempfile::tempdir().unwrap();
-    let stage =
+    let mut stage =
         stage(&glance, &dir, "image_volume_cache_enabled=true\nimage_volume_cache_max_count=1\n").await;
     let first = seed::volume(&stage.test, 1, "creating", "").await;
     run(&stage, &first, of_image()).await.unwrap();
@@ -432,8 +433,17 @@ async fn the_second_volume_of_an_image_is_a_clone_of_what_was_kept_of_the_first(
     // An image that has changed is downloaded again, and what was kept of it goes.
     glance.set("updated_at", json!("2026-02-02T03:04:05Z"));
     let third = seed::volume(&stage.test, 3, "creating", "").await;
-    run(&stage, &third, of_image()).await.unwrap();
-    assert_eq!(glance.downloads(), 2);
+    // The broker is away just then: whoever takes the request up asks for the deletion.
+    stage.set_deaf(true);
+    assert_eq!(run(&stage, &third, of_image()).await.unwrap_err().code(), Code::Broker);
+    assert_eq!(stage.status("volumes", &third).await, "creating");
+    assert_eq!(stage.status("volumes", &copy).await, "deleting");
+    stage.set_deaf(false);
+    stage.restart();
+    let operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+    let request = Create { volume_id: third.clone(), ..of_image() };
+    create::create(&stage.backend, &stage.context, &operation, request).await.unwrap();
+    assert_eq!((stage.status("volumes", &third).await.as_str(), glance.downloads()), ("available", 2));
     assert_eq!(stage.status("volumes", &copy).await, "deleting");
     assert!(stage.heard.cast()[0].starts_with(&format!("delete {copy} at ")));
     let kept = stage.test.rows("SELECT volume_id FROM image_volume_cache_entries").await;

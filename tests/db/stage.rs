@@ -125,6 +125,9 @@ impl VolumePeers for Heard {
         Ok(())
     }
     async fn delete_volume(&self, _: &RequestContext, to: &str, volume: &Volume, _: bool) -> Result<()> {
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(Error::new(Code::Broker, "nobody confirms"));
+        }
         self.cast.lock().unwrap().push(format!("delete {} at {to}", volume.id));
         Ok(())
     }

@@ -12,9 +12,9 @@ use serde_json::json;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::super::create;
 use super::super::image::{Attempt, Place, Shape};
 use super::super::source::Source;
+use super::super::{create, migrate};
 use super::Request;
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
@@ -28,6 +28,9 @@ use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::{GIB, Volume, VolumeEvent, VolumeType};
 use crate::openstack::glance::Image;
+
+/// Journal item of a copy that is to be deleted.
+const EVICTED: &str = "evicted";
 
 /// A copy that is to be kept of a volume that was just filled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -138,13 +141,13 @@ impl<'a> Cache<'a> {
                 self.tell(request.context, "hit", &image.id, Some(&entry.host)).await;
                 Ok(Some(copy))
             }
-            outdated => {
+            _ => {
                 debug!(
                     image.id = image.id,
                     copy.id = entry.volume_id,
                     "the entry of the image cache is out of date"
                 );
-                self.evict(request.context, request.operation, &entry, outdated.as_ref()).await?;
+                self.evict(request.context, request.operation, &entry).await?;
                 self.tell(request.context, "miss", &image.id, volume.host.as_deref()).await;
                 Ok(None)
             }
@@ -157,26 +160,21 @@ impl<'a> Cache<'a> {
         context: &RequestContext,
         operation: &Operation,
         entry: &db::image_cache::Entry,
-        copy: Option<&Volume>,
     ) -> Result<()> {
-        let deletes = operation
+        operation
             .write("eviction from the image cache", async |conn| {
                 db::image_cache::remove(conn, &entry.volume_id).await?;
                 let none = VolumeChanges::default();
                 match db::volume::transition(conn, &entry.volume_id, VolumeEvent::Evicted, &none).await {
-                    Ok(()) => Ok(true),
-                    Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound) => Ok(false),
+                    Ok(()) => operation.item_step_in(conn, &entry.volume_id, EVICTED, &()).await,
+                    Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound) => Ok(()),
                     Err(e) => Err(e),
                 }
             })
             .await?;
+        super::super::crash::point("create_volume:evicted");
         self.tell(context, "evict", &entry.image_id, Some(&entry.host)).await;
-        if let Some(copy) = copy.filter(|_| deletes) {
-            let owner = copy.cluster_name.as_deref().or(copy.host.as_deref()).unwrap_or_default();
-            let admin = RequestContext::admin();
-            self.backend.peers.volumes.delete_volume(&admin, owner, copy, false).await?;
-        }
-        Ok(())
+        delete_evicted(self.backend, &entry.volume_id).await
     }
 
     async fn tell(&self, context: &RequestContext, action: &str, image_id: &str, host: Option<&str>) {
@@ -211,22 +209,31 @@ impl<'a> Cache<'a> {
                 return Ok(true);
             }
             let Some(entry) = entries.pop() else { return Ok(false) };
-            let copy = self
-                .backend
-                .db
-                .read("volume of the image cache", async |conn| {
-                    db::volume::find(conn, &entry.volume_id).await
-                })
-                .await?;
-            self.evict(context, operation, &entry, copy.as_ref()).await?;
+            self.evict(context, operation, &entry).await?;
         }
     }
+}
+
+async fn delete_evicted(backend: &Backend, id: &str) -> Result<()> {
+    migrate::delete_leftover(backend, &RequestContext::admin(), id).await
+}
+
+/// Asks for the deletion of what a former attempt has evicted: it may have died before it could ask, and nobody
+/// else would.
+///
+/// # Errors
+/// `Database`; `Broker`.
+pub(super) async fn finish_evictions(backend: &Backend, operation: &Operation) -> Result<()> {
+    for evicted in operation.items().await?.into_iter().filter(|item| item.name == EVICTED) {
+        delete_evicted(backend, &evicted.resource_id).await?;
+    }
+    Ok(())
 }
 
 /// Makes the copy of a volume that has just got its image. What goes wrong with it is logged and harms nobody.
 ///
 /// # Errors
-/// `Cancelled`, `Database`: the request will be taken up again.
+/// `Cancelled`, `Database`, `Broker`: the request will be taken up again.
 pub(in crate::volume) async fn store(
     backend: &Backend,
     context: &RequestContext,
@@ -247,7 +254,7 @@ pub(in crate::volume) async fn store(
             warn!(image.id = image_id, "the image cache has no room for the image");
             Ok(())
         }
-        Err(e) if matches!(e.code(), Code::Cancelled | Code::Database) => Err(e),
+        Err(e) if matches!(e.code(), Code::Cancelled | Code::Database | Code::Broker) => Err(e),
         Err(error) => {
             warn!(image.id = image_id, copy.id = keep.volume_id, %error, "no copy of the image is kept");
             forget(&cache, operation, volume, place, keep).await

@@ -96,6 +96,9 @@ pub(super) async fn fill(
     let (context, volume, id) = (request.context, request.volume, request.image_id);
     // What is encrypted has a key of its own: it is nobody else's copy.
     let cache = Cache::of(backend).filter(|_| volume.encryption_key_id.is_none());
+    if attempt == Attempt::Again {
+        cache::finish_evictions(backend, request.operation).await?;
+    }
     if let Some(done) = done_before(request, attempt).await? {
         let guard = match (&cache, &done.keep) {
             (Some(cache), Some(_)) => Some(cache.lock(id).await),
