@@ -5,6 +5,7 @@ use std::time::Duration;
 use scoria::error::{Code, Error};
 use scoria::journal::{NewOperation, Operation, ReplyTo};
 use scoria::rbd::RbdErrorKind;
+use scoria::rbd::protocol::{ImageRead, ImageWrite};
 use scoria::rbd::sim::{Fault, When};
 use scoria::volume::backup_device::{self, BackupDevice};
 use scoria::volume::connect;
@@ -147,6 +148,37 @@ async fn what_is_attached_and_a_snapshot_is_copied_for_as_long_as_the_backup_tak
     assert_eq!(stage.sim.count("MirrorEnable"), 0, "a copy that nobody keeps is not mirrored");
     assert!(stage.heard.events().is_empty(), "nobody is told of it");
     assert_eq!(stage.status("volumes", &volume).await, "backing-up", "cinder-backup ends that");
+}
+
+#[tokio::test]
+async fn the_copy_of_an_encrypted_volume_has_all_that_lies_behind_its_header() {
+    const HEADER: u64 = 2_068_480;
+    let end = (2 << 30) + HEADER - 4;
+    for options in ["", "rbd_max_clone_depth=0\n"] {
+        let stage = Stage::with(options).await;
+        // The copy itself has no key: nobody would destroy it.
+        let extra = ", previous_status='in-use', encryption_key_id='00000000-0000-0000-0000-000000000000'";
+        let volume = seed::volume(&stage.test, 1, "backing-up", extra).await;
+        let image = format!("volume-{volume}");
+        let shape = Shape { order: 22, features: 61 };
+        stage.place().create(&image, (2 << 30) + HEADER, shape, Attempt::First).await.unwrap();
+        let (pool, data) = ("volumes".to_owned(), b"last".to_vec());
+        let write = ImageWrite { pool: pool.clone(), image: image.clone(), offset: end, data };
+        stage.sim.site("a").call(write).await.unwrap();
+        let snapshot = seed::snapshot(&stage.test, 1, &volume, "backing-up").await;
+        stage.snapped(&image, &snapshot).await;
+        for (number, snapshot) in [(1, None), (2, Some(snapshot.as_str()))] {
+            let backup = backup(&stage, number, &volume, snapshot, "creating").await;
+            let operation = asked(&stage, &backup).await;
+            provide(&stage, &operation, request(POSIX, &backup, &volume, snapshot)).await.unwrap();
+            let copy = stage.heard.handed_out().pop().expect("a device").device;
+            assert_eq!(stage.column("volumes", "encryption_key_id", &copy.id).await, "NULL");
+            let image = format!("volume-{}", copy.id);
+            assert_eq!(stage.seen(&image).unwrap().size, (2 << 30) + HEADER, "{options} {snapshot:?}");
+            let read = ImageRead { pool: pool.clone(), image, snap: None, offset: end, length: 4 };
+            assert_eq!(stage.sim.site("a").call(read).await.unwrap(), b"last", "{options} {snapshot:?}");
+        }
+    }
 }
 
 #[tokio::test]
