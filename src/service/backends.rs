@@ -27,7 +27,7 @@ use crate::replication::lag::Watch;
 use crate::replication::{fence, orders, schedules, standing, target};
 use crate::rpc::{Rpc, synthetic};
 use crate::volume::trash::Purge;
-use crate::volume::{cleanup, frozen};
+use crate::volume::{cleanup, frozen, scratch};
 
 /// How often a backend that is down is tried again.
 const RETRY_DOWN: Duration = Duration::from_secs(5);
@@ -115,6 +115,9 @@ impl Running {
         });
         if let Err(error) = recovery.pay_debts().await {
             warn!(backend = backend.host(), %error, "could not send the answers that a former instance owed");
+        }
+        if let Err(error) = scratch::sweep(&backend.journal, &backend.globals.image.conversion_dir).await {
+            warn!(backend = backend.host(), %error, "could not look for files that a former instance has left");
         }
         recovery.look().await?;
         let context = RequestContext::admin();

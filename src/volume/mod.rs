@@ -35,6 +35,7 @@ mod reshape;
 mod restore;
 pub mod retype;
 pub mod revert;
+pub mod scratch;
 mod setup;
 pub mod snapshot;
 mod source;

@@ -44,6 +44,7 @@ mod retry;
 mod retypes;
 mod revert;
 mod rows;
+mod scratch;
 mod seed;
 mod services;
 mod stage;

@@ -33,6 +33,7 @@ use tracing::{debug, info};
 
 pub(super) use cache::{Keep, store};
 pub(super) use metadata::from_fields;
+pub(super) use scratch::volume_of;
 use sink::{Coat, Make, Target};
 
 use super::encryption;

@@ -7,7 +7,7 @@ use tracing::warn;
 
 /// A file that is removed when nobody needs it any more. One that a killed service has left is overwritten: it
 /// has the name of its volume.
-pub(super) struct Temporary(pub(super) PathBuf);
+pub(in crate::volume) struct Temporary(pub(in crate::volume) PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -17,6 +17,15 @@ impl Drop for Temporary {
             warn!(path = %self.0.display(), %error, "cannot remove a temporary image");
         }
     }
+}
+
+/// The volume for which a file of this name was made; `None` for a file that none of this made.
+pub(in crate::volume) fn volume_of(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(".sock").unwrap_or(name);
+    let known = ["image_fetch_", "luks_", "luks-", "nbd-"].iter().any(|prefix| stem.starts_with(prefix));
+    let id = stem.get(stem.len().checked_sub(36)?..)?;
+    // What begins like `luks_`, and is the nameless file of a header, has another id there, which no volume has.
+    (known && id.parse::<uuid::Uuid>().is_ok()).then_some(id)
 }
 
 /// A socket's path may have 107 bytes.

@@ -45,6 +45,11 @@ fn prefix(operation: &Operation) -> String {
     format!("scoria-upload-{}-", operation.id())
 }
 
+/// The operation for which a file of this name was made; `None` for any other file.
+pub(in crate::volume) fn operation_of(name: &str) -> Option<i64> {
+    name.strip_prefix("scoria-upload-")?.split_once('-')?.0.parse().ok()
+}
+
 impl Files {
     /// Names for the files.
     pub(super) async fn new(dir: &Path, operation: &Operation) -> Result<Files> {

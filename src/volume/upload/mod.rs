@@ -11,6 +11,8 @@
 mod content;
 mod convert;
 
+pub(super) use convert::operation_of;
+
 use std::time::Duration;
 
 use serde_json::{Map, Value};
