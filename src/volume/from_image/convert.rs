@@ -28,20 +28,38 @@ pub(super) async fn convert(
     format: &str,
     volume_id: &str,
     mut source: Source<'_>,
-    (target, room, made): (&Target<'_>, u64, &mut bool),
+    target: (&Target<'_>, u64, &mut bool),
 ) -> Result<(i32, u64), Broken> {
     let config = &backend.globals.image;
     let dir = &config.conversion_dir;
     tokio::fs::create_dir_all(dir).await.map_err(|e| unusable(dir, e))?;
     require_space(dir, image).await?;
     let file = Temporary(dir.join(format!("image_fetch_{}_{volume_id}", image.id)));
-    save(&file.0, &mut source, &image.id).await?;
-    let info = info(config, &file.0, format, &image.id).await?;
+    let done = match save(&file.0, &mut source, &image.id).await {
+        Ok(()) => read(config, image, format, volume_id, &file.0, target).await,
+        Err(failure) => Err(failure.into()),
+    };
+    // Unlinking gigabytes takes a while.
+    let _ = tokio::task::spawn_blocking(move || drop(file)).await;
+    done
+}
+
+/// What [`convert`] does with the file.
+async fn read(
+    config: &ImageConfig,
+    image: &Image,
+    format: &str,
+    volume_id: &str,
+    file: &Path,
+    (target, room, made): (&Target<'_>, u64, &mut bool),
+) -> Result<(i32, u64), Broken> {
+    let dir = &config.conversion_dir;
+    let info = info(config, file, format, &image.id).await?;
     let size = inspect::judge(&info, format, &image.id)?;
     inspect::require_fit(size, target.gib, &image.id)?;
 
     let socket = Temporary(socket_path(dir, "nbd", volume_id));
-    let mut disk = Disk::open(&file.0, format, &socket.0).await.map_err(|e| {
+    let mut disk = Disk::open(file, format, &socket.0).await.map_err(|e| {
         Error::new(Code::ImageCopy, "Failed to copy image to volume: qemu-nbd does not serve it").caused_by(e)
     })?;
     let (gib, mut sink) = Sink::open(dir, volume_id, target, (size, room), made).await?;
