@@ -7,6 +7,8 @@
 //! knows one cipher only, refuses images that are journaled already, and aligns what follows otherwise than
 //! stock. What an image is larger than its volume is the room of the header; no change of size may take it.
 
+mod key_slot;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -20,6 +22,8 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tracing::debug;
 use uuid::Uuid;
+
+pub(super) use key_slot::KeyChange;
 
 use super::crash;
 use super::image::{Attempt, Place, Shape};
@@ -148,27 +152,6 @@ pub(super) async fn lock(backend: &Backend, context: &RequestContext, volume: &V
     Ok(Lock { header: made.into(), passphrase })
 }
 
-/// Whether what is encrypted for the key `other` can be opened with the volume's, too; `None` is no encryption.
-///
-/// # Errors
-/// `KeyManager`.
-pub(super) async fn is_key_of(
-    backend: &Backend,
-    context: &RequestContext,
-    volume: &Volume,
-    other: Option<&str>,
-) -> Result<bool> {
-    let own = volume.encryption_key_id.as_deref();
-    let (Some(own), Some(other)) = (own, other) else { return Ok(own == other) };
-    if own == other {
-        return Ok(true);
-    }
-    // Each volume has an id of its own for a key that it shares.
-    let keys = &backend.globals.openstack.keys;
-    let (own, other) = (keys.passphrase(context, own).await?, keys.passphrase(context, other).await?);
-    Ok(own.expose_secret() == other.expose_secret())
-}
-
 /// Bytes of the LUKS header that begins like `head` (512 bytes do), as far as the data; `None` when it is none.
 pub(super) fn room_of(head: &[u8]) -> Option<u64> {
     let sectors = head.get(PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4)?;
@@ -188,15 +171,29 @@ async fn luks_header(
     let file = tokio::task::spawn_blocking(move || nameless(&into)).await.map_err(|e| e.to_string())?;
     let file = file.map_err(|e| format!("image_conversion_dir {} cannot be used: {e}", dir.display()))?;
     let output = file.try_clone().map_err(|e| e.to_string())?;
-    let mut child = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "luks", "--object", "secret,id=luks_sec,format=raw,file=/dev/stdin"])
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["create", "-q", "-f", "luks", "--object", &with_secret("luks_sec", "/dev/stdin")])
         .args(["-o", &cipher.options(), "/dev/stdout", "0"])
-        .stdin(Stdio::piped())
-        .stdout(output)
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| format!("qemu-img cannot be run: {e}"))?;
+        .stdout(output);
+    run(&mut command, passphrase).await?;
+    let made = tokio::task::spawn_blocking(move || whole(file)).await.map_err(|e| e.to_string())?;
+    let made = made.map_err(|e| e.to_string())?;
+    if !made.starts_with(MAGIC) {
+        return Err(format!("qemu-img made {} bytes that are no LUKS header", made.len()));
+    }
+    Ok(made)
+}
+
+/// A secret that qemu-img reads from a file.
+fn with_secret(id: &str, file: &str) -> String {
+    format!("secret,id={id},format=raw,file={file}")
+}
+
+/// Runs qemu-img, with a passphrase for its standard input.
+async fn run(command: &mut Command, passphrase: &SecretString) -> std::result::Result<(), String> {
+    command.env("LC_ALL", "C").stdin(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| format!("qemu-img cannot be run: {e}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that ends without reading says why.
         let _ = stdin.write_all(passphrase.expose_secret().as_bytes()).await;
@@ -204,16 +201,11 @@ async fn luks_header(
     let ended = tokio::time::timeout(LIMIT, child.wait_with_output()).await;
     let ended = ended.map_err(|_| format!("qemu-img did not end within {} s", LIMIT.as_secs()))?;
     let ended = ended.map_err(|e| e.to_string())?;
-    if !ended.status.success() {
-        let said = String::from_utf8_lossy(&ended.stderr);
-        return Err(format!("qemu-img: {}: {}", ended.status, said.trim()));
+    if ended.status.success() {
+        return Ok(());
     }
-    let made = tokio::task::spawn_blocking(move || whole(file)).await.map_err(|e| e.to_string())?;
-    let made = made.map_err(|e| e.to_string())?;
-    if !made.starts_with(MAGIC) {
-        return Err(format!("qemu-img made {} bytes that are no LUKS header", made.len()));
-    }
-    Ok(made)
+    let said = String::from_utf8_lossy(&ended.stderr);
+    Err(format!("qemu-img: {}: {}", ended.status, said.trim()))
 }
 
 /// A file that nobody else can open, and that goes with the process.
@@ -239,11 +231,20 @@ pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// A lock that `00ff` opens.
+    /// A lock that `00ff` opens, and that takes no seconds of CPU.
     pub(in crate::volume) async fn lock(dir: &Path, cipher: &str) -> Lock {
         let cipher = Cipher::of(Some(&spec("luks", Some(cipher), Some(256)))).unwrap();
         let passphrase = SecretString::from("00ff");
-        let header = luks_header(dir, &cipher, &passphrase).await.unwrap().into();
+        let path = dir.join("header");
+        let mut command = Command::new("qemu-img");
+        command
+            .args(["create", "-q", "-f", "luks", "--object", &with_secret("luks_sec", "/dev/stdin")])
+            .args(["-o", &format!("{},iter-time=10", cipher.options())])
+            .arg(&path)
+            .arg("0");
+        run(&mut command, &passphrase).await.unwrap();
+        let header = std::fs::read(&path).unwrap().into();
+        std::fs::remove_file(path).unwrap();
         Lock { header, passphrase }
     }
 

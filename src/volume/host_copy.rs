@@ -169,7 +169,7 @@ async fn fill(job: &Job<'_>, volume: &Volume, source: &Place, dest: &Place, copy
     if copy.offset == 0 && volume.encryption_key_id.is_some() {
         // It has a header of its own, on which what is zero in ours would not be written.
         dest.grow(&new_image, size).await.map_err(failed)?;
-        let head = source.read_head(&image, HEAD.min(size)).await.map_err(failed)?;
+        let head = source.read_head(&image, None, HEAD.min(size)).await.map_err(failed)?;
         dest.write_head(&new_image, &head).await.map_err(failed)?;
     }
     while copy.offset < size {

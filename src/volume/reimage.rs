@@ -6,11 +6,13 @@
 //! that has reserved it is told by nova afterwards: that is a step of its own, so that a crash before it repeats
 //! nothing else.
 
+use bytes::Bytes;
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::{error, info};
 
+use super::encryption::KeyChange;
 use super::from_image::{self, Metadata};
 use super::{compute, crash, encryption, frozen};
 use crate::backend::Backend;
@@ -179,33 +181,43 @@ async fn from_snapshot(
             db::volume::get(conn, &snapshot.volume_id).await
         })
         .await?;
-    let key = parent.encryption_key_id.as_deref();
-    if !encryption::is_key_of(backend, context, volume, key).await? {
-        return Err(Error::new(
-            Code::InvalidVolume,
-            format!("Snapshot {snapshot_id} is not encrypted with the key of volume {}", volume.id),
-        ));
-    }
+    let change = match (&parent.encryption_key_id, &volume.encryption_key_id) {
+        (None, None) => None,
+        (Some(key), Some(_)) => KeyChange::needed(backend, context, volume, key).boxed().await?,
+        (None, Some(_)) | (Some(_), None) => return Err(not_as_encrypted(snapshot_id, volume)),
+    };
     let (from, name) = (backend.place(&parent).await?, backend.image_name(volume));
-    let image = backend.image_name(&parent);
-    if key.is_some() {
+    let (image, snap) = (backend.image_name(&parent), backend.snap_name(snapshot_id));
+    let mut header = Bytes::new();
+    if parent.encryption_key_id.is_some() {
         // Stock's extension may have taken the room of the volume's header away.
-        let room = encryption::room_of(&from.read_head(&image, 512).await?).unwrap_or(0);
+        let room = encryption::room_of(&from.read_head(&image, Some(&snap), 512).await?).unwrap_or(0);
         place.grow(&name, u64::try_from(volume.size).unwrap_or(0) * GIB + room).await?;
+        if let Some(change) = change {
+            let old = from.read_head(&image, Some(&snap), room).await?;
+            let changed = change.apply(&backend.globals.image.conversion_dir, &volume.id, &old).boxed().await;
+            header = changed.map_err(|why| not_as_encrypted(snapshot_id, volume).detail(why))?;
+        }
     }
     let mut export = from.site.export(ImageExport {
         pool: from.pool.clone(),
         image,
-        snap: Some(backend.snap_name(snapshot_id)),
-        offset: 0,
+        snap: Some(snap),
+        offset: header.len() as u64,
         length: u64::MAX,
     });
     let mut import = place.site.import(ImageImport { pool: place.pool.clone(), image: name, blank: false });
+    import.write(0, header).await?;
     while let Some(part) = export.next().await? {
         import.write(part.offset, part.data).await?;
     }
     import.finish().await?;
     Ok(())
+}
+
+fn not_as_encrypted(snapshot_id: &str, volume: &Volume) -> Error {
+    let text = format!("Snapshot {snapshot_id} is not encrypted as volume {}", volume.id);
+    Error::new(Code::InvalidVolume, text)
 }
 
 /// The status from before, new image metadata; answers the servers that wait to hear of it.

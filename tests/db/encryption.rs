@@ -14,10 +14,11 @@ use scoria::rbd::sim::{Fault, When};
 use scoria::rbd::types::MirrorState;
 use scoria::volume::create::{self, Create};
 use scoria::volume::extend::{self, Extend};
+use scoria::volume::image::{Attempt, Shape};
 use scoria::volume::reimage::{self, Reimage};
 use serde_json::{Value, json};
 
-use crate::images::{Glance, IMAGE, converted, disk, of_image};
+use crate::images::{CERTIFICATE, Glance, IMAGE, SECRET, converted, disk, of_image};
 use crate::seed;
 use crate::stage::Stage;
 
@@ -27,9 +28,13 @@ const KEY: &str = ", encryption_key_id='00000000-0000-0000-0000-000000000000'";
 const FIXED: &str = "[key_manager]\nbackend=cinder.keymgr.conf_key_mgr.ConfKeyManager\nfixed_key=00ff\n";
 
 async fn stage(sites: &str, provider: &str) -> (Stage, tempfile::TempDir) {
+    stage_of(sites, provider, FIXED).await
+}
+
+async fn stage_of(sites: &str, provider: &str, keys: &str) -> (Stage, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let conversion = dir.path().join("conversion");
-    let options = format!("{sites}{FIXED}[DEFAULT]\nimage_conversion_dir={}\n", conversion.display());
+    let options = format!("{sites}{keys}[DEFAULT]\nimage_conversion_dir={}\n", conversion.display());
     let stage = Stage::with(&options).await;
     stage
         .test
@@ -101,13 +106,17 @@ const FIXED_ID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// A backend with a Glance, replicated or not, and with an image-volume cache that encrypted volumes leave alone.
 async fn stage_with(glance: &Glance, sites: &str) -> (Stage, tempfile::TempDir) {
+    stage_with_keys(glance, sites, FIXED).await
+}
+
+async fn stage_with_keys(glance: &Glance, sites: &str, keys: &str) -> (Stage, tempfile::TempDir) {
     let options = format!(
         "{sites}image_volume_cache_enabled=true\n[DEFAULT]\nauth_strategy=noauth\nglance_num_retries=0\n\
          glance_api_servers={}\ncinder_internal_tenant_project_id=internal\n\
          cinder_internal_tenant_user_id=keeper\n",
         glance.url
     );
-    stage(&options, "luks").await
+    stage_of(&options, "luks", keys).await
 }
 
 async fn fill(stage: &Stage, volume: &str) {
@@ -156,10 +165,15 @@ async fn opened(stage: &Stage, volume: &str, length: usize) -> Vec<u8> {
 
 /// An encrypted volume with this content, as a file.
 fn encrypted(content: &[u8]) -> Vec<u8> {
+    encrypted_with("00ff", content)
+}
+
+fn encrypted_with(passphrase: &str, content: &[u8]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (raw, luks): (PathBuf, PathBuf) = (dir.path().join("raw"), dir.path().join("luks"));
     std::fs::write(&raw, content).unwrap();
     let [object, secret, ..] = opening(dir.path(), &luks);
+    std::fs::write(dir.path().join("key"), passphrase).unwrap();
     let made = Command::new("qemu-img")
         .args(["convert", &object, &secret, "-O", "luks", "-o", "key-secret=k,iter-time=10"])
         .args([&raw, &luks])
@@ -297,4 +311,44 @@ async fn an_encrypted_volume_is_written_over_with_an_image_that_is_or_is_not_enc
     glance.set(KEY_OF_IMAGE, json!("5b8a3d6e-1111-4222-8333-444455556666"));
     assert_eq!(reimage().await, "error");
     assert!(opened(&stage, &volume, 5 << 20).await == other, "it was left as it was");
+}
+
+#[tokio::test]
+#[ignore = "for the long matrix: each header is meant to take seconds of CPU, and the images area makes them too"]
+async fn what_is_encrypted_with_another_key_is_opened_by_the_volumes_own_after_a_reimage() {
+    let other: Vec<u8> = disk().into_iter().rev().collect();
+    let theirs: String = SECRET.iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = encrypted_with(&theirs, &other);
+    let glance = Glance::start("raw", &bytes);
+    glance.set(KEY_OF_IMAGE, json!(CERTIFICATE));
+    let keys = format!(
+        "[key_manager]\nbackend=barbican\nfixed_key=00ff\n[barbican]\nbarbican_endpoint={}\n",
+        glance.url
+    );
+    let (stage, dir) = stage_with_keys(&glance, "", &keys).await;
+    let volume = seed::volume(&stage.test, 1, "creating", KEY).await;
+    run(&stage, &volume).await;
+    // A snapshot of another volume, with that key; its image is the same.
+    let extra = format!(", encryption_key_id='{CERTIFICATE}'");
+    let parent = seed::volume(&stage.test, 2, "available", &extra).await;
+    let image = format!("volume-{parent}");
+    let shape = Shape { order: 22, features: 61 };
+    stage.place().create(&image, 2 * GIB + HEADER, shape, Attempt::First).await.unwrap();
+    stage.place().write_head(&image, &bytes).await.unwrap();
+    let snapshot = seed::snapshot(&stage.test, 1, &parent, "available").await;
+    stage.snapped(&image, &snapshot).await;
+    for snapshot_id in [None, Some(snapshot)] {
+        let again = format!(
+            "UPDATE volumes SET status='downloading', previous_status='available' WHERE id='{volume}'"
+        );
+        stage.test.sql(&again).await;
+        let Value::Object(image_meta) = json!({"id": IMAGE}) else { unreachable!() };
+        let request = Reimage { volume_id: volume.clone(), image_meta, snapshot_id };
+        let operation = stage.operation("reimage", Some(("Volume", &volume))).await;
+        reimage::reimage(&stage.backend, &stage.context, &operation, request).await.unwrap();
+        assert_eq!(stage.status("volumes", &volume).await, "available");
+        assert!(opened(&stage, &volume, 5 << 20).await == other);
+        assert_eq!(stage.seen(&format!("volume-{volume}")).unwrap().size, 2 * GIB + HEADER);
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("conversion")).unwrap().count(), 0);
 }

@@ -33,10 +33,10 @@ use tracing::{debug, info};
 
 pub(super) use cache::{Keep, store};
 pub(super) use metadata::from_fields;
-pub(super) use scratch::volume_of;
+pub(super) use scratch::{Temporary, volume_of};
 use sink::{Coat, Make, Target};
 
-use super::encryption;
+use super::encryption::{self, KeyChange};
 use super::image::{Attempt, Place, Shape};
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
@@ -141,7 +141,7 @@ pub(super) async fn fill(
 /// Writes an image over a volume that has content.
 ///
 /// # Errors
-/// As [`fill`]; also `ImageUnacceptable` for an image that is encrypted for another key than the volume's.
+/// As [`fill`].
 pub(super) async fn overwrite(
     backend: &Backend,
     context: &RequestContext,
@@ -150,11 +150,12 @@ pub(super) async fn overwrite(
     place: &Place,
 ) -> Result<()> {
     let image = backend.globals.openstack.glance.show(context, image_id).boxed().await?;
-    let coat = coat(backend, context, volume, &image).await?;
-    if matches!(coat, Coat::Own) && !encryption::is_key_of(backend, context, volume, key_of(&image)).await? {
-        // Nobody could open the volume any more: its key stays.
-        let reason = "It is encrypted with another key than the volume.";
-        return Err(inspect::unacceptable(image_id, reason));
+    let mut coat = coat(backend, context, volume, &image).await?;
+    // The API has given the volume no copy of the image's key, as it does for a new one: its own key stays.
+    if let (Coat::Own, Some(key)) = (&coat, key_of(&image))
+        && let Some(change) = KeyChange::needed(backend, context, volume, key).await?
+    {
+        coat = Coat::Other(change);
     }
     let name = backend.image_name(volume);
     let target = Target { place, name: &name, gib: volume.size, make: None, coat };

@@ -16,7 +16,7 @@ use crate::model::GIB;
 use crate::rbd::protocol::ImageImport;
 use crate::rbd::stream::{Import, PART};
 use crate::volume::crash;
-use crate::volume::encryption::{Lock, room_of};
+use crate::volume::encryption::{KeyChange, Lock, room_of};
 use crate::volume::image::{Attempt, Place, Shape};
 
 /// What is written.
@@ -47,6 +47,8 @@ pub(super) enum Coat {
     Bare,
     /// The volume is encrypted, and so is the image, for the same key: its bytes are taken as they are.
     Own,
+    /// Both are encrypted, each for its own key: the bytes behind the header are taken as they are.
+    Other(KeyChange),
     /// The volume is encrypted, and the image is not.
     New(Lock),
 }
@@ -60,7 +62,7 @@ impl Coat {
         match self {
             Coat::Bare => Ok(0),
             Coat::New(lock) => Ok(lock.header.len() as u64),
-            Coat::Own => room_of(head).ok_or_else(|| {
+            Coat::Own | Coat::Other(_) => room_of(head).ok_or_else(|| {
                 let reason = "It has the key of an encrypted volume, but does not begin with a LUKS header.";
                 inspect::unacceptable(image_id, reason)
             }),
@@ -70,7 +72,7 @@ impl Coat {
     /// How much of so many bytes of an image is content.
     pub(super) fn content(&self, bytes: u64, room: u64) -> u64 {
         match self {
-            Coat::Own => bytes.saturating_sub(room),
+            Coat::Own | Coat::Other(_) => bytes.saturating_sub(room),
             Coat::Bare | Coat::New(_) => bytes,
         }
     }
@@ -104,7 +106,7 @@ impl Sink {
         // Before there is an image: without qemu-nbd there is none.
         let layer = match &target.coat {
             Coat::New(lock) => Some(Layer::open(dir, volume_id, lock, full).await.map_err(sealing)?),
-            Coat::Bare | Coat::Own => None,
+            Coat::Bare | Coat::Own | Coat::Other(_) => None,
         };
         let blank = target.make.is_some() && !*made;
         if let Some(make) = target.make.filter(|_| blank) {
@@ -142,16 +144,26 @@ impl Sink {
 
     /// Waits until all `bytes` of the image are on disk; answers the bytes written.
     pub(super) async fn finish(mut self, bytes: u64) -> Result<u64, Broken> {
-        if self.layer.is_some() {
-            self.zeros_until(bytes).await?;
-            let whole = self.pending.len().next_multiple_of(SECTOR);
-            self.pending.resize(whole, 0);
-            self.flush(SECTOR).await?;
+        if let Err(failure) = self.fill_up(bytes).await {
+            // Whoever removes the image, or begins anew, must not find it open.
+            self.abandon().await;
+            return Err(failure);
         }
         if let Some(layer) = self.layer {
             layer.close().await;
         }
         Ok(self.import.finish().await?)
+    }
+
+    /// Encrypts what is left of the content, and the zeros up to its end.
+    async fn fill_up(&mut self, bytes: u64) -> Result<(), Broken> {
+        if self.layer.is_none() {
+            return Ok(());
+        }
+        self.zeros_until(bytes).await?;
+        let whole = self.pending.len().next_multiple_of(SECTOR);
+        self.pending.resize(whole, 0);
+        self.flush(SECTOR).await
     }
 
     /// Gives up, and waits until the volume is closed.
@@ -191,4 +203,32 @@ impl Sink {
 
 fn sealing(error: std::io::Error) -> Error {
     Error::new(Code::ImageCopy, "Failed to copy image to volume: it cannot be encrypted").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::rbd::sim::{Sim, SimConfig};
+    use crate::volume::encryption::tests::lock;
+
+    #[tokio::test]
+    async fn a_volume_that_cannot_be_completed_is_let_go_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let sim = Sim::new(SimConfig::default());
+        let place = Place { site: sim.site("a"), pool: "volumes".to_owned() };
+        let lock = lock(dir.path(), "aes-xts-plain64").await;
+        let room = lock.header.len() as u64;
+        let make = Some(Make { shape: Shape { order: 22, features: 61 }, small: false });
+        let target = Target { place: &place, name: "v", gib: 1, make, coat: Coat::New(lock) };
+        let opened = Sink::open(dir.path(), "v", &target, (SECTOR as u64, room), &mut false).await;
+        let (_, mut sink) = opened.ok().unwrap();
+        // Behind its end nothing can be encrypted.
+        sink.at = GIB;
+        sink.pending = BytesMut::zeroed(SECTOR);
+        assert!(sink.finish(GIB + SECTOR as u64).await.is_err());
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        assert_eq!(tasks, 0, "nobody has it open");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing stays behind");
+    }
 }

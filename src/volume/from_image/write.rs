@@ -3,6 +3,8 @@
 //! They pass through this process in parts, at the pace of the slower end. A worker that dies in the midst of it
 //! costs another download, twice at most: the same bytes go to the same places.
 
+use std::path::Path;
+
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tracing::{info, warn};
@@ -10,7 +12,7 @@ use tracing::{info, warn};
 use super::convert;
 use super::gunzip::{self, Gunzip, Next};
 use super::inspect::{self, HEAD};
-use super::sink::{Sink, Target};
+use super::sink::{Coat, Sink, Target};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
@@ -18,6 +20,7 @@ use crate::model::GIB;
 use crate::openstack::glance::{Download, Image, Verifier};
 use crate::rbd::stream::PART;
 use crate::rbd::{RbdError, RbdErrorKind};
+use crate::volume::encryption::KeyChange;
 
 /// How often an image is downloaded when workers die under it.
 const TRIES: u32 = 3;
@@ -142,6 +145,9 @@ async fn once(
     let bytes = if is_compressed(image) { full } else { image.size.unwrap_or(0) };
     inspect::require_fit(target.coat.content(bytes, room), target.gib, &image.id)?;
     let dir = &backend.globals.image.conversion_dir;
+    if let Coat::Other(change) = &target.coat {
+        source.change_key(change, room, dir, (volume_id, &image.id)).boxed().await?;
+    }
     let (gib, mut sink) = Sink::open(dir, volume_id, target, (bytes, room), made).await?;
     match copy(&mut source, &mut sink, (target, room), &image.id).await {
         Ok(reached) => Ok((gib, sink.finish(reached).await?)),
@@ -220,6 +226,26 @@ impl Source<'_> {
                 None => break,
             }
         }
+        Ok(())
+    }
+
+    /// Puts a header in front that the volume's key opens, in the place of the image's, which has so many bytes.
+    async fn change_key(
+        &mut self,
+        change: &KeyChange,
+        room: u64,
+        dir: &Path,
+        (volume_id, image_id): (&str, &str),
+    ) -> Result<()> {
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        self.fill(room).await?;
+        let header = self.take(room);
+        let changed = change.apply(dir, volume_id, &header).await.map_err(|why| {
+            inspect::unacceptable(image_id, "Its key cannot be exchanged for the volume's.").detail(why)
+        })?;
+        let rest = self.buffer.split();
+        self.buffer = BytesMut::from(changed);
+        self.buffer.unsplit(rest);
         Ok(())
     }
 

@@ -24,10 +24,10 @@ impl Place {
         Ok(())
     }
 
-    /// Reads the first `length` bytes of an image.
-    pub async fn read_head(&self, image: &str, length: u64) -> Result<Vec<u8>, RbdError> {
-        let read =
-            ImageRead { pool: self.pool.clone(), image: image.to_owned(), snap: None, offset: 0, length };
+    /// Reads the first `length` bytes of an image, or of a snapshot of it.
+    pub async fn read_head(&self, image: &str, snap: Option<&str>, length: u64) -> Result<Vec<u8>, RbdError> {
+        let (pool, image, snap) = (self.pool.clone(), image.to_owned(), snap.map(str::to_owned));
+        let read = ImageRead { pool, image, snap, offset: 0, length };
         self.site.insist(read).await
     }
 
@@ -59,7 +59,7 @@ mod tests {
             place.grow_behind_header("v", 3 * GIB).await.unwrap();
             assert_eq!(place.stat("v").await.unwrap().size, 3 * GIB + 600_000);
         }
-        let found = place.read_head("v", 600_001).await.unwrap();
+        let found = place.read_head("v", None, 600_001).await.unwrap();
         assert_eq!((&found[..600_000], found[600_000]), (&header[..], 0));
 
         place.create("plain", GIB, shape, Attempt::First).await.unwrap();
