@@ -7,6 +7,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
+use crate::replication::foresight::Inquiry;
 use crate::replication::orders::Order;
 use crate::rpc::envelope::Inner;
 use crate::rpc::fault;
@@ -101,6 +102,7 @@ pub enum Method {
     ReplicationStatus {
         operation: Option<i64>,
     },
+    Question(Inquiry),
 }
 
 /// What a request is about, in the words of `workers.resource_type` and of user messages.
@@ -194,7 +196,8 @@ impl Method {
             | GetManageableVolumes(_)
             | GetManageableSnapshots(_)
             | Order(_)
-            | ReplicationStatus { .. } => return None,
+            | ReplicationStatus { .. }
+            | Question(_) => return None,
         })
     }
 

@@ -29,12 +29,15 @@ pub static NAMESPACES: &[Namespace] = &[
 ];
 
 /// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
-/// is one transaction and may be repeated; a cast is journalled, since nobody would.
+/// is one transaction and may be repeated; a cast is journalled, since nobody would. Questions answer with the
+/// document that the operator's tool prints, within the caller's time.
 static REPLICATION: &[Spec] = &[
     spec("replication.failover", (1, 0), Kind::CallOrCast, Journal::No, d::order_failover),
     spec("replication.retry", (1, 0), Kind::CallOrCast, Journal::No, d::order_retry),
     spec("replication.resync", (1, 0), Kind::CallOrCast, Journal::No, d::order_resync),
     spec("replication.status", (1, 0), Kind::Call, Journal::No, d::replication_status),
+    spec("replication.preflight", (1, 0), Kind::Call, Journal::No, d::ask_preflight),
+    spec("replication.plan", (1, 0), Kind::Call, Journal::No, d::ask_plan),
 ];
 
 impl Namespace {
@@ -65,6 +68,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::error::Code;
+    use crate::replication::foresight::Inquiry;
     use crate::replication::intent::Intent;
     use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
     use crate::rpc::{Call, Method, envelope};
@@ -122,6 +126,11 @@ mod tests {
         let resync = Resync { discard: "b".into(), volumes: None };
         assert_eq!(order("resync", json!({"discard": "b"})), Ok(Order::Resync(resync)));
         assert_eq!(order("resync", json!({})), Err(Code::BadArguments));
+        let asked = read("plan", Some("replication"), "1.0", json!({"target": "b", "volumes": ["v"]}));
+        let plan = Inquiry::Plan { to: Some("b".into()), volumes: Some(vec!["v".into()]) };
+        assert!(matches!(asked.unwrap().method, Method::Question(found) if found == plan));
+        let asked = read("preflight", Some("replication"), "1.0", json!({"volumes": ["v"]}));
+        assert_eq!(asked.unwrap_err(), Code::BadArguments);
     }
 
     #[test]

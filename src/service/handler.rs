@@ -25,7 +25,7 @@ use crate::db;
 use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Error, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
-use crate::replication::{failover, group as replication, standing};
+use crate::replication::{failover, foresight, group as replication, standing};
 use crate::rpc::method::{CreateVolume, Reimage};
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
@@ -173,6 +173,7 @@ impl BackendHandler {
             }
             (Method::Order(order), None) => ordering::take(backend, context, order, None).await,
             (Method::ReplicationStatus { operation }, None) => ordering::status(backend, *operation).await,
+            (Method::Question(inquiry), None) => foresight::document(backend, 0, inquiry).await,
             (Method::GetManageableVolumes(page), None) => manageable::volumes(backend, page).await,
             (Method::GetManageableSnapshots(page), None) => manageable::snapshots(backend, page).await,
             (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),

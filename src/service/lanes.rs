@@ -34,7 +34,8 @@ impl Lane {
             | Method::SetLogLevels(_)
             | Method::GetLogLevels(_)
             | Method::Order(_)
-            | Method::ReplicationStatus { .. } => Lane::Free,
+            | Method::ReplicationStatus { .. }
+            | Method::Question(_) => Lane::Free,
             _ if is_call => Lane::Call,
             _ => Lane::Cast,
         }

@@ -84,17 +84,7 @@ pub fn answer<'a>(
                 .finish(operation, &Outcome { ending: Ending::RolledBack, detail, reply: None })
                 .await;
         }
-        let document = match inquiry {
-            Inquiry::Preflight { to } => to_value(&preflight(backend, operation, to.as_deref()).await?)?,
-            Inquiry::Plan { to, volumes } => {
-                to_value(&plan(backend, operation, to.as_deref(), volumes.as_deref()).await?)?
-            }
-            Inquiry::Audit { volumes } => {
-                to_value(&audit(backend, operation.id(), volumes.as_deref()).await?)?
-            }
-            Inquiry::Monitors {} => to_value(&affected::monitors(backend).await)?,
-            Inquiry::Trash {} => to_value(&trash::list(backend).await?)?,
-        };
+        let document = document(backend, operation.id(), inquiry).await?;
         if document.to_string().len() > LONGEST {
             return Err(Error::new(
                 Code::InvalidInput,
@@ -102,6 +92,24 @@ pub fn answer<'a>(
             ));
         }
         backend.journal.finish(operation, &Outcome::succeeded().with_reply(document)).await
+    })
+}
+
+/// The answer itself. `own`: the operation that asks, which is not in its own way; 0: none.
+///
+/// # Errors
+/// As [`answer`].
+pub fn document<'a>(backend: &'a Backend, own: i64, inquiry: &'a Inquiry) -> BoxFuture<'a, Result<Value>> {
+    Box::pin(async move {
+        match inquiry {
+            Inquiry::Preflight { to } => to_value(&preflight(backend, own, to.as_deref()).await?),
+            Inquiry::Plan { to, volumes } => {
+                to_value(&plan(backend, own, to.as_deref(), volumes.as_deref()).await?)
+            }
+            Inquiry::Audit { volumes } => to_value(&audit(backend, own, volumes.as_deref()).await?),
+            Inquiry::Monitors {} => to_value(&affected::monitors(backend).await),
+            Inquiry::Trash {} => to_value(&trash::list(backend).await?),
+        }
     })
 }
 
@@ -115,12 +123,8 @@ fn all_sites(backend: &Backend) -> Vec<String> {
     std::iter::once(DEFAULT.to_owned()).chain(backend.device_names()).collect()
 }
 
-async fn preflight(
-    backend: &Backend,
-    operation: &Operation,
-    to: Option<&str>,
-) -> Result<preflight::Preflight> {
-    let (facts, to) = facts_of_move(backend, operation, to, None).await?;
+async fn preflight(backend: &Backend, own: i64, to: Option<&str>) -> Result<preflight::Preflight> {
+    let (facts, to) = facts_of_move(backend, own, to, None).await?;
     let forecasts = forecasts(backend, &facts, &to);
     Ok(preflight::judge(&facts, &to, &forecasts))
 }
@@ -128,13 +132,13 @@ async fn preflight(
 /// The facts that a failover to a target rests on; refuses a target that a failover would refuse.
 async fn facts_of_move(
     backend: &Backend,
-    operation: &Operation,
+    own: i64,
     to: Option<&str>,
     only: Option<&[String]>,
 ) -> Result<(Facts, String)> {
     // Refused before anything is asked.
     target::choose(&backend.device_names(), &backend.active_name(), to)?;
-    let need = Need { sites: all_sites(backend), only, audit: false, own: operation.id() };
+    let need = Need { sites: all_sites(backend), only, audit: false, own };
     let facts = gather(backend, &need).await?;
     let to = target::choose(&backend.device_names(), &facts.active, to)?;
     Ok((facts, to))
@@ -211,13 +215,8 @@ pub struct Plan {
     pub volumes: Vec<PlannedVolume>,
 }
 
-async fn plan(
-    backend: &Backend,
-    operation: &Operation,
-    to: Option<&str>,
-    only: Option<&[String]>,
-) -> Result<Plan> {
-    let (facts, to) = facts_of_move(backend, operation, to, only).await?;
+async fn plan(backend: &Backend, own: i64, to: Option<&str>, only: Option<&[String]>) -> Result<Plan> {
+    let (facts, to) = facts_of_move(backend, own, to, only).await?;
     if let Some(missing) =
         only.and_then(|ids| ids.iter().find(|id| !facts.rows.iter().any(|r| r.volume.id == **id)))
     {

@@ -51,7 +51,9 @@ pub(crate) mod decode {
     pub(crate) use super::migrate::{
         migrate_volume, migrate_volume_completion, retype, update_migrated_volume,
     };
-    pub(crate) use super::orders::{order_failover, order_resync, order_retry, replication_status};
+    pub(crate) use super::orders::{
+        ask_plan, ask_preflight, order_failover, order_resync, order_retry, replication_status,
+    };
     pub(crate) use super::replication::{
         disable_replication, enable_replication, failover, failover_completed, failover_replication,
         freeze_host, list_replication_targets, thaw_host,

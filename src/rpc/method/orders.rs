@@ -2,6 +2,7 @@
 
 use super::Args;
 use crate::error::{Code, Error, Result};
+use crate::replication::foresight::Inquiry;
 use crate::replication::intent::Intent;
 use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
 use crate::rpc::dispatch::Method;
@@ -42,4 +43,15 @@ pub(crate) fn order_resync(args: &mut Args) -> Result<Method> {
 /// `status(operation=None)`
 pub(crate) fn replication_status(args: &mut Args) -> Result<Method> {
     Ok(Method::ReplicationStatus { operation: args.maybe_integer("operation")? })
+}
+
+/// `preflight(target=None)`
+pub(crate) fn ask_preflight(args: &mut Args) -> Result<Method> {
+    Ok(Method::Question(Inquiry::Preflight { to: args.maybe_text("target")? }))
+}
+
+/// `plan(volumes=None, target=None)`
+pub(crate) fn ask_plan(args: &mut Args) -> Result<Method> {
+    let volumes = args.maybe_texts("volumes")?;
+    Ok(Method::Question(Inquiry::Plan { to: args.maybe_text("target")?, volumes }))
 }
