@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use scoria::journal::Operation;
 use scoria::rbd::protocol::*;
+use scoria::rbd::sim::crash::explored;
 use scoria::rbd::sim::{Health, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::drill;
@@ -263,6 +264,7 @@ async fn a_drill_that_was_killed_is_finished_and_so_is_its_end() {
         assert_eq!(left(&stage).await, [""; 0], "killed at {k}");
     }
     assert!(kills > sample, "{kills}");
+    explored(kills);
     assert_eq!(id(1, 1), volumes[0]);
     stage.sim.assert_sides_agree();
 }

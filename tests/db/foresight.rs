@@ -6,6 +6,7 @@ use scoria::db::volume;
 use scoria::journal::{NewOperation, Operation};
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::When;
+use scoria::rbd::sim::crash::explored;
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::failover;
 use scoria::replication::foresight::Inquiry;
@@ -219,6 +220,7 @@ async fn what_an_audit_finds_is_mended_however_often_the_service_dies() {
         operation = adopt(&stage).await;
     }
     assert!(kills > 8, "{kills}");
+    explored(kills);
     assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
     assert_eq!(
         rows(&stage).await,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use scoria::rbd::protocol::*;
+use scoria::rbd::sim::crash::explored;
 use scoria::rbd::sim::{Fault, Health};
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::intent::Intent;
@@ -12,7 +13,7 @@ use scoria::service::orders;
 
 use crate::create_site::image;
 use crate::seed;
-use crate::stage::Stage;
+use crate::stage::{Stage, full, lives};
 
 const POOL: &str = "volumes";
 /// Long enough for the simulator's daemons to copy an image and to link it.
@@ -185,6 +186,42 @@ async fn a_volume_that_an_earlier_failover_gave_up_is_well_when_it_has_moved() {
     assert_eq!(carried_out(&stage, some(&[&ids[0]], "b", Intent::Automatic)).await, ["closed", "succeeded"]);
     assert_eq!(stage.column("volumes", "replication_status", &ids[0]).await, "failed-over");
     assert_ne!(stage.status("volumes", &ids[0]).await, "error");
+}
+
+/// Killed at its calls to Ceph, later each time (`lives`), and taken up by the next instance each time.
+#[tokio::test]
+async fn a_set_that_is_killed_again_and_again_arrives_and_comes_back() {
+    let (mut stage, ids) = stage(3).await;
+    for (to, site, intent) in [("b", "b", Intent::Planned), ("default", "a", Intent::Automatic)] {
+        let mut operation = stage.ordered(some(&[&ids[0], &ids[1]], to, intent)).await;
+        let mut kills = 0;
+        for (k, when) in lives(9) {
+            stage.sim.kill_at(k, when);
+            let killed = tokio::select! {
+                biased;
+                () = stage.sim.crashed() => true,
+                () = orders::run(&stage.backend, &operation) => false,
+            };
+            stage.sim.restart();
+            if !killed {
+                break;
+            }
+            kills += 1;
+            stage.restart();
+            operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+        }
+        assert!(kills >= if full() { 5 } else { 1 }, "{kills}");
+        explored(kills);
+        assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"], "{:?}", statuses(&stage).await);
+        for id in &ids[..2] {
+            assert_eq!(stage.sim.primaries(POOL, &name(id)), [site]);
+        }
+        assert_eq!(stage.sim.primaries(POOL, &name(&ids[2])), ["a"], "nobody has named it");
+        tokio::time::sleep(COPIED).await;
+    }
+    assert_eq!(statuses(&stage).await, ["in-use enabled"; 3]);
+    assert!(strays(&stage).await.is_empty());
+    stage.sim.assert_no_split_brain_created();
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use scoria::rbd::RbdErrorKind;
-use scoria::rbd::protocol::MetadataList;
+use scoria::rbd::protocol::{ImageWrite, MetadataList, MirrorEnable};
+use scoria::rbd::sim::crash::explored;
 use scoria::rbd::sim::{Fault, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::volume::migrate::Destination;
@@ -11,7 +12,7 @@ use scoria::volume::retype::{self, Retype};
 use serde_json::Map;
 
 use crate::seed::{self, BACKEND, PROJECT, TYPE};
-use crate::stage::Stage;
+use crate::stage::{Stage, full, lives};
 
 /// A type with these extra specs, and these QoS specs if any.
 async fn volume_type(stage: &Stage, number: u32, specs: &[(&str, &str)], qos: &[(&str, &str)]) -> String {
@@ -254,6 +255,58 @@ async fn after_a_crash_it_is_finished_with_what_was_known_before() {
         assert_eq!(row(&stage, &volume).await, ["available", TYPE, "enabled", DATA, "NULL"], "{stuck}");
         assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
     }
+}
+
+/// Killed at its calls to Ceph, later each time (`lives`), and taken up by the next instance each time: there, and back.
+#[tokio::test]
+async fn a_switch_of_modes_is_finished_however_often_the_service_dies() {
+    let mut stage = Stage::quick("").await;
+    let by_snapshots = [("replication_enabled", "<is> True"), ("replication:mode", "snapshot")];
+    let by_snapshots = volume_type(&stage, 2, &by_snapshots, &[]).await;
+    let volume = seed::volume(&stage.test, 1, "available", ", replication_status='enabled'").await;
+    let image = stage.image(&volume).await;
+    let data =
+        ImageWrite { pool: "volumes".into(), image: image.clone(), offset: 512, data: b"kept".to_vec() };
+    stage.sim.site("a").call(data).await.unwrap();
+    let mode = MirrorMode::Journal;
+    let enable = MirrorEnable { pool: "volumes".into(), image: image.clone(), mode };
+    stage.sim.site("a").call(enable).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let written = stage.seen(&image).unwrap().checksum;
+    for (to, mode) in [(by_snapshots.as_str(), MirrorMode::Snapshot), (TYPE, MirrorMode::Journal)] {
+        let ordered =
+            format!("UPDATE volumes SET status='retyping', previous_status='available' WHERE id='{volume}'");
+        stage.test.sql(&ordered).await;
+        let mut operation = stage.operation("retype", Some(("Volume", &volume))).await;
+        let mut kills = 0;
+        for (k, when) in lives(6) {
+            stage.sim.kill_at(k, when);
+            let killed = tokio::select! {
+                biased;
+                () = stage.sim.crashed() => true,
+                done = retype::retype(&stage.backend, &stage.context, &operation, request(&volume, to)) => {
+                    done.unwrap();
+                    false
+                }
+            };
+            stage.sim.restart();
+            if !killed {
+                break;
+            }
+            kills += 1;
+            stage.restart();
+            operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
+        }
+        assert!(kills >= if full() { 4 } else { 1 }, "{kills}");
+        explored(kills);
+        assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"]);
+        assert_eq!(row(&stage, &volume).await[..3], ["available", to, "enabled"]);
+        let seen = stage.seen(&image).unwrap();
+        assert_eq!((seen.mirror, seen.primary, seen.checksum), (Some(mode), true, written));
+        let copy = stage.sim.image("b", "volumes", &image).unwrap();
+        assert_eq!((copy.mirror, copy.primary, copy.checksum), (Some(mode), false, written));
+    }
+    stage.sim.assert_sides_agree();
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::{Group, GroupSnapshot, Service, Volume};
-use scoria::rbd::sim::{ImageView, Sim, SimConfig, Timing};
+use scoria::rbd::sim::{ImageView, Sim, SimConfig, Timing, When};
 use scoria::replication::orders::{Order, Request};
 use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Map, Value, json};
@@ -363,6 +363,14 @@ fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<B
     let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());
     backend.set_service(Service { id: 1, host: BACKEND.into(), uuid: seed::id(9, 1), ..Service::default() });
     Arc::new(backend)
+}
+
+/// After which calls to Ceph a service is killed, one life after the other: later each time with `--full`, and after
+/// `sample` in CI, because whatever takes over waits ten seconds for the dead one's locks. The last life is not disturbed.
+pub fn lives(sample: usize) -> Vec<(usize, When)> {
+    let calls: Vec<usize> = if full() { (1..80).step_by(2).collect() } else { vec![sample] };
+    let kill = |k: usize| (k, if k % 4 == 1 { When::Before } else { When::After });
+    calls.into_iter().map(kill).chain([(usize::MAX, When::After)]).collect()
 }
 
 /// Whether the whole matrix is asked for (`tools/test --full`).

@@ -5,7 +5,9 @@
 //! or remove an image.
 
 use std::fmt::Display;
+use std::fs::OpenOptions;
 use std::future::Future;
+use std::io::Write;
 
 use super::tear::Torn;
 use super::{Sim, When};
@@ -26,6 +28,17 @@ pub enum Attempt {
     First,
     /// After a crash.
     Resumed,
+}
+
+/// Counts schedules (orders of calls, crashes, deaths and returns) that a test has run to their end, in the file that
+/// `SCORIA_SCHEDULES` names: `tools/test` tells their sum.
+pub fn explored(schedules: usize) {
+    let Some(path) = std::env::var_os("SCORIA_SCHEDULES") else { return };
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    // One write, so that tests in other processes do not come between. A count that is lost hurts nobody.
+    if let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path) {
+        let _ = file.write_all(format!("{schedules} {test}\n").as_bytes());
+    }
 }
 
 /// Kills `run` at each of its calls to Ceph, before, in the midst of, and after the call's effect.
@@ -100,6 +113,7 @@ where
             check(sim.clone(), world).await;
         }
     }
+    explored(points);
     points
 }
 

@@ -26,6 +26,7 @@ use super::intent::Intent;
 use super::plan::{Reason, ServedFrom, Step};
 use crate::error::{Code, Error, Result};
 use crate::rbd::protocol::*;
+use crate::rbd::sim::crash::explored;
 use crate::rbd::sim::{Health, Sim, SimConfig, When};
 use crate::rbd::types::MirrorMode;
 
@@ -391,6 +392,7 @@ pub(super) async fn every_crash_of(
         check(&world, &outcome).await;
     }
     assert!(points > records, "too few of the crash points were reached: {points}");
+    explored(points);
     points
 }
 

@@ -102,16 +102,19 @@ async fn every_crash_of_a_resync(
     let split = build().await;
     split.run().await;
     let places = Crash::most(split.world.sim.log().len(), split.rows.records());
+    let mut points = 0;
     for crash in places {
         let split = build().await;
         let _report = Report(crash, split.world.sim.clone());
         if split.run_into(crash).await.is_none() {
+            points += 1;
             meanwhile(&split).await;
             split.restart();
             let ends = split.run().await;
             check(&split, &ends).await;
         }
     }
+    explored(points);
 }
 
 #[tokio::test(start_paused = true)]
