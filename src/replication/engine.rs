@@ -103,19 +103,31 @@ impl From<&BackendConfig> for Limits {
 
 /// A pause between two looks at the same image: 50 ms, growing by half up to 1 s.
 #[derive(Debug)]
-pub struct Pause(Duration);
+pub struct Pause {
+    next: Duration,
+    /// How long it does not grow.
+    eager: Duration,
+}
 
 impl Default for Pause {
     fn default() -> Self {
-        Pause(Duration::from_millis(50))
+        Pause { next: Duration::from_millis(50), eager: Duration::ZERO }
     }
 }
 
 impl Pause {
+    /// One that begins to grow only after two seconds: for what normally happens before.
+    fn eager() -> Pause {
+        Pause { eager: Duration::from_secs(2), ..Pause::default() }
+    }
+
     /// Waits, and makes the next wait longer.
     pub async fn rest(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 3 / 2).min(Duration::from_secs(1));
+        tokio::time::sleep(self.next).await;
+        if self.eager.is_zero() {
+            self.next = (self.next * 3 / 2).min(Duration::from_secs(1));
+        }
+        self.eager = self.eager.saturating_sub(self.next);
     }
 }
 
@@ -420,7 +432,8 @@ impl Engine {
             self.ledger.record(&job.volume_id, &step).await?;
             sight.step = step;
             sight.since = Instant::now();
-            sight.pause = Pause::default();
+            // A promotion is accepted as soon as the copy has seen the demotion.
+            sight.pause = if sight.step == Step::Promoting { Pause::eager() } else { Pause::default() };
         }
         Ok(())
     }
