@@ -56,6 +56,9 @@ pub trait Ceph: Send + Sync + 'static {
         deadline: Duration,
         flow: Flow,
     ) -> Result<Reply, RbdError>;
+
+    /// Nothing more is to be asked by this connection: what is kept open for it may be closed.
+    fn leave(&self, _connection: &Connection) {}
 }
 
 /// One Ceph site as seen by one client: what a volume operation holds.
@@ -89,6 +92,12 @@ impl Site {
     pub async fn place_to_flatten(&self) -> Option<OwnedSemaphorePermit> {
         // Nobody closes the semaphore.
         self.flattens.clone()?.acquire_owned().await.ok()
+    }
+
+    /// Closes what is kept open for its connection, which nobody else uses: that of a look at a site that no
+    /// backend works with. The next call opens it again.
+    pub fn leave(&self) {
+        self.ceph.leave(&self.connection);
     }
 
     /// How the site is reached, and its name.

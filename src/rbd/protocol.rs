@@ -171,6 +171,13 @@ commands! {
     Short BlocklistEntries {} -> Vec<BlocklistEntry>;
     /// Whether this client's capabilities let it fence others, which breaking a lock takes too. Fences nobody.
     Short MayFence {} -> bool;
+    /// fsid, release, health, monitors and pools: what a site says of itself. Needs `mon 'allow r'`.
+    Short ClusterStatus {} -> ClusterReport;
+    /// What this client, which is `user`, may do that not every client should, and its capabilities where it may
+    /// read them. Changes nothing.
+    Short ClientRights { user: String } -> Rights;
+    /// Whether this client may read and write objects of a pool. Writes nothing.
+    Short PoolAccess { pool: String } -> Access;
     /// Value of a ceph.conf option of the client (`rados_conf_get`), e.g. `rbd_default_features`.
     Short ConfGet { option: String } -> Option<String>;
 

@@ -1,5 +1,7 @@
 //! What Ceph tells, in the service's own terms: the answers of [`super::protocol`]'s commands.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Feature bits of an image (`librbd/Features.h`, Ceph).
@@ -33,6 +35,56 @@ pub struct PoolCapacity {
     pub cluster_total: u64,
     /// `quota_max_bytes`, 0 when there is none.
     pub quota: u64,
+}
+
+/// What a cluster says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Its fsid.
+    pub fsid: String,
+    /// Oldest release among its daemons, e.g. `16.2.15`.
+    pub version: String,
+    /// `HEALTH_OK`, `HEALTH_WARN` or `HEALTH_ERR`.
+    pub health: String,
+    /// What is not well, as (code, sentence).
+    pub checks: Vec<(String, String)>,
+    /// Each monitor as `mon_host` of a ceph.conf names it: `[v2:ip:3300,v1:ip:6789]`.
+    pub monitors: Vec<String>,
+    /// All pools.
+    pub pools: Vec<PoolInfo>,
+}
+
+/// A pool, as its cluster lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// Name.
+    pub name: String,
+    /// Erasure-coded, not replicated.
+    pub erasure: bool,
+    /// Replicas, or chunks.
+    pub size: u32,
+    /// How many of them must be there for I/O.
+    pub min_size: u32,
+    /// What it is for: `rbd`, `cephfs` …
+    pub applications: Vec<String>,
+}
+
+/// What a client may do beside reading and writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Its capabilities by daemon (`mon`, `osd`, `mgr`), where it may read them.
+    pub caps: Option<BTreeMap<String, String>>,
+    /// It may read the keys of other clients.
+    pub reads_keys: bool,
+}
+
+/// What a client may do with the objects of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// Read them.
+    pub read: bool,
+    /// Write and remove them.
+    pub write: bool,
 }
 
 /// An image, maybe in another pool.

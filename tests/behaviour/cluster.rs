@@ -48,6 +48,40 @@ pub async fn blocklist(env: &Env) -> Case {
     Ok(())
 }
 
+pub async fn status(env: &Env) -> Case {
+    let status = env.a.call(ClusterStatus {}).await?;
+    ensure!(status.fsid == env.a.call(Fsid {}).await?, "{status:?}");
+    ensure!(
+        status.version.starts_with(|c: char| c.is_ascii_digit()) && status.version.contains('.'),
+        "{status:?}"
+    );
+    ensure!(status.health.starts_with("HEALTH_") && !status.monitors.is_empty(), "{status:?}");
+    for monitor in &status.monitors {
+        ensure!(
+            monitor.starts_with("[v2:") && monitor.contains(",v1:") && monitor.ends_with(']'),
+            "{monitor}"
+        );
+    }
+    let pool = status.pools.iter().find(|p| p.name == env.pool).context("the pool is listed")?;
+    ensure!(!pool.erasure && pool.size >= 1 && pool.min_size >= 1, "{pool:?}");
+    ensure!(pool.applications == ["rbd"], "{pool:?}");
+    Ok(())
+}
+
+/// Of the client that backends use, as `profile rbd` makes it.
+pub async fn rights(env: &Env) -> Case {
+    let rights = env.a.call(ClientRights { user: "cinder".into() }).await?;
+    ensure!(!rights.reads_keys && rights.caps.is_none(), "{rights:?}");
+    for pool in [&env.pool, &env.plain_pool] {
+        let access = env.a.call(PoolAccess { pool: pool.clone() }).await?;
+        ensure!(access.read && access.write, "{pool}: {access:?}");
+    }
+    refused(Kind::NoPool, env.a.call(PoolAccess { pool: "bt-no-such-pool".into() }).await)?;
+    let images = env.a.call(ImageList { pool: env.pool.clone() }).await?;
+    ensure!(!images.iter().any(|i| i.contains("no-such")), "nothing was made");
+    Ok(())
+}
+
 pub async fn conf_get(env: &Env) -> Case {
     let option = |option: &str| ConfGet { option: option.to_owned() };
     let features = env.a.call(option("rbd_default_features")).await?.context("unset")?;

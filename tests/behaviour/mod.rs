@@ -345,6 +345,8 @@ macro_rules! all_cases {
             cluster_probes_answer: cluster::probes_answer,
             cluster_tells_fsid_monitors_and_capacity: cluster::fsid_monitors_and_capacity,
             cluster_blocklist: cluster::blocklist,
+            cluster_status: cluster::status,
+            cluster_rights: cluster::rights,
             cluster_conf_get: cluster::conf_get,
             cluster_missing_pool: cluster::missing_pool,
             image_create_list_stat_remove: images::create_list_stat_remove,

@@ -339,13 +339,24 @@ impl Ceph for WorkerPool {
         // Not in a task of its own: `Site` runs it in one, and ends it by ending the flow.
         site.execute(connection.clone(), request, deadline, turn, Some(flow)).await
     }
+
+    fn leave(&self, connection: &Connection) {
+        let site = lock(&self.shared.sites).remove(&key(connection));
+        if let Some(site) = site {
+            site.retire();
+        }
+    }
+}
+
+fn key(connection: &Connection) -> Key {
+    (connection.conf.clone(), connection.user.clone(), connection.cluster_name.clone())
 }
 
 impl WorkerPool {
     fn site(&self, connection: &Connection) -> Arc<Site> {
-        let key = (connection.conf.clone(), connection.user.clone(), connection.cluster_name.clone());
         let mut sites = lock(&self.shared.sites);
-        let site = sites.entry(key).or_insert_with(|| Arc::new(Site::new(&self.shared, connection)));
+        let site =
+            sites.entry(key(connection)).or_insert_with(|| Arc::new(Site::new(&self.shared, connection)));
         Arc::clone(site)
     }
 }

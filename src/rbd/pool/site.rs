@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::process::{Outcome, Process};
+use super::process::{Order, Outcome, Process};
 use super::{Class, Duty, Shared, error, lock};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::protocol::{Connection, Reply, Request};
@@ -192,6 +192,14 @@ impl Site {
             workers.push(Arc::clone(&worker));
         }
         Ok(worker)
+    }
+
+    /// Ends its workers when their calls have ended; one that a later call starts goes on.
+    pub(super) fn retire(&self) {
+        let state = lock(&self.state);
+        for worker in [&state.short, &state.removal, &state.stream, &state.idle_long].into_iter().flatten() {
+            worker.order(Order::Retire);
+        }
     }
 
     /// A worker has answered: starting them works.

@@ -142,6 +142,10 @@ pub struct SimConfig {
     pub may_unblock: bool,
     /// Client may add them, as that capability lets it.
     pub may_fence: bool,
+    /// Client may read everybody's keys and capabilities, as `client.admin` may.
+    pub reads_keys: bool,
+    /// Pools that the client may neither read nor write.
+    pub closed_pools: Vec<String>,
 }
 
 impl Default for SimConfig {
@@ -162,6 +166,8 @@ impl Default for SimConfig {
             lost_worker_leaves_watch: true,
             may_unblock: false,
             may_fence: true,
+            reads_keys: false,
+            closed_pools: vec![],
         }
     }
 }

@@ -37,10 +37,7 @@ impl World {
             Request::ProbeMon(_) => Reply::ProbeMon(state.fsid.clone()),
             Request::ProbeOsd(r) => Reply::ProbeOsd(self.pool(site, &r.pool).map(|_| ())?),
             Request::Fsid(_) => Reply::Fsid(state.fsid.clone()),
-            Request::MonDump(_) => {
-                let n = self.site_order.iter().position(|s| s == site).unwrap_or(0) + 1;
-                Reply::MonDump(vec![format!("127.0.0.{n}:6789/0")])
-            }
+            Request::MonDump(_) => Reply::MonDump(vec![format!("{}:6789/0", self.monitor_of(site))]),
             Request::PoolStats(r) => {
                 let used = |p: &super::state::PoolState| -> u64 {
                     let image = |i: &super::state::ImageState| {
@@ -80,11 +77,10 @@ impl World {
                 Reply::BlocklistEntries(held.map(entry).collect())
             }
             Request::MayFence(_) => Reply::MayFence(self.config.may_fence),
-            Request::ConfGet(r) => Reply::ConfGet(match r.option.as_str() {
-                "rbd_default_features" => Some("61".to_owned()),
-                "fsid" => Some(state.fsid.clone()),
-                _ => None,
-            }),
+            Request::ClusterStatus(_) => Reply::ClusterStatus(self.cluster_status(state)),
+            Request::ClientRights(_) => Reply::ClientRights(self.client_rights()),
+            Request::PoolAccess(r) => Reply::PoolAccess(self.pool_access(site, &r.pool)?),
+            Request::ConfGet(r) => Reply::ConfGet(self.option(state, &r.option)),
             Request::ImageList(r) => {
                 Reply::ImageList(self.pool(site, &r.pool)?.names.keys().cloned().collect())
             }

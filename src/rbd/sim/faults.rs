@@ -348,6 +348,8 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::ScheduleAdd(_)
         | Request::ScheduleRemove(_)
         | Request::BlocklistEntries(_)
+        | Request::ClusterStatus(_)
+        | Request::ClientRights(_)
         | Request::ConfGet(_) => true,
         other => {
             debug_assert!(other.class() != Class::Probe || matches!(other, Request::ProbeOsd(_)));

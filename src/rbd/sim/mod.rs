@@ -26,6 +26,7 @@
 //! ```
 
 mod check;
+mod cluster;
 mod config;
 pub mod crash;
 mod data;

@@ -28,7 +28,10 @@ impl Subject {
             | Request::BlocklistList(_)
             | Request::BlocklistEntries(_)
             | Request::MayFence(_)
+            | Request::ClusterStatus(_)
+            | Request::ClientRights(_)
             | Request::ConfGet(_) => Subject::default(),
+            Request::PoolAccess(r) => pool(&r.pool),
             Request::ProbeOsd(r) => pool(&r.pool),
             Request::PoolStats(r) => pool(&r.pool),
             Request::ImageList(r) => pool(&r.pool),

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::stream::Link;
 use super::survey::mirroring;
-use super::{monitor, schedule, together};
+use super::{about, monitor, schedule, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -50,6 +50,9 @@ pub(super) fn execute(
         Request::BlocklistList(_) => Reply::BlocklistList(monitor::blocklist(cluster)?),
         Request::BlocklistEntries(_) => Reply::BlocklistEntries(monitor::blocklist_entries(cluster)?),
         Request::MayFence(_) => Reply::MayFence(monitor::may_fence(cluster)?),
+        Request::ClusterStatus(_) => Reply::ClusterStatus(about::status(cluster)?),
+        Request::ClientRights(c) => Reply::ClientRights(about::rights(cluster, &c.user)?),
+        Request::PoolAccess(c) => Reply::PoolAccess(about::access(&pool(&c.pool)?)?),
         Request::ConfGet(c) => Reply::ConfGet(cluster.conf_get(&c.option)?),
 
         Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),

@@ -8,6 +8,7 @@
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
 //! request to calls of `rbd::ffi`; `stream` is the data of images, `survey` looks at many of them, and `together` is the one that takes several images at once.
 
+mod about;
 mod commands;
 mod connections;
 mod monitor;

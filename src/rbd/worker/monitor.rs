@@ -96,13 +96,13 @@ fn read_blocklist(output: &[u8]) -> Result<Vec<BlocklistEntry>, Failure> {
     Ok(found)
 }
 
-fn ask(cluster: &Cluster, command: Value) -> Result<Value, Failure> {
+pub(super) fn ask(cluster: &Cluster, command: Value) -> Result<Value, Failure> {
     let output = cluster.mon_command(&command)?;
     let prefix = command.get("prefix").and_then(Value::as_str).unwrap_or_default();
     serde_json::from_slice(&output).map_err(|e| unexpected(prefix, &e.to_string()))
 }
 
-fn unexpected(command: &str, what: &str) -> Failure {
+pub(super) fn unexpected(command: &str, what: &str) -> Failure {
     let what = format!("monitor command '{command}' answered something unexpected: {what}");
     Failure::new("rados_mon_command", what, -i64::from(libc::EPROTO))
 }
