@@ -19,4 +19,5 @@ pub mod rbd;
 pub mod replication;
 pub mod rpc;
 pub mod service;
+pub mod site;
 pub mod volume;

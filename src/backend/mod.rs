@@ -335,11 +335,7 @@ impl Backend {
 
     /// cephx user and libvirt secret of a site (reference replication.md 3.2).
     pub fn credentials(&self, site: &str, fsid: &str) -> (Option<String>, String) {
-        let device = self.config.replication_devices.iter().find(|d| d.backend_id == site);
-        let (user, secret) = match device {
-            Some(device) => (Some(device.user.clone()), device.secret_uuid.clone()),
-            None => (self.config.user.clone(), self.config.secret_uuid.clone()),
-        };
+        let (user, secret) = self.config.credentials(site);
         (user, secret.unwrap_or_else(|| fsid.to_owned()))
     }
 

@@ -12,6 +12,16 @@ use super::reader::{Found, Reader, Scope};
 use super::{BackendConfig, DiskGeometry, ReplicationDevice, Written, unknown, value};
 use crate::rbd::types::{MirrorMode, Schedule};
 
+impl BackendConfig {
+    /// cephx user and libvirt secret of a site, as they are configured.
+    pub fn credentials(&self, site: &str) -> (Option<String>, Option<String>) {
+        match self.replication_devices.iter().find(|d| d.backend_id == site) {
+            Some(device) => (Some(device.user.clone()), device.secret_uuid.clone()),
+            None => (self.user.clone(), self.secret_uuid.clone()),
+        }
+    }
+}
+
 /// Reads every enabled backend.
 pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: &str) -> Vec<BackendConfig> {
     let place = ("DEFAULT", "enabled_backends");
@@ -21,9 +31,10 @@ pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: 
     let origin = found.and_then(|f| f.origin);
     let fail = |text: String| reader.report(Severity::Error, origin.clone(), place, text);
     if names.is_empty() {
-        fail(
-            "names no backend; list the sections to serve, for example `enabled_backends = ceph`".to_owned(),
-        );
+        // Sites can be registered before there is a backend on them.
+        let text = "names no backend: no volumes are served, only orders for Ceph sites; list the sections to serve, \
+                    for example `enabled_backends = ceph`";
+        reader.report(Severity::Suspect, origin.clone(), place, text);
     }
     let mut seen = BTreeSet::new();
     let mut backends = Vec::new();

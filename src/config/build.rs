@@ -94,6 +94,7 @@ fn scoria(reader: &Reader<'_>) -> ScoriaConfig {
         workers_per_site: size(reader.integer(scope, "scoria_workers_per_site")),
         operation_retention: reader.seconds(scope, "scoria_operation_retention"),
         lease: reader.seconds(scope, "scoria_lease_seconds"),
+        site_dir: PathBuf::from(reader.text(scope, "scoria_site_dir")),
     }
 }
 

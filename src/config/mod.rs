@@ -190,6 +190,8 @@ pub struct ScoriaConfig {
     pub operation_retention: Duration,
     /// `scoria_lease_seconds` (10) and renewal every fifth of it.
     pub lease: Duration,
+    /// `scoria_site_dir` (`/etc/scoria/sites`): conf and keyring of sites whose content was given to Scoria.
+    pub site_dir: PathBuf,
 }
 
 /// `[database] connection` in SQLAlchemy form, taken apart.

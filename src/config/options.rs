@@ -327,6 +327,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Sc, "scoria_workers_per_site", between(2, 64), Some("2"), "Worker processes for each Ceph cluster in use."),
     opt(Sc, "scoria_operation_retention", from(0), Some("86400"), "Seconds that finished operations stay in the journal."),
     opt(Sc, "scoria_lease_seconds", between(5, 300), Some("10"), "Lease of a running operation; renewed every fifth of it."),
+    opt(Sc, "scoria_site_dir", Text, Some("/etc/scoria/sites"), "Directory of the files that Scoria keeps for Ceph sites; the service's user must be able to write there."),
     // A backend: general.
     opt(Be, "volume_driver", Text, None, "cinder.volume.drivers.rbd.RBDDriver or unset: Scoria serves only Ceph RBD."),
     opt(Be, "backend_host", Text, None, "Host part of this backend's service host, instead of [DEFAULT] host.").section_only(),

@@ -30,6 +30,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "replication_modes",
         sql: include_str!("../../migrations/0006_replication_modes.sql"),
     },
+    Migration { version: 7, name: "sites", sql: include_str!("../../migrations/0007_sites.sql") },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

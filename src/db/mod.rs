@@ -39,6 +39,8 @@ pub mod schedule;
 pub mod schema;
 mod scope;
 pub mod service;
+pub mod site;
+pub mod site_use;
 pub mod snapshot;
 pub mod stray;
 mod tls;

@@ -30,24 +30,36 @@ impl Journal {
     /// # Errors
     /// `Internal` when the answer cannot be read; `Database`.
     pub async fn take_answer(&self, operation_id: i64) -> Result<Option<Value>> {
-        let text: Option<Option<String>> = self
-            .shared
+        let Some(text) = self.answer_text(operation_id).await? else { return Ok(None) };
+        self.mark_replied(operation_id).await?;
+        read(&text).map(Some)
+    }
+
+    /// The same without taking it: for an order whose answer stays as long as its operation is remembered.
+    ///
+    /// # Errors
+    /// `Internal` when the answer cannot be read; `Database`.
+    pub async fn answer_of(&self, operation_id: i64) -> Result<Option<Value>> {
+        match self.answer_text(operation_id).await? {
+            Some(text) => read(&text).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn answer_text(&self, operation_id: i64) -> Result<Option<String>> {
+        self.shared
             .db
             .read("answer", async |conn| {
-                Ok(ops::table
+                let reply: Option<Option<String>> = ops::table
                     .filter(ops::id.eq(operation_id))
                     .filter(ops::state.eq("closed"))
                     .select(ops::reply)
                     .first(conn)
                     .await
-                    .optional()?)
+                    .optional()?;
+                Ok(reply.flatten())
             })
-            .await?;
-        let Some(text) = text.flatten() else { return Ok(None) };
-        self.mark_replied(operation_id).await?;
-        serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|e| Error::internal("The answer in the journal cannot be read").caused_by(e))
+            .await
     }
 
     /// Removes answers that nobody has taken in time.
@@ -67,4 +79,9 @@ impl Journal {
             })
             .await
     }
+}
+
+fn read(text: &str) -> Result<Value> {
+    serde_json::from_str(text)
+        .map_err(|e| Error::internal("The answer in the journal cannot be read").caused_by(e))
 }

@@ -103,6 +103,8 @@ pub enum Method {
         operation: Option<i64>,
     },
     Question(Inquiry),
+    /// Of namespace `site`.
+    Site(Box<m::SiteCall>),
 }
 
 /// What a request is about, in the words of `workers.resource_type` and of user messages.
@@ -197,7 +199,8 @@ impl Method {
             | GetManageableSnapshots(_)
             | Order(_)
             | ReplicationStatus { .. }
-            | Question(_) => return None,
+            | Question(_)
+            | Site(_) => return None,
         })
     }
 

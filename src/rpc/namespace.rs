@@ -7,7 +7,8 @@
 use super::dispatch::{Journal, Kind, METHODS, Spec, VERSION, spec};
 use super::method::decode as d;
 
-/// The topic of Scoria's own namespaces; servers are `host@backend` and `cluster@backend`.
+/// The topic of Scoria's own namespaces; servers are `host@backend` and `cluster@backend`, and `host` for what is
+/// asked of a host.
 pub const TOPIC: &str = "scoria";
 
 /// Methods that belong together.
@@ -26,6 +27,7 @@ pub struct Namespace {
 pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
     Namespace { name: Some("replication"), version: (1, 0), methods: REPLICATION },
+    Namespace { name: Some("site"), version: (1, 0), methods: SITE },
 ];
 
 /// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
@@ -38,6 +40,19 @@ static REPLICATION: &[Spec] = &[
     spec("replication.status", (1, 0), Kind::Call, Journal::No, d::replication_status),
     spec("replication.preflight", (1, 0), Kind::Call, Journal::No, d::ask_preflight),
     spec("replication.plan", (1, 0), Kind::Call, Journal::No, d::ask_plan),
+];
+
+/// Orders for Ceph sites, and what is known of them, by a host. They may hold a key, so none is journalled as it comes,
+/// a cast neither.
+static SITE: &[Spec] = &[
+    spec("site.register", (1, 0), Kind::Call, Journal::No, d::site_register),
+    spec("site.update", (1, 0), Kind::Call, Journal::No, d::site_update),
+    spec("site.delete", (1, 0), Kind::Call, Journal::No, d::site_delete),
+    spec("site.list", (1, 0), Kind::Call, Journal::No, d::site_list),
+    spec("site.show", (1, 0), Kind::Call, Journal::No, d::site_show),
+    spec("site.get_operation", (1, 0), Kind::Call, Journal::No, d::site_get_operation),
+    spec("site.list_operations", (1, 0), Kind::Call, Journal::No, d::site_list_operations),
+    spec("site.cancel_operation", (1, 0), Kind::Call, Journal::No, d::site_cancel_operation),
 ];
 
 impl Namespace {

@@ -28,7 +28,7 @@ use crate::rpc::consumer::{Consumer, Received};
 use crate::rpc::dispatch::Resource;
 use crate::rpc::envelope::{Reply, ReplyTo};
 use crate::rpc::publisher::Publisher;
-use crate::rpc::topology::{self, FanoutNames};
+use crate::rpc::topology::{self, FanoutNames, Queue};
 
 /// First and longest pause before a request is offered to the journal again.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -114,6 +114,23 @@ impl Rpc {
     /// Starts to serve a backend: `host@backend`, and its Cinder cluster if it has one. More backends may
     /// be started at any time.
     pub fn serve<H: Handler>(&self, host: &str, cluster: Option<&str>, handler: Arc<H>) -> Server {
+        let (config, exchange) = (self.consuming.config(), &self.control_exchange);
+        let mut served: Vec<_> = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let targets = topology::targets(host, cluster);
+            targets.iter().map(|target| topology::queues(config, exchange, target, &mut names)).collect()
+        };
+        served.push(topology::own_queues(config, exchange, host, cluster));
+        self.consume(host, served, handler)
+    }
+
+    /// Starts to serve what is asked of a host and not of a backend: Scoria's own namespaces alone.
+    pub fn serve_own<H: Handler>(&self, host: &str, handler: Arc<H>) -> Server {
+        let queues = topology::own_queues(self.consuming.config(), &self.control_exchange, host, None);
+        self.consume(host, vec![queues], handler)
+    }
+
+    fn consume<H: Handler>(&self, host: &str, served: Vec<Vec<Queue>>, handler: Arc<H>) -> Server {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let worker = Arc::new(Worker {
@@ -124,13 +141,6 @@ impl Rpc {
         });
         let mut ready = Vec::new();
         let consumers = TaskTracker::new();
-        let (config, exchange) = (self.consuming.config(), &self.control_exchange);
-        let mut served: Vec<_> = {
-            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            let targets = topology::targets(host, cluster);
-            targets.iter().map(|target| topology::queues(config, exchange, target, &mut names)).collect()
-        };
-        served.push(topology::own_queues(config, exchange, host, cluster));
         for queues in served {
             let (sender, receiver) = watch::channel(false);
             ready.push(receiver);

@@ -35,7 +35,8 @@ impl Lane {
             | Method::GetLogLevels(_)
             | Method::Order(_)
             | Method::ReplicationStatus { .. }
-            | Method::Question(_) => Lane::Free,
+            | Method::Question(_)
+            | Method::Site(_) => Lane::Free,
             _ if is_call => Lane::Call,
             _ => Lane::Cast,
         }

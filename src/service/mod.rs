@@ -17,4 +17,5 @@ pub mod orders;
 mod overtaken;
 mod pins;
 pub mod recovery;
+pub mod sites;
 pub mod volume;

@@ -16,6 +16,7 @@ use super::backends::{Periods, Running};
 use super::clients::Clients;
 use super::logging::LogHandle;
 use super::pins;
+use super::sites::SiteService;
 use crate::backend::{Backend, Globals, Peers};
 use crate::config::{Config, LogConfig};
 use crate::db::{Db, migration};
@@ -69,6 +70,7 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
 /// Everything that runs.
 struct Service {
     backends: Vec<Running>,
+    sites: SiteService,
     pool: Arc<WorkerPool>,
     rpc: Rpc,
     notifier: Arc<Notifier>,
@@ -118,15 +120,18 @@ impl Service {
             Running::start(backend, &rpc, log.clone(), Periods::from(config))
         });
         let backends = futures::future::try_join_all(starting).await?;
+        let sites = SiteService::start(config, &journal, &ceph, notifier.clone(), &rpc).await?;
         for backend in &backends {
             backend.ready().await;
         }
-        Ok(Service { backends, pool, rpc, notifier, housekeeping, stopping })
+        sites.ready().await;
+        Ok(Service { backends, sites, pool, rpc, notifier, housekeeping, stopping })
     }
 
     /// Lets operations finish for `limit`, or until `hurry`.
     async fn stop(self, limit: Duration, hurry: impl Future<Output = ()>) {
-        let drained = futures::future::join_all(self.backends.into_iter().map(|b| b.drain(limit)));
+        let backends = futures::future::join_all(self.backends.into_iter().map(|b| b.drain(limit)));
+        let drained = async { tokio::join!(backends, self.sites.drain(limit)) };
         tokio::select! {
             _ = drained => {}
             () = hurry => warn!("told to stop again: operations under way stay in the journal"),

@@ -47,6 +47,7 @@ mod rows;
 mod scratch;
 mod seed;
 mod services;
+mod sites;
 mod stage;
 mod standing;
 mod trash;

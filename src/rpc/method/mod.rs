@@ -15,6 +15,7 @@ mod migrate;
 mod orders;
 mod replication;
 mod service;
+mod site;
 mod snapshot;
 mod volume;
 
@@ -29,6 +30,7 @@ pub use image::{CopyVolumeToImage, Reimage};
 pub use manage::{ManageExisting, ManageExistingSnapshot, Page};
 pub use migrate::{Destination, MigrateVolume, MigrateVolumeCompletion, Retype, UpdateMigratedVolume};
 pub use replication::FailoverReplication;
+pub use site::SiteCall;
 pub use snapshot::{CreateSnapshot, DeleteSnapshot, RevertToSnapshot};
 pub use volume::{AcceptTransfer, CreateVolume, DeleteVolume, ExtendVolume, ExtendVolumeCompletion};
 
@@ -61,6 +63,10 @@ pub(crate) mod decode {
     pub(crate) use super::service::{
         do_cleanup, get_capabilities, get_log_levels, publish_service_capabilities,
         secure_file_operations_enabled, set_log_levels,
+    };
+    pub(crate) use super::site::{
+        site_cancel_operation, site_delete, site_get_operation, site_list, site_list_operations,
+        site_register, site_show, site_update,
     };
     pub(crate) use super::snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
     pub(crate) use super::volume::{

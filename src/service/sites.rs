@@ -1,0 +1,312 @@
+//! The service's part in Ceph sites: orders are taken and carried out, clusters of backends are found, files are kept
+//! in order.
+//!
+//! It runs beside the backends and before there is one: a service whose configuration names none serves this.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, info_span, warn};
+
+use crate::backend::peers::Notify;
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::journal::{Journal, Listing, ListingFilter};
+use crate::model::Scope;
+use crate::rbd::protocol::ProbeMon;
+use crate::rbd::{Ceph, Site};
+use crate::rpc::method::SiteCall;
+use crate::rpc::{Accept, Call, Handler, Method, Rpc, Server, fault};
+use crate::site::{self, Finding, Gap, Given, Order, Ordered, PREFIX, Report, Request, Sites, Worked};
+
+/// How often orders are looked for.
+const EVERY: Duration = Duration::from_secs(2);
+/// How often a cluster that has not answered yet is asked.
+const UNKNOWN: Duration = Duration::from_secs(30);
+/// How often one that is known is looked at.
+const KNOWN: Duration = Duration::from_secs(600);
+/// A look whether a site answers at all, which costs no worker its life.
+const PROBE: Duration = Duration::from_secs(3);
+/// How often the files of this host are looked at.
+const TIDY: Duration = Duration::from_secs(60);
+
+/// What runs.
+pub struct SiteService {
+    server: Server,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    running: TaskTracker,
+}
+
+impl SiteService {
+    /// Takes up what a former instance has left, and begins to serve.
+    ///
+    /// # Errors
+    /// `Database` for what waiting does not cure.
+    pub async fn start(
+        config: &Config,
+        journal: &Journal,
+        ceph: &Arc<dyn Ceph>,
+        notify: Arc<dyn Notify>,
+        rpc: &Rpc,
+    ) -> Result<SiteService> {
+        let worked: Vec<Worked> = config.backends.iter().flat_map(Worked::of).collect();
+        let dir = config.scoria.site_dir.clone();
+        let sites = Arc::new(Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, worked));
+        sites.settle_uses().await?;
+        let (stop, tasks, running) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+        tasks.spawn(until(stop.clone(), orders(sites.clone(), running.clone())));
+        tasks.spawn(until(stop.clone(), tidy(sites.clone())));
+        for worked in sites.worked.clone() {
+            tasks.spawn(until(stop.clone(), follow(sites.clone(), worked)));
+        }
+        tasks.close();
+        let server = rpc.serve_own(&config.host, Arc::new(SiteHandler { sites }));
+        Ok(SiteService { server, stop, tasks, running })
+    }
+
+    /// Returns when its queue is consumed.
+    pub async fn ready(&self) {
+        self.server.ready().await;
+    }
+
+    /// Takes no more orders, and lets those under way end within `limit` (zero: as long as they take). What is not
+    /// done then goes on with the next start.
+    pub async fn drain(self, limit: Duration) {
+        self.stop.cancel();
+        self.server.drain(limit).await;
+        self.tasks.wait().await;
+        self.running.close();
+        if limit.is_zero() {
+            self.running.wait().await;
+        } else if tokio::time::timeout(limit, self.running.wait()).await.is_err() {
+            warn!("stopping with orders for sites under way: they go on when the service starts again");
+        }
+    }
+}
+
+/// Runs a loop until told to stop.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Takes orders up and carries them out, each in a task of its own.
+async fn orders(sites: Arc<Sites>, running: TaskTracker) {
+    loop {
+        if let Err(error) = take_up(&sites, &running).await {
+            warn!(%error, "could not look for orders for sites");
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn take_up(sites: &Arc<Sites>, running: &TaskTracker) -> Result<()> {
+    let scope = Scope::Host(sites.host.clone());
+    if sites.journal.next_orphan(&scope).await? != Some(Duration::ZERO) {
+        return Ok(());
+    }
+    for operation in sites.journal.adopt(&scope).await? {
+        let sites = sites.clone();
+        let span = info_span!("site", op = operation.method(), operation.id = operation.id());
+        running.spawn(async move { Box::pin(site::run(&sites, &operation)).await }.instrument(span));
+    }
+    Ok(())
+}
+
+/// Looks at the cluster of a backend, now and then, and says once what its client lacks.
+async fn follow(sites: Arc<Sites>, worked: Worked) {
+    let mut said = Vec::new();
+    loop {
+        let pause = match look(&sites, &worked).await {
+            Ok(report) => {
+                let few: Vec<Finding> =
+                    report.findings.into_iter().filter(|f| f.gap == Gap::TooFew).collect();
+                for finding in few.iter().filter(|finding| !said.contains(*finding)) {
+                    warn!(
+                        backend = worked.backend,
+                        site = worked.site,
+                        client = report.client,
+                        advice = report.advice,
+                        "the client's capabilities are too few: {}",
+                        finding.text
+                    );
+                }
+                said = few;
+                KNOWN
+            }
+            Err(error) => {
+                debug!(backend = worked.backend, site = worked.site, %error, "a site is asked for its fsid later");
+                UNKNOWN
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn look(sites: &Sites, worked: &Worked) -> Result<Report> {
+    let site = Site::new(sites.ceph.clone(), worked.connection.clone());
+    site.call_within(PROBE, ProbeMon {}).await?;
+    Box::pin(sites.discover(worked)).await
+}
+
+/// Keeps files and rows in order.
+async fn tidy(sites: Arc<Sites>) {
+    loop {
+        if let Err(error) = sites.tidy().await {
+            warn!(%error, "could not look after the files of sites");
+        }
+        tokio::time::sleep(TIDY).await;
+    }
+}
+
+/// Answers namespace `site`.
+pub struct SiteHandler {
+    /// Of this host.
+    pub sites: Arc<Sites>,
+}
+
+#[async_trait]
+impl Handler for SiteHandler {
+    type Operation = ();
+
+    /// Nothing of the namespace is journalled as it comes.
+    async fn accept(&self, call: &Call) -> Result<Accept<()>> {
+        Err(fault::no_such_method(call.name))
+    }
+
+    async fn run(&self, call: &Call, _: Option<()>) -> Result<Value> {
+        match &call.method {
+            Method::Site(site) => Box::pin(self.answer((**site).clone())).await,
+            _ => Err(fault::no_such_method(call.name)),
+        }
+    }
+
+    async fn replied(&self, _: &Call) {}
+}
+
+impl SiteHandler {
+    async fn answer(&self, call: SiteCall) -> Result<Value> {
+        let db = &self.sites.db;
+        match call {
+            SiteCall::Register { name, given, pools, dry_run, order } => {
+                site::check_name(&name)?;
+                self.order(order, Some(given), |files| {
+                    let files = files.ok_or_else(|| Error::internal("A registration has files"))?;
+                    Ok(Order::Register(site::Register { name, files, pools, dry_run }))
+                })
+                .await
+            }
+            SiteCall::Update { name, new_name, given, pools, dry_run, order } => {
+                new_name.as_deref().map_or(Ok(()), site::check_name)?;
+                self.order(order, given, |files| {
+                    Ok(Order::Update(site::Update { name, new_name, files, pools, dry_run }))
+                })
+                .await
+            }
+            SiteCall::Delete { name, dry_run, order } => {
+                self.order(order, None, |_| Ok(Order::Delete(site::Delete { name, dry_run }))).await
+            }
+            SiteCall::List => to_value(&db.read("sites", async |conn| site::all(conn).await).await?),
+            SiteCall::Show { name } => {
+                to_value(&db.read("a site", async |conn| site::one(conn, &name).await).await?)
+            }
+            SiteCall::GetOperation { operation } => self.progress(operation).await,
+            SiteCall::ListOperations { open } => {
+                let filter = ListingFilter {
+                    open_only: open,
+                    backend_host: Some(self.sites.host.clone()),
+                    ..ListingFilter::default()
+                };
+                let rows = self.sites.journal.list(&filter).await?;
+                Ok(rows.iter().filter(|row| row.method.starts_with(PREFIX)).map(told).collect())
+            }
+            SiteCall::CancelOperation { operation } => self.cancel(operation).await,
+        }
+    }
+
+    /// Writes an order down, its content in files first.
+    async fn order(
+        &self,
+        id: Option<String>,
+        given: Option<Given>,
+        make: impl FnOnce(Option<site::Files>) -> Result<Order> + Send,
+    ) -> Result<Value> {
+        let sites = &self.sites;
+        if let Some(id) = &id
+            && let Some(operation) = sites.journal.known(id).await?
+        {
+            return Ok(json!({"operation": operation, "new": false, "request_id": null}));
+        }
+        let files = match given {
+            Some(given) => Some(given.files(&sites.store).await?),
+            None => None,
+        };
+        let Ordered { operation, new, request_id } =
+            site::submit(&sites.journal, &sites.host, make(files)?, id).await?;
+        tracing::info!(operation.id = operation, "an order for a site came over RPC");
+        Ok(json!({"operation": operation, "new": new, "request_id": request_id}))
+    }
+
+    async fn of_sites(&self, operation: i64) -> Result<Listing> {
+        let row = self.sites.journal.find(operation).await?;
+        row.filter(|row| row.method.starts_with(PREFIX)).ok_or_else(|| {
+            Error::new(
+                Code::InvalidInput,
+                format!("There is no operation {operation} on sites, or it was purged"),
+            )
+        })
+    }
+
+    async fn progress(&self, operation: i64) -> Result<Value> {
+        let row = self.of_sites(operation).await?;
+        let journal = &self.sites.journal;
+        let step = journal.watch(operation).await?.and_then(|progress| progress.step);
+        let mut answer = told(&row);
+        if let Value::Object(map) = &mut answer {
+            map.insert("step".to_owned(), json!(step));
+            map.insert("result".to_owned(), journal.answer_of(operation).await?.unwrap_or(Value::Null));
+        }
+        Ok(answer)
+    }
+
+    /// Withdraws an order that has not ended. What it has done is undone, or was not done yet: its changes are one
+    /// transaction with its end.
+    async fn cancel(&self, operation: i64) -> Result<Value> {
+        let row = self.of_sites(operation).await?;
+        let sites = &self.sites;
+        let cancelled = sites.journal.withdraw(row.id, false).await?;
+        if cancelled {
+            let text = sites.journal.request_of(row.id).await?.unwrap_or_default();
+            let files = Request::parse(&text).ok().and_then(|request| request.order.files().cloned());
+            if let Some(files) = files.filter(|_| row.backend_host == sites.host) {
+                sites.discard(files).await?;
+            }
+        }
+        Ok(json!({"operation": operation, "cancelled": cancelled}))
+    }
+}
+
+/// An operation for its orderer.
+fn told(row: &Listing) -> Value {
+    json!({
+        "operation": row.id,
+        "method": row.method.strip_prefix(PREFIX),
+        "host": row.backend_host,
+        "state": row.state,
+        "outcome": row.outcome,
+        "detail": row.outcome_detail,
+        "accepted_at": row.accepted_at.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "closed_at": row.closed_at.map(|at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string()),
+    })
+}
+
+fn to_value(views: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(views).map_err(|e| Error::internal("A site cannot be written as JSON").caused_by(e))
+}

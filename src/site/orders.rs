@@ -1,0 +1,185 @@
+//! What may be ordered of a site, as the journal has it.
+//!
+//! `scoria-manage` and the RPC namespace `site` write the same. An argument that a service does not know is an
+//! error, never ignored.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Code, Error, Result};
+
+/// What the method of every order begins with.
+pub const PREFIX: &str = "scoria.site.";
+
+/// By which files a host reaches a site. Never their content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// ceph.conf.
+    pub conf: PathBuf,
+    /// Keyring.
+    pub keyring: Option<PathBuf>,
+    /// cephx user without `client.`.
+    pub user: String,
+    /// They are a draft in Scoria's directory: to be kept there for good when the site is accepted, and to be
+    /// removed when it is not.
+    pub draft: bool,
+}
+
+/// Make a site known, or give this host its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Its name.
+    pub name: String,
+    /// The host's files.
+    pub files: Files,
+    /// Pools that Scoria is to work in, beside those of backends.
+    pub pools: Vec<String>,
+    /// Only look, and say.
+    pub dry_run: bool,
+}
+
+/// Look at a site anew; give it another name, or this host other files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Its name.
+    pub name: String,
+    /// Another name.
+    pub new_name: Option<String>,
+    /// Other files.
+    pub files: Option<Files>,
+    /// Pools that Scoria is to work in, beside those of backends.
+    pub pools: Vec<String>,
+    /// Only look, and say.
+    pub dry_run: bool,
+}
+
+/// Forget a site that nothing uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    /// Its name.
+    pub name: String,
+    /// Only look, and say.
+    pub dry_run: bool,
+}
+
+/// One order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "method", content = "args")]
+pub enum Order {
+    /// See [`Register`].
+    #[serde(rename = "scoria.site.register")]
+    Register(Register),
+    /// See [`Update`].
+    #[serde(rename = "scoria.site.update")]
+    Update(Update),
+    /// See [`Delete`].
+    #[serde(rename = "scoria.site.delete")]
+    Delete(Delete),
+}
+
+impl Order {
+    /// The method in the journal.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Order::Register(_) => "scoria.site.register",
+            Order::Update(_) => "scoria.site.update",
+            Order::Delete(_) => "scoria.site.delete",
+        }
+    }
+
+    /// What is done, as notifications call it.
+    pub fn verb(&self) -> &'static str {
+        self.method().strip_prefix(PREFIX).unwrap_or_default()
+    }
+
+    /// The site's name.
+    pub fn site(&self) -> &str {
+        match self {
+            Order::Register(o) => &o.name,
+            Order::Update(o) => &o.name,
+            Order::Delete(o) => &o.name,
+        }
+    }
+
+    /// True when nothing is to be changed.
+    pub fn is_dry_run(&self) -> bool {
+        match self {
+            Order::Register(o) => o.dry_run,
+            Order::Update(o) => o.dry_run,
+            Order::Delete(o) => o.dry_run,
+        }
+    }
+
+    /// The files that it brings.
+    pub fn files(&self) -> Option<&Files> {
+        match self {
+            Order::Register(o) => Some(&o.files),
+            Order::Update(o) => o.files.as_ref(),
+            Order::Delete(_) => None,
+        }
+    }
+}
+
+/// The text of an order in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// What is ordered.
+    #[serde(flatten)]
+    pub order: Order,
+    /// `req-<uuid>`.
+    pub request_id: String,
+}
+
+impl Request {
+    /// An order with a request id of its own.
+    pub fn new(order: Order) -> Request {
+        Request { order, request_id: format!("req-{}", Uuid::new_v4()) }
+    }
+
+    /// The text for the journal.
+    ///
+    /// # Errors
+    /// `Internal`; cannot fail for these types.
+    pub fn to_text(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| Error::internal("An order cannot be written as JSON").caused_by(e))
+    }
+
+    /// Reads the text of an operation whose method is one of ours.
+    ///
+    /// # Errors
+    /// `BadArguments` when it was written by a program that knows other arguments.
+    pub fn parse(text: &str) -> Result<Request> {
+        serde_json::from_str(text).map_err(|e| {
+            Error::new(
+                Code::BadArguments,
+                "The order in the journal cannot be read; use the scoria-manage of the service's version",
+            )
+            .caused_by(e)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_as_it_was_written_and_has_no_more_to_say() {
+        let files =
+            Files { conf: "/etc/ceph/b.conf".into(), keyring: None, user: "cinder".into(), draft: false };
+        let order = Order::Register(Register { name: "b".into(), files, pools: vec![], dry_run: true });
+        let request = Request::new(order);
+        let text = request.to_text().unwrap();
+        assert_eq!(Request::parse(&text).unwrap(), request);
+        assert_eq!((request.order.verb(), request.order.is_dry_run()), ("register", true));
+        let more = text.replace(r#""draft":false"#, r#""draft":false,"key":"AQ==""#);
+        assert_eq!(Request::parse(&more).unwrap_err().code(), Code::BadArguments);
+    }
+}
