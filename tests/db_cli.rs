@@ -28,6 +28,8 @@ mod reset;
 #[path = "db/seed.rs"]
 #[allow(dead_code)]
 mod seed;
+#[path = "db_cli/sites.rs"]
+mod sites;
 #[path = "common/db.rs"]
 mod support;
 

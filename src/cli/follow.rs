@@ -226,6 +226,12 @@ async fn watch(context: &Context, id: i64) -> Result<()> {
 async fn still_waiting(context: &Context, row: &Listing) -> Result<String> {
     let name = row.cluster.as_deref().unwrap_or(&row.backend_host);
     let now = crate::db::now();
+    if !name.contains('@') {
+        // An order for a host: it has no row that would tell whether its service runs.
+        return Ok(format!(
+            "The service of host {name} has not taken the order yet; it waits in the journal until scoria-volume runs there."
+        ));
+    }
     let target = Target::find(context, name).await?;
     Ok(match target.heartbeat_age(now) {
         _ if target.is_up(context, now) => format!(

@@ -21,6 +21,7 @@ mod operation;
 mod output;
 mod replication;
 mod service;
+mod site;
 mod target;
 mod trash;
 
@@ -35,7 +36,7 @@ use crate::db::{Db, migration};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Journal, JournalOptions, Owner};
 
-/// Administers Scoria: replication, operations, services, the database.
+/// Administers Scoria: replication, sites, operations, services, the database.
 #[derive(Debug, Parser)]
 #[command(
     name = "scoria-manage",
@@ -88,6 +89,9 @@ pub enum Category {
     /// Backends of the configuration and of the database
     #[command(subcommand, arg_required_else_help = true)]
     Backend(backend::Action),
+    /// Ceph clusters, and how each host reaches them
+    #[command(subcommand, arg_required_else_help = true)]
+    Site(site::Action),
     /// Rows of Cinder's services
     #[command(subcommand, arg_required_else_help = true)]
     Service(service::Action),
@@ -235,6 +239,7 @@ pub async fn run(arguments: Arguments) -> Result<Report> {
         Category::Trash(action) => trash::run(&context, action).await,
         Category::Operation(action) => operation::run(&context, action).await,
         Category::Backend(action) => backend::run(&context, &action).await,
+        Category::Site(action) => site::run(&context, action).await,
         Category::Service(action) => service::run(&context, action).await,
         Category::Cluster(action) => cluster::run(&context, &action).await,
         Category::Db(action) => db::run(&context, &action).await,
