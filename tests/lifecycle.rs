@@ -31,6 +31,8 @@ mod moving;
 mod notifications;
 #[path = "lifecycle/service.rs"]
 mod service;
+#[path = "lifecycle/sites.rs"]
+mod sites;
 #[path = "lifecycle/trash.rs"]
 mod trash;
 #[path = "lifecycle/without_glance.rs"]

@@ -44,7 +44,10 @@ use_stderr = true
 [oslo_concurrency]
 lock_path = {base}
 
-{cinder.shared_sections(lab)}{cinder.backend_sections(lab)}""", mode=auth.conf_mode(lab))
+{cinder.shared_sections(lab)}{cinder.backend_sections(lab)}
+[scoria]
+scoria_site_dir = {base}/sites
+""", mode=auth.conf_mode(lab))
 
 
 def binary():
