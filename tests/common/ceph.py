@@ -181,17 +181,55 @@ def rename(site, image, to, pool="volumes"):
         rbd.RBD().rename(ctx, image, to)
 
 
-def hold(site, image, pool="volumes"):
-    """Open an image and keep its watch, as a virtual machine does, until `release`."""
+def hold(site, image, pool="volumes", exclusive=False):
+    """Open an image and keep its watch, as a virtual machine does, until `release`; the client's address.
+    `exclusive`: take its lock and give it to nobody, so that the image cannot be demoted."""
     key = ("held", site, pool, image)
     ctx = ioctx(site, pool)
-    CONNECTIONS[key] = (rbd.Image(ctx, image), ctx)
+    img = rbd.Image(ctx, image)
+    if exclusive:
+        img.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+    CONNECTIONS[key] = (img, ctx)
+    return cluster(site).get_addrs()
+
+
+def held_write(site, image, seed, pool="volumes"):
+    """A write of that client, with the image as it has it open: the checksum, or the name of the error."""
+    data = pattern(seed, 1 << 20)
+    img, _ = CONNECTIONS[("held", site, pool, image)]
+    try:
+        img.write(data, 0)
+        img.flush()
+    except (rbd.Error, rados.Error) as e:
+        return f"{type(e).__name__}: {e}"
+    return hashlib.sha256(data).hexdigest()
 
 
 def release(site, image, pool="volumes"):
     img, ctx = CONNECTIONS.pop(("held", site, pool, image))
     img.close()
     ctx.close()
+
+
+def command(site, **words):
+    """A command to the monitors, as administrator; what they answer."""
+    code, out, text = cluster(site, "admin").mon_command(json.dumps({"format": "json", **words}), b"")
+    if code:
+        raise rados.Error(f"{words}: {code} {text}")
+    # The blocklist is followed by that of ranges.
+    return json.JSONDecoder().raw_decode(out.decode())[0] if out.strip() else text
+
+
+def blocklist(site):
+    """Addresses that are not let in."""
+    return [entry["addr"] for entry in command(site, prefix="osd blocklist ls")]
+
+
+def may_unfence(site, allowed):
+    """Whether `client.cinder` may take an address from the blocklist, which `profile rbd` alone does not allow."""
+    caps = command(site, prefix="auth get", entity="client.cinder")[0]["caps"]
+    caps["mon"] = "profile rbd" + (', allow command "osd blocklist"' if allowed else "")
+    command(site, prefix="auth caps", entity="client.cinder", caps=[w for cap in caps.items() for w in cap])
 
 
 def _remove_one(ctx, name):
@@ -316,8 +354,8 @@ def wipe(pools=("volumes", "volumes2", "images", "backups"), seconds=60):
 
 
 OPS = {f.__name__: f for f in (write, checksum, try_write, images, trash, status_of_pool, info, status, owners, mirrored,
-                               caught_up, mirror_snapshot, demote, promote, create, rename, hold, release,
-                               wipe)}
+                               caught_up, mirror_snapshot, demote, promote, create, rename, hold, held_write, release,
+                               blocklist, may_unfence, wipe)}
 
 
 def main():

@@ -238,12 +238,32 @@ impl Lab {
     /// Until what `write` wrote on `from` has arrived on the other side.
     #[track_caller]
     pub(crate) fn wait_replicated(&self, volume: &str, from: &str, seed: u32) {
-        let image = format!("volume-{volume}");
-        if self.image(from, volume)["mode"] == "snapshot" {
-            self.ceph("mirror_snapshot", json!({"site": from, "image": image}));
+        self.wait_all_replicated(&[(volume, seed)], from);
+    }
+
+    /// The same of several volumes, whose data travels at the same time.
+    #[track_caller]
+    pub(crate) fn wait_all_replicated(&self, written: &[(&str, u32)], from: &str) {
+        for (volume, _) in written {
+            if self.image(from, volume)["mode"] == "snapshot" {
+                let image = format!("volume-{volume}");
+                self.ceph("mirror_snapshot", json!({"site": from, "image": image}));
+            }
         }
-        wait_until(&format!("the data of volume {volume} has left site {from}"), 120, || {
-            self.ceph("caught_up", json!({"source": from, "image": image, "seed": seed})) == json!(true)
+        for (volume, seed) in written {
+            let args = json!({"source": from, "image": format!("volume-{volume}"), "seed": seed});
+            wait_until(&format!("the data of volume {volume} has left site {from}"), 120, || {
+                self.ceph("caught_up", args.clone()) == json!(true)
+            });
+        }
+    }
+
+    /// Until a site has an image whose first megabyte is this.
+    #[track_caller]
+    pub(crate) fn wait_copied(&self, volume: &str, site: &str, sum: &str) {
+        let image = json!({"site": site, "image": format!("volume-{volume}")});
+        wait_until(&format!("site {site} has the data of volume {volume}"), 150, || {
+            self.ceph.call("checksum", image.clone()).is_ok_and(|found| found == sum)
         });
     }
 

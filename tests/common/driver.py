@@ -362,6 +362,25 @@ def rpc(routing_key, method, args=None, version="3.0", timeout=20, inner=None, d
         conn.close()
 
 
+def oslo(topic, server, namespace, version, method, args=None, kind="call", timeout=30):
+    """A call or cast of an unmodified oslo.messaging client: {result} or {class, module, text}."""
+    import oslo_messaging as messaging
+    from oslo_config import cfg
+    if "oslo" not in STATE:
+        cfg.CONF([], project="cinder", default_config_files=[])
+        STATE["oslo"] = messaging.get_rpc_transport(cfg.CONF, url=os.environ["SCORIA_TRANSPORT_URL"],
+                                                    allowed_remote_exmods=["cinder.exception"])
+    target = messaging.Target(topic=topic, server=server, namespace=namespace, version=version)
+    client = messaging.get_rpc_client(STATE["oslo"], target).prepare(timeout=timeout)
+    caller = {"read_deleted": "no", "is_admin": True, "request_id": f"req-{uuid.uuid4()}", "roles": ["admin"],
+              "project_id": os.environ["OS_PROJECT_ID"], "user_id": os.environ["OS_USER_ID"]}
+    try:
+        return {"result": (client.call if kind == "call" else client.cast)(caller, method, **(args or {}))}
+    except Exception as error:             # a refusal is an answer, too
+        return {"class": type(error).__name__, "module": type(error).__module__, "text": str(error),
+                "exc_type": getattr(error, "exc_type", None)}
+
+
 def collect(name, binding, exchange="openstack"):
     """Begin to collect what is published with this key; `collected` returns it."""
     conn = _connect()
@@ -455,7 +474,7 @@ def depth(queue):
 
 OPS = {f.__name__: f for f in (api, http, image, image_of_file, image_from_file, image_to_file, image_list, forget_images,
                                secrets, forget_secret,
-                               sql, publish, publish_all, rpc, cast, collect, collected,
+                               sql, publish, publish_all, rpc, oslo, cast, collect, collected,
                                depth, forget_connections, envelope, context, insert_volume,
                                creations, deletions, volume_object, snapshot_object, create_args)}
 

@@ -445,6 +445,11 @@ impl Lab {
         Driver::new(Path::new(&self.env["SCORIA_VENV"]).join("bin/python"), "driver.py", self.env.clone())
     }
 
+    /// Another client of Ceph, with an address of its own: a virtual machine.
+    pub(crate) fn machine(&self) -> Driver {
+        Driver::new("/usr/bin/python3".into(), "ceph.py", self.env.clone())
+    }
+
     // ---- restoring --------------------------------------------------------------------------------
     fn restore(&self, mode: Mode<'_>) {
         let state = fs::read_to_string(self.root.join(STATE)).unwrap_or_default();

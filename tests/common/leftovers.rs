@@ -35,10 +35,15 @@ const UNDONE: &[(&str, &str)] = &[
 ];
 
 /// The same in Scoria's own tables, which exist once Scoria has run.
-const UNDONE_SCORIA: &[(&str, &str)] = &[(
-    "open operation",
-    "SELECT id, method, resource_id, state FROM scoria_operations WHERE state <> 'closed'",
-)];
+const UNDONE_SCORIA: &[(&str, &str)] = &[
+    (
+        "open operation",
+        "SELECT id, method, resource_id, state FROM scoria_operations WHERE state <> 'closed'",
+    ),
+    ("stray", "SELECT volume_id, site FROM scoria_strays"),
+    ("fence", "SELECT site, volume_id, address FROM scoria_fences WHERE state = 'laid'"),
+    ("clone of a drill", "SELECT volume_id, state, clone FROM scoria_tests"),
+];
 
 impl Lab {
     fn has_table(&self, name: &str) -> bool {
@@ -126,8 +131,9 @@ impl Lab {
             self.sql(statement, &[]);
         }
         if self.has_table("scoria_operations") {
-            self.sql("DELETE FROM scoria_operation_steps", &[]);
-            self.sql("DELETE FROM scoria_operations", &[]);
+            for table in ["operation_steps", "operations", "strays", "fences", "tests"] {
+                self.sql(&format!("DELETE FROM scoria_{table}"), &[]);
+            }
         }
         self.forget_images();
     }

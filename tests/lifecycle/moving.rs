@@ -66,23 +66,6 @@ fn replication_comes_and_goes_with_the_type() {
 }
 
 #[test]
-fn a_replicated_volume_may_change_how_it_is_mirrored() {
-    let lab = Lab::get();
-    if !lab.only_scoria("stock mirrors in journal mode only") {
-        return;
-    }
-    let id = lab.volume_of_type("replicated");
-    lab.wait_mirrored(&id, "b");
-    lab.api("volumes.retype", json!([id, "replicated-snapshot", "never"]), json!({}));
-    wait_until("mirrored by snapshots", 60, || {
-        lab.volume(&id)["status"] == "available" && lab.image("a", &id)["mode"] == "snapshot"
-    });
-    assert_eq!(lab.volume(&id)["replication_status"], "enabled");
-    lab.wait_mirrored(&id, "b");
-    lab.delete(&[&id]);
-}
-
-#[test]
 fn limits_and_many_writers_come_and_go_with_the_type() {
     let lab = Lab::get();
     let kind = lab.api("volume_types.create", json!(["shared"]), json!({}));

@@ -12,7 +12,7 @@ fn replication_status(lab: &Lab, id: &str) -> Value {
 
 /// Until the group's request has ended as `expected`.
 #[track_caller]
-fn wait_group(lab: &Lab, id: &str, expected: &str) {
+pub(crate) fn wait_group(lab: &Lab, id: &str, expected: &str) {
     wait_until(&format!("group {id} is {expected}"), 240, || {
         let row = replication_status(lab, id);
         assert_ne!(row["status"], "error", "{row}; messages: {:?}", lab.messages(id));
@@ -20,18 +20,23 @@ fn wait_group(lab: &Lab, id: &str, expected: &str) {
     });
 }
 
-fn group_type(lab: &Lab, spec: &str) -> Value {
-    let kind = lab.api("group_types.create", json!([format!("scoria-{spec}")]), json!({}))["id"].clone();
+pub(crate) fn group_type(lab: &Lab, spec: &str) -> Value {
+    // Not that of a test that has failed.
+    let name = format!("scoria-{spec}-{}", std::process::id());
+    let kind = lab.api("group_types.create", json!([name]), json!({}))["id"].clone();
     let path = format!("/group_types/{}/group_specs", kind.as_str().unwrap());
     let body = json!({"group_specs": {spec: "<is> True"}});
     lab.driver.call("http", json!({"method": "POST", "path": path, "body": body})).unwrap();
     kind
 }
 
-fn group_of(lab: &Lab, kind: &Value, volume_type: &str) -> String {
-    let types =
-        lab.rows("SELECT id FROM volume_types WHERE name = %s AND deleted = 0", &[json!(volume_type)]);
-    let made = lab.api("groups.create", json!([kind, types[0]["id"]]), json!({"name": "g"}));
+pub(crate) fn group_of(lab: &Lab, kind: &Value, volume_types: &[&str]) -> String {
+    let id_of = |volume_type: &&str| {
+        let query = "SELECT id FROM volume_types WHERE name = %s AND deleted = 0";
+        row_str(&lab.rows(query, &[json!(volume_type)])[0], "id").to_owned()
+    };
+    let types: Vec<String> = volume_types.iter().map(id_of).collect();
+    let made = lab.api("groups.create", json!([kind, types.join(",")]), json!({"name": "g"}));
     let id = made["id"].as_str().unwrap().to_owned();
     wait_until("the group is placed and made", 60, || {
         let row = replication_status(lab, &id);
@@ -47,7 +52,7 @@ fn fail_group_over(lab: &Lab, group: &str, to: &str) {
     wait_group(lab, group, if to == "default" { "enabled" } else { "failed-over" });
 }
 
-fn delete_group(lab: &Lab, id: &str) {
+pub(crate) fn delete_group(lab: &Lab, id: &str) {
     lab.api("groups.delete", json!([id]), json!({"delete_volumes": true}));
     wait_until("the group is deleted", 90, || {
         let row = lab.rows("SELECT status, deleted FROM `groups` WHERE id = %s", &[json!(id)]).remove(0);
@@ -56,19 +61,11 @@ fn delete_group(lab: &Lab, id: &str) {
     });
 }
 
-fn there_and_back(lab: &Lab, spec: &str, volume_type: &str) {
+fn there_and_back(lab: &Lab, spec: &str, volume_types: &[&str]) {
     let kind = group_type(lab, spec);
-    let group = group_of(lab, &kind, volume_type);
-    let mut volumes: Vec<Known> = (0..2)
-        .map(|n| {
-            let id = lab.create(json!({"volume_type": volume_type, "group_id": group}));
-            assert_eq!(lab.wait_status(&id, "available")["replication_status"], "enabled");
-            lab.wait_mirrored(&id, "b");
-            let sum = lab.write("a", &id, 500 + n);
-            Known { id, sum }
-        })
-        .collect();
-    let other = mirrored_volumes(lab, volume_type, 1);
+    let group = group_of(lab, &kind, volume_types);
+    let mut volumes = mirrored_with(lab, volume_types, &json!({"group_id": group}));
+    let other = mirrored(lab, &volume_types[..1]);
 
     lab.api("groups.enable_replication", json!([group]), json!({}));
     wait_group(lab, &group, "enabled");
@@ -89,7 +86,7 @@ fn there_and_back(lab: &Lab, spec: &str, volume_type: &str) {
         );
         assert_eq!(lab.image("a", &v.id)["primary"], false);
     }
-    // What was written just before the order is there, and a host is sent there.
+    expect_no_split(lab, &volumes);
     expect_served_from_b(lab, &volumes, false);
     let service = lab.service(crate::common::CEPH);
     assert_eq!((row_str(&service, "replication_status"), &service["disabled"]), ("enabled", &json!(0)));
@@ -111,7 +108,7 @@ fn there_and_back(lab: &Lab, spec: &str, volume_type: &str) {
     lab.api("attachments.delete", json!([attachment]), json!({}));
     lab.api("volume_snapshots.delete", json!([snapshot]), json!({}));
     wait_until("snapshot deleted", 60, || lab.snapshot(&snapshot)["deleted"] == 1);
-    rewrite_on_b(lab, &mut volumes);
+    rewrite(lab, &mut volumes, "b");
 
     fail_group_over(lab, &group, "default");
     for v in &volumes {
@@ -119,6 +116,7 @@ fn there_and_back(lab: &Lab, spec: &str, volume_type: &str) {
         assert_eq!((row_str(&row, "replication_status"), row_str(&row, "status")), ("enabled", "available"));
         assert_eq!(lab.checksum("a", &v.id), v.sum);
     }
+    expect_no_split(lab, &volumes);
     assert!(lab.rows("SELECT * FROM scoria_strays", &[]).is_empty());
     settle(lab, &volumes, "a");
 
@@ -137,20 +135,20 @@ fn there_and_back(lab: &Lab, spec: &str, volume_type: &str) {
     lab.api("group_types.delete", json!([kind]), json!({}));
 }
 
-/// The sample has the other mode.
 #[test]
-#[ignore = "whole matrix: tools/test --full"]
-fn a_group_goes_to_b_and_back_without_the_rest_of_its_backend() {
+fn a_group_of_both_modes_goes_to_b_and_back_without_the_rest_of_its_backend() {
     let lab = Lab::get();
     if lab.only_scoria("stock's RBD driver has no replication of groups") {
-        there_and_back(&lab, "consistent_group_replication_enabled", "replicated");
+        there_and_back(&lab, "group_replication_enabled", &BOTH[..2]);
     }
 }
 
+/// The sample has the other spec.
 #[test]
-fn a_group_mirrored_by_snapshots_goes_to_b_and_back() {
+#[ignore = "whole matrix: tools/test --full"]
+fn a_group_that_asks_for_consistency_goes_to_b_and_back() {
     let lab = Lab::get();
     if lab.only_scoria("stock's RBD driver has no replication of groups") {
-        there_and_back(&lab, "group_replication_enabled", "replicated-snapshot");
+        there_and_back(&lab, "consistent_group_replication_enabled", &["replicated", "replicated"]);
     }
 }

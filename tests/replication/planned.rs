@@ -5,44 +5,9 @@ use serde_json::json;
 use crate::common::{CEPH, Lab, Subject, connector, row_str, wait_until};
 use crate::drill::*;
 
-/// Two volumes to B and back; `meanwhile` happens while they are served there, and may delete some.
-fn there_and_back(lab: &Lab, volume_type: &str, meanwhile: impl FnOnce(&mut Vec<Known>)) {
-    let mut volumes = mirrored_volumes(lab, volume_type, 2);
-    fail_over(lab, &volumes);
-    for v in &volumes {
-        assert_eq!(lab.image("a", &v.id)["primary"], false, "demoted, not left as a second primary");
-    }
-    expect_served_from_b(lab, &volumes, false);
-    rewrite_on_b(lab, &mut volumes);
-    meanwhile(&mut volumes);
-    fail_back(lab, &volumes);
-    expect_served_from_a(lab, &volumes);
-    clean(lab, &volumes);
-}
-
-#[test]
-fn journal_mirrored_volumes_go_to_b_and_back_and_are_attached_and_deleted_there() {
-    let lab = Lab::get();
-    there_and_back(&lab, "replicated", |volumes| {
-        // What goes through the scheduler (extend, snapshot) is refused there: the backend is disabled.
-        let server = "8935016b-fde4-4085-b496-7ed3396873bc";
-        let arguments = json!([volumes[1].id, connector("c1"), server]);
-        let made = lab.api("attachments.create", arguments, json!({"mode": "rw"}));
-        let attachment = made["id"].as_str().unwrap();
-        lab.api("attachments.complete", json!([attachment]), json!({}));
-        lab.api("attachments.delete", json!([attachment]), json!({}));
-        let gone = volumes.remove(0);
-        lab.delete(&[&gone.id]);
-        assert!(lab.image("b", &gone.id).is_null());
-    });
-}
-
-#[test]
-fn snapshot_mirrored_volumes_go_to_b_and_back() {
-    let lab = Lab::get();
-    if lab.only_scoria("stock mirrors in journal mode only") {
-        there_and_back(&lab, "replicated-snapshot", |_| {});
-    }
+/// Both modes; stock has one.
+fn modes(lab: &Lab) -> &'static [&'static str] {
+    if lab.subject == Subject::Stock { &["replicated", "replicated"] } else { BOTH }
 }
 
 /// Sixteen megabytes on each volume, and the order at once: it has not reached the other site, let alone a
@@ -65,45 +30,41 @@ fn write_and_order(lab: &Lab, volumes: &mut [Known], site: &str, target: &str) {
     }
 }
 
-fn nothing_just_written_is_lost(volume_type: &str) {
-    let lab = Lab::get();
-    if volume_type == "replicated-snapshot" && !lab.only_scoria("stock mirrors in journal mode only") {
-        return;
-    }
-    let mut volumes = mirrored_volumes(&lab, volume_type, 3);
-    write_and_order(&lab, &mut volumes, "a", "site-b");
-    settle(&lab, &volumes, "b");
-    write_and_order(&lab, &mut volumes, "b", "default");
-    settle(&lab, &volumes, "a");
-    clean(&lab, &volumes);
-}
-
+/// One that is not replicated is out of reach meanwhile, and well again afterwards.
 #[test]
-#[ignore = "whole matrix: tools/test --full"]
-fn nothing_is_lost_that_was_written_just_before_the_order_in_journal_mode() {
-    nothing_just_written_is_lost("replicated");
-}
-
-#[test]
-fn nothing_is_lost_that_was_written_just_before_the_order_in_snapshot_mode() {
-    nothing_just_written_is_lost("replicated-snapshot");
-}
-
-#[test]
-fn a_volume_that_is_not_replicated_is_out_of_reach_until_failback() {
+fn volumes_of_both_modes_go_to_b_and_back_with_what_was_written_just_before_the_orders() {
     let lab = Lab::get();
     let plain = lab.volume_of_type("ceph");
-    let volumes = mirrored_volumes(&lab, "replicated", 1);
-    fail_over(&lab, &volumes);
+    let mut volumes = mirrored(&lab, modes(&lab));
+    write_and_order(&lab, &mut volumes, "a", "site-b");
+    expect_failed_over(&lab, &volumes);
+    expect_no_split(&lab, &volumes);
+    for v in &volumes {
+        assert_eq!(lab.image("a", &v.id)["primary"], false, "demoted, not left as a second primary");
+    }
+    expect_writable_on_b(&lab, &volumes, false);
     let row = lab.volume(&plain);
     assert_eq!((row_str(&row, "status"), row_str(&row, "replication_status")), ("error", "not-capable"));
     assert_eq!(row["previous_status"], "available");
-    // New volumes cannot be placed there.
+
+    // What goes through the scheduler (create, extend, snapshot) is refused there: the backend is disabled.
     let refused = lab.create(json!({"volume_type": "replicated"}));
     wait_until("no valid host", 60, || lab.volume(&refused)["status"] == "error");
     lab.delete(&[&refused]);
+    let server = "8935016b-fde4-4085-b496-7ed3396873bc";
+    let arguments = json!([volumes[1].id, connector("c1"), server]);
+    let made = lab.api("attachments.create", arguments, json!({"mode": "rw"}));
+    let attachment = made["id"].as_str().unwrap();
+    lab.api("attachments.complete", json!([attachment]), json!({}));
+    lab.api("attachments.delete", json!([attachment]), json!({}));
     settle(&lab, &volumes, "b");
-    fail_back(&lab, &volumes);
+    let gone = volumes.remove(0);
+    lab.delete(&[&gone.id]);
+    assert!(lab.image("b", &gone.id).is_null());
+
+    write_and_order(&lab, &mut volumes, "b", "default");
+    expect_rows(&lab, &volumes, "enabled");
+    expect_no_split(&lab, &volumes);
     settle(&lab, &volumes, "a");
     if lab.subject == Subject::Scoria {
         let row = lab.volume(&plain);
@@ -114,18 +75,27 @@ fn a_volume_that_is_not_replicated_is_out_of_reach_until_failback() {
 }
 
 #[test]
-fn an_unknown_target_changes_nothing() {
+fn orders_that_make_no_sense_change_nothing() {
     let lab = Lab::get();
     let volumes = mirrored_volumes(&lab, "replicated", 1);
     order(&lab, "site-of-dreams");
     assert_eq!(wait_decided(&lab), "enabled");
     let row = lab.service(CEPH);
     assert_eq!(row["disabled"], 0);
-    let row = lab.volume(&volumes[0].id);
-    if lab.subject == Subject::Scoria {
-        assert_eq!((row_str(&row, "replication_status"), row_str(&row, "status")), ("enabled", "available"));
-    }
     assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
+    if lab.subject == Subject::Scoria {
+        expect_rows(&lab, &volumes, "enabled");
+        let replica = lab.image("b", &volumes[0].id)["id"].clone();
+        // Its data is fine, so that nothing has to be done, and nothing is.
+        lab.manage(&["replication", "resync", "--backend", CEPH, "--discard", "site-b", "--yes"]);
+        assert_eq!(lab.image("b", &volumes[0].id)["id"], replica, "a healthy copy is not thrown away");
+        refused(&lab, &["resync", "--backend", CEPH, "--discard", "nowhere", "--yes"]);
+        let said = refused(&lab, &move_order("site-b", &volumes, Some("--unplanned")));
+        assert!(said.contains("Site default is alive"), "{said}");
+        expect_rows(&lab, &volumes, "enabled");
+        assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
+        lab.wait_mirrored(&volumes[0].id, "b");
+    }
     clean(&lab, &volumes);
 }
 
@@ -137,8 +107,7 @@ fn volumes_whose_copy_does_not_replay_stay_on_a_and_come_along_later() {
     if !lab.only_scoria("stock demotes such volumes and promotes the stale copy by force") {
         return;
     }
-    let mut volumes = mirrored_volumes(&lab, "replicated", 1);
-    volumes.extend(mirrored_volumes(&lab, "replicated-snapshot", 1));
+    let mut volumes = mirrored(&lab, &BOTH[..2]);
     lab.stop("rbd-mirror-b");
     let late = lab.volume_of_type("replicated");
     for v in &volumes {

@@ -5,25 +5,8 @@ use serde_json::{Value, json};
 
 use crate::common::{CEPH, Lab, connector, row_str, wait_until};
 use crate::drill::*;
-
-/// The document of a command, and its exit code.
-#[track_caller]
-fn ask(lab: &Lab, words: &[&str]) -> (Value, i32) {
-    let command = ["--format", "json", "replication"].iter().chain(words).copied().collect::<Vec<_>>();
-    let output = lab.manage(&command);
-    let said = String::from_utf8_lossy(&output.stderr);
-    let document = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|e| panic!("{words:?}: {e}: {}{said}", String::from_utf8_lossy(&output.stdout)));
-    (document, output.status.code().expect("an exit code"))
-}
-
-/// The same for an order that has to be carried out to its end.
-#[track_caller]
-fn carry_out(lab: &Lab, words: &[&str]) -> Value {
-    let (document, code) = ask(lab, words);
-    assert_eq!(code, 0, "{words:?}: {document:#}\n{}", lab.service_log());
-    document
-}
+use crate::lag::expect_in_step;
+use crate::unplanned::{Loss, restart_with};
 
 fn clones_on_b(lab: &Lab) -> Vec<String> {
     let images = lab.ceph("images", json!({"site": "b"}));
@@ -31,13 +14,15 @@ fn clones_on_b(lab: &Lab) -> Vec<String> {
     names.filter(|name| name.starts_with("scoria-test-")).map(str::to_owned).collect()
 }
 
-#[test]
-fn one_volume_is_tried_out_moved_and_brought_back_by_the_operators_tool() {
+/// The first of two volumes is what is tried out and moved.
+fn used_as_by_an_operator(volume_types: [&str; 2], modes: [&str; 2]) {
     let lab = Lab::get();
     if !lab.only_scoria("stock has no such tool") {
         return;
     }
-    let mut volumes = mirrored_volumes(&lab, "replicated-snapshot", 2);
+    lab.stop_service();
+    restart_with(&lab, "scoria_replication_poll_interval = 3");
+    let mut volumes = mirrored(&lab, &volume_types);
     let (away, other) = (volumes[0].id.clone(), volumes[1].id.clone());
     let here = ["--backend", CEPH];
 
@@ -82,7 +67,7 @@ fn one_volume_is_tried_out_moved_and_brought_back_by_the_operators_tool() {
     assert_eq!(code, 0);
     assert!(fences.as_array().unwrap().iter().all(|f| f["state"] != "laid"), "{fences:#}");
 
-    rewrite_on_b(&lab, &mut volumes[..1]);
+    rewrite(&lab, &mut volumes[..1], "b");
     carry_out(&lab, &[&["failover"], &here[..], &["--to", "default", "--volume", &away, "--yes"]].concat());
     assert_eq!(lab.volume(&away)["replication_status"], "enabled");
     expect_served_from_a(&lab, &volumes[..1]);
@@ -98,7 +83,71 @@ fn one_volume_is_tried_out_moved_and_brought_back_by_the_operators_tool() {
     carry_out(&lab, &[&["audit"], &here[..], &["--repair", "--yes"]].concat());
     assert_eq!(lab.volume(&other)["replication_status"], "enabled");
 
-    let (lag, code) = ask(&lab, &[&["lag"], &here[..]].concat());
-    assert_eq!(code, 0, "{lag:#}");
+    for (v, mode) in volumes.iter().zip(modes) {
+        expect_in_step(&lab, v, mode);
+    }
     clean(&lab, &volumes);
+}
+
+#[test]
+fn one_volume_is_tried_out_moved_and_brought_back_by_the_operators_tool() {
+    used_as_by_an_operator(["replicated-snapshot", "replicated"], ["snapshot", "journal"]);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn the_same_of_one_that_is_mirrored_by_journal() {
+    used_as_by_an_operator(["replicated", "replicated-snapshot"], ["journal", "snapshot"]);
+}
+
+/// The newest snapshots that have arrived are shown, of both modes, while their site is away.
+fn tried_out_without_site_a(loss: Loss) {
+    let lab = &Lab::get();
+    if !lab.only_scoria("stock has no drills") {
+        return;
+    }
+    let volumes = mirrored(lab, &BOTH[..2]);
+    let mut snapshots = Vec::new();
+    for v in &volumes {
+        let snapshot = lab.snapshot_of(&v.id);
+        let image = format!("volume-{}", v.id);
+        let there = json!({"site": "b", "image": image, "snapshot": format!("snapshot-{snapshot}")});
+        wait_until("the snapshot has arrived", 90, || {
+            lab.ceph.call("checksum", there.clone()).is_ok_and(|sum| sum == v.sum)
+        });
+        snapshots.push(snapshot);
+    }
+    loss.strike(lab, "site-a");
+    carry_out(lab, &["test", "start", "--backend", CEPH]);
+    let (tests, _) = ask(lab, &["test", "list"]);
+    assert_eq!(tests.as_array().unwrap().len(), volumes.len(), "{tests:#}");
+    for test in tests.as_array().unwrap() {
+        assert_eq!(test["state"], "ready", "{tests:#}");
+        let clone = row_str(test, "clone").trim_start_matches("volumes/").to_owned();
+        let v = volumes.iter().find(|v| test["volume"] == v.id).unwrap();
+        assert_eq!(lab.ceph("checksum", json!({"site": "b", "image": clone})), json!(v.sum));
+        assert_eq!(lab.ceph("try_write", json!({"site": "b", "image": clone, "seed": 7})), "ok");
+        assert_eq!(lab.image("b", &v.id)["primary"], false, "a drill is no failover");
+    }
+    carry_out(lab, &["test", "stop", "--backend", CEPH]);
+    assert!(clones_on_b(lab).is_empty());
+    loss.mend(lab, "site-a");
+    expect_no_split(lab, &volumes);
+    settle(lab, &volumes, "a");
+    for snapshot in &snapshots {
+        lab.delete_snapshot(snapshot);
+    }
+    clean(lab, &volumes);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_drill_while_site_a_is_killed() {
+    tried_out_without_site_a(Loss::Killed);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_drill_while_site_a_hangs() {
+    tried_out_without_site_a(Loss::Hung);
 }
