@@ -19,6 +19,8 @@ mod crash_failover;
 mod crash_groups;
 #[path = "faults/crash_manage.rs"]
 mod crash_manage;
+#[path = "faults/crash_moves.rs"]
+mod crash_moves;
 #[path = "faults/crash_moving.rs"]
 mod crash_moving;
 #[path = "faults/crash_nova_copy.rs"]
