@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use scoria::config::{Config, Severity};
+use scoria::config::{Config, Severity, Sources};
 use scoria::service::{logging, volume};
 
 /// Serves Cinder volumes on Ceph RBD, with replication, in place of cinder-volume.
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let sources = volume::Sources { files: arguments.config_file, dirs: arguments.config_dir };
+    let sources = Sources { files: arguments.config_file, dirs: arguments.config_dir };
     let outcome = runtime.block_on(volume::run(config, sources, log));
     if let Err(error) = &outcome {
         tracing::error!(%error, "scoria-volume cannot serve");

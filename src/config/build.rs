@@ -43,6 +43,7 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
     let rabbit = rpc(reader);
     let notifications = notifications(reader);
     Config {
+        sources: super::Sources::default(),
         host,
         cluster,
         availability_zone,

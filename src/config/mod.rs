@@ -7,6 +7,7 @@
 //! Everything after that works with typed values only. Findings name file, line, section and key,
 //! and say what would be right; all of them are collected before the first is told.
 
+mod again;
 mod backend;
 mod build;
 pub mod ini;
@@ -26,6 +27,7 @@ mod value;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use again::Sources;
 pub use keys::{BarbicanConfig, KeyBackend, KeyManagerConfig};
 pub use openstack::{
     Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
@@ -74,7 +76,10 @@ impl Config {
         let report = Config::check(files, dirs, env);
         let errors: Vec<String> = report.at_least(Severity::Error).map(ToString::to_string).collect();
         match report.config {
-            Some(config) if errors.is_empty() => Ok((config, report.problems)),
+            Some(mut config) if errors.is_empty() => {
+                config.sources = Sources { files: files.to_vec(), dirs: dirs.to_vec() };
+                Ok((config, report.problems))
+            }
             _ => Err(Error::new(Code::Config, errors.join("\n"))),
         }
     }
@@ -122,6 +127,8 @@ impl LogConfig {
 /// Everything Scoria reads from configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Where it was read from ([`Config::load`]).
+    pub sources: Sources,
     /// `[DEFAULT] host`, or the machine's host name.
     pub host: String,
     /// `[DEFAULT] cluster`: the Cinder cluster, if any.

@@ -4,7 +4,6 @@
 //! not depend on the number of volumes. On SIGTERM no request is taken any more, those in flight finish,
 //! and what does not finish in time stays in the journal for the next start.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::logging::LogHandle;
 use super::pins;
 use super::sites::SiteService;
 use crate::backend::{Backend, Globals, Peers};
-use crate::config::{Config, LogConfig};
+use crate::config::{Config, LogConfig, Sources};
 use crate::db::{Db, migration};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Journal, JournalOptions, Owner};
@@ -30,15 +29,6 @@ use crate::rpc::{self, Notifier, Rpc};
 const FLUSH: Duration = Duration::from_secs(5);
 /// How often the journal is purged.
 const PURGE: Duration = Duration::from_secs(600);
-
-/// Where configuration was read from, to read it again on SIGHUP.
-#[derive(Debug, Clone, Default)]
-pub struct Sources {
-    /// `--config-file`.
-    pub files: Vec<PathBuf>,
-    /// `--config-dir`.
-    pub dirs: Vec<PathBuf>,
-}
 
 /// Runs the service until it is told to stop.
 ///
