@@ -8,6 +8,8 @@
 
 mod common;
 
+#[path = "replication/adopt.rs"]
+mod adopt;
 #[path = "replication/calls.rs"]
 mod calls;
 #[path = "replication/drill.rs"]

@@ -7,7 +7,7 @@ use super::capacity::Measured;
 use crate::error::Result;
 use crate::model::GIB;
 use crate::rbd::Site;
-use crate::rbd::protocol::{ConfGet, Fsid, ImageList, ImageSurvey, PoolStats};
+use crate::rbd::protocol::{ConfGet, ImageList, ImageSurvey, PoolStats};
 use crate::rbd::types::features;
 use crate::volume::image::default_features;
 
@@ -28,7 +28,7 @@ pub struct SiteFacts {
 
 impl SiteFacts {
     pub(super) async fn ask(site: &Site) -> Result<SiteFacts> {
-        let fsid = site.call_within(MEASURE, Fsid {}).await?;
+        let fsid = site.fsid(MEASURE).await?;
         let option = site.call_within(MEASURE, ConfGet { option: "rbd_default_features".to_owned() }).await?;
         Ok(SiteFacts { fsid, default_features: default_features(option.as_deref()) })
     }

@@ -133,7 +133,14 @@ pub struct Passage {
 #[derive(Debug)]
 pub struct Closed {
     _turnstile: OwnedMutexGuard<()>,
-    _empty: Option<OwnedRwLockWriteGuard<()>>,
+    empty: Option<OwnedRwLockWriteGuard<()>>,
+}
+
+impl Closed {
+    /// True when everybody who was inside has left.
+    pub fn is_empty(&self) -> bool {
+        self.empty.is_some()
+    }
 }
 
 impl Gate {
@@ -149,7 +156,7 @@ impl Gate {
     pub async fn close(&self, grace: Duration) -> Closed {
         let turnstile = self.turnstile.clone().lock_owned().await;
         let empty = tokio::time::timeout(grace, self.gate.clone().write_owned()).await.ok();
-        Closed { _turnstile: turnstile, _empty: empty }
+        Closed { _turnstile: turnstile, empty }
     }
 }
 

@@ -11,8 +11,9 @@ mod facts;
 pub mod locks;
 mod notify;
 pub mod peers;
+mod sites;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -21,19 +22,18 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use crate::config::{BackendConfig, Config, ImageConfig};
+use crate::config::{BackendConfig, Config, ImageConfig, Sources};
+use crate::db::Db;
 use crate::db::quota::QuotaRules;
-use crate::db::{self, Db};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Journal, Outcome};
 use crate::model::{Scope, Service, Volume, pool_of};
 use crate::openstack::OpenStack;
-use crate::rbd::protocol::Connection;
-use crate::rbd::{Ceph, Site};
-use crate::volume::image::{Place, Shape};
+use crate::rbd::Ceph;
 pub use facts::SiteFacts;
 use locks::{Gate, NamedLocks};
 use peers::{BackupPeers, Notify, Scheduler, VolumePeers};
+pub use sites::{Sites, connections};
 
 /// Name of the configured primary site (`cinder.volume.manager.FAILBACK_SENTINEL`).
 pub const DEFAULT_SITE: &str = "default";
@@ -74,6 +74,8 @@ pub struct Globals {
     pub image: ImageConfig,
     /// Keystone, glance and nova.
     pub openstack: OpenStack,
+    /// The files that all this was read from.
+    pub sources: Sources,
 }
 
 impl From<&Config> for Globals {
@@ -89,6 +91,7 @@ impl From<&Config> for Globals {
             quota: QuotaRules::from(config),
             image: config.image.clone(),
             openstack: OpenStack::new(&config.openstack),
+            sources: config.sources.clone(),
         }
     }
 }
@@ -109,7 +112,7 @@ pub enum Condition {
 
 /// A backend.
 pub struct Backend {
-    /// Its configuration.
+    /// Its configuration, as it was at the start. What it says of sites may be outdated: see [`Backend::sites`].
     pub config: BackendConfig,
     /// Options shared by all backends.
     pub globals: Globals,
@@ -123,12 +126,13 @@ pub struct Backend {
     pub locks: NamedLocks,
     /// Keeps operations out while a failover changes the active site.
     pub gate: Gate,
-    sites: BTreeMap<String, Site>,
+    ceph: Arc<dyn Ceph>,
+    flattens: Arc<Semaphore>,
+    sites: RwLock<Arc<Sites>>,
     active: RwLock<String>,
     condition: RwLock<Condition>,
     ever_up: AtomicBool,
     service: RwLock<Option<Service>>,
-    facts: Mutex<HashMap<String, Arc<SiteFacts>>>,
     allocated: Mutex<HashMap<String, i64>>,
     report: RwLock<Map<String, Value>>,
     /// Volumes whose copies are not what they should be.
@@ -152,13 +156,7 @@ impl Backend {
             limit => limit.min(Semaphore::MAX_PERMITS),
         };
         let flattens = Arc::new(Semaphore::new(flattens));
-        let sites = connections(&config)
-            .into_iter()
-            .map(|connection| {
-                let site = Site::new(ceph.clone(), connection).sharing_flattens(flattens.clone());
-                (site.name().to_owned(), site)
-            })
-            .collect();
+        let sites = Sites::new(config.clone(), ceph, &flattens);
         let report = capacity::capabilities(&config, None, 0);
         let locks = NamedLocks::new(config.cluster.as_deref(), &journal);
         Backend {
@@ -169,12 +167,13 @@ impl Backend {
             peers,
             locks,
             gate: Gate::default(),
-            sites,
+            ceph: ceph.clone(),
+            flattens,
+            sites: RwLock::new(Arc::new(sites)),
             active: RwLock::new(DEFAULT_SITE.to_owned()),
             condition: RwLock::new(Condition::Starting),
             ever_up: AtomicBool::new(false),
             service: RwLock::new(None),
-            facts: Mutex::new(HashMap::new()),
             allocated: Mutex::new(HashMap::new()),
             report: RwLock::new(report),
             degraded: degraded::Degraded::default(),
@@ -199,144 +198,6 @@ impl Backend {
             Some(cluster) => Scope::Cluster(cluster.clone()),
             None => Scope::Host(self.config.host.clone()),
         }
-    }
-
-    // ---- sites --------------------------------------------------------------------------------
-
-    /// `backend_id`s of the replication devices, in order.
-    pub fn device_names(&self) -> Vec<String> {
-        self.config.replication_devices.iter().map(|d| d.backend_id.clone()).collect()
-    }
-
-    /// Names of all its sites.
-    pub fn site_names(&self) -> Vec<String> {
-        self.sites.keys().cloned().collect()
-    }
-
-    /// True when the backend has somewhere to fail over to.
-    pub fn is_replicated(&self) -> bool {
-        !self.config.replication_devices.is_empty()
-    }
-
-    /// Name of the site in use.
-    pub fn active_name(&self) -> String {
-        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The site in use.
-    pub fn active_site(&self) -> Result<Site> {
-        self.site(&self.active_name())
-    }
-
-    /// A site by name.
-    ///
-    /// # Errors
-    /// `InvalidReplicationTarget` for a name that is not configured, e.g. because the device was removed
-    /// while it was active.
-    pub fn site(&self, name: &str) -> Result<Site> {
-        self.sites.get(name).cloned().ok_or_else(|| {
-            Error::new(
-                Code::InvalidReplicationTarget,
-                format!("Backend {} has no replication_device with backend_id {name}", self.host()),
-            )
-        })
-    }
-
-    /// From now on volumes are served from `name`; from nowhere, if it is not configured: the site that was
-    /// active before is not the one to go on with.
-    ///
-    /// # Errors
-    /// `InvalidReplicationTarget` as [`Backend::site`].
-    pub fn activate(&self, name: &str) -> Result<()> {
-        let known = self.site(name);
-        let before = {
-            let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *active, name.to_owned())
-        };
-        if let Err(refusal) = known {
-            self.set_condition(Condition::Down { reason: refusal.operator() });
-            return Err(refusal);
-        }
-        if before != name {
-            info!(backend = self.host(), from = before, to = name, "active site changed");
-            // What was wrong with the former site says nothing about this one, which has just been chosen
-            // because it answers. The report that follows measures it.
-            if matches!(self.condition(), Condition::Down { .. }) {
-                self.set_condition(Condition::Up);
-            }
-            self.want_report();
-            self.schedules_wanted.notify_one();
-        }
-        Ok(())
-    }
-
-    /// Where a volume is served: the active site, unless a failover left this volume behind, or the volume was
-    /// moved by itself (with its group).
-    ///
-    /// # Errors
-    /// `Database`; `InvalidReplicationTarget` as [`Backend::site`].
-    pub async fn place(&self, volume: &Volume) -> Result<Place> {
-        let site = match self.stray_site(volume).await? {
-            Some(name) => self.site(&name)?,
-            None => self.active_site()?,
-        };
-        Ok(Place { site, pool: self.config.pool.clone() })
-    }
-
-    /// As [`Backend::place`], for work that is only begun when it can be done. A volume that is elsewhere does not
-    /// wait for the site that its backend works on: it may have been moved because that is dead.
-    ///
-    /// # Errors
-    /// As [`Backend::place`] and [`Backend::require_up`].
-    pub async fn place_up(&self, volume: &Volume) -> Result<Place> {
-        let site = match self.stray_site(volume).await? {
-            Some(name) if name != self.active_name() => self.site(&name)?,
-            _ => {
-                self.require_up()?;
-                self.active_site()?
-            }
-        };
-        Ok(Place { site, pool: self.config.pool.clone() })
-    }
-
-    /// The site that serves a volume which is not where its backend is.
-    async fn stray_site(&self, volume: &Volume) -> Result<Option<String>> {
-        let devices = self.config.replication_devices.len();
-        if devices == 0 || is_home(volume.replication_status.as_deref(), &self.active_name(), devices) {
-            return Ok(None);
-        }
-        self.db.read("stray volume", async |conn| db::stray::site_of(conn, &volume.id).await).await
-    }
-
-    /// What is known of a site: asked once, then remembered.
-    ///
-    /// # Errors
-    /// What Ceph answers.
-    pub async fn facts(&self, site: &Site) -> Result<Arc<SiteFacts>> {
-        let known = self.facts.lock().unwrap_or_else(PoisonError::into_inner).get(site.name()).cloned();
-        if let Some(facts) = known {
-            return Ok(facts);
-        }
-        let facts = Arc::new(SiteFacts::ask(site).await?);
-        self.facts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(site.name().to_owned(), facts.clone());
-        Ok(facts)
-    }
-
-    /// Options of new images on a site.
-    ///
-    /// # Errors
-    /// What Ceph answers.
-    pub async fn shape(&self, site: &Site) -> Result<Shape> {
-        Ok(Shape::new(self.config.chunk_size_mib, self.facts(site).await?.default_features))
-    }
-
-    /// cephx user and libvirt secret of a site (reference replication.md 3.2).
-    pub fn credentials(&self, site: &str, fsid: &str) -> (Option<String>, String) {
-        let (user, secret) = self.config.credentials(site);
-        (user, secret.unwrap_or_else(|| fsid.to_owned()))
     }
 
     // ---- names --------------------------------------------------------------------------------
@@ -465,7 +326,8 @@ impl Backend {
             Err(error) => Condition::Down { reason: error.operator() },
         });
         let measured = measured.ok();
-        let mut report = capacity::capabilities(&self.config, measured.as_ref(), self.allocated_gb());
+        let mut report =
+            capacity::capabilities(self.sites().options(), measured.as_ref(), self.allocated_gb());
         self.degraded.report(&mut report);
         *self.report.write().unwrap_or_else(PoisonError::into_inner) = report.clone();
         report
@@ -484,53 +346,5 @@ impl Backend {
     /// The outcome of an operation that ended as asked.
     pub fn done(&self) -> Outcome {
         Outcome::succeeded()
-    }
-}
-
-/// True when a volume's `replication_status` alone says that it is where its backend is, so that most volumes
-/// cost no query: `enabled` is on the primary, `failed-over` on a device. One that never got a status is not
-/// mirrored and was never moved.
-fn is_home(replication_status: Option<&str>, active: &str, devices: usize) -> bool {
-    match replication_status {
-        None => true,
-        Some("enabled") => active == DEFAULT_SITE,
-        Some("failed-over") => active != DEFAULT_SITE && devices == 1,
-        Some(_) => false,
-    }
-}
-
-/// Connections of a backend's sites, the primary first.
-pub fn connections(config: &BackendConfig) -> Vec<Connection> {
-    let primary = Connection {
-        site: DEFAULT_SITE.to_owned(),
-        conf: config.ceph_conf.clone(),
-        cluster_name: config.cluster_name.clone(),
-        user: config.user.clone(),
-        connect_timeout: config.connect_timeout,
-    };
-    let devices = config.replication_devices.iter().map(|device| Connection {
-        site: device.backend_id.clone(),
-        conf: device.conf.clone(),
-        // As upstream: it names the keyring file on hosts (reference replication.md 3.2).
-        cluster_name: device.backend_id.clone(),
-        user: Some(device.user.clone()),
-        connect_timeout: config.replication_connect_timeout,
-    });
-    std::iter::once(primary).chain(devices).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_home;
-
-    #[test]
-    fn only_a_status_that_fits_the_active_site_saves_the_query() {
-        assert!(is_home(None, "b", 1));
-        assert!(is_home(Some("enabled"), "default", 2) && !is_home(Some("enabled"), "b", 1));
-        assert!(is_home(Some("failed-over"), "b", 1) && !is_home(Some("failed-over"), "default", 1));
-        assert!(!is_home(Some("failed-over"), "b", 2), "it may be on the other device");
-        for status in ["failing-over", "enabling", "disabling", "failover-error", "error", "disabled"] {
-            assert!(!is_home(Some(status), "default", 1), "{status}");
-        }
     }
 }

@@ -43,7 +43,11 @@ pub(super) fn failure(method: &str, item: &Item) -> Option<Failure> {
             Failure {
                 volume,
                 reason: text.unwrap_or("no reason was recorded").to_owned(),
-                advice: "see the service's log".to_owned(),
+                advice: data
+                    .get("advice")
+                    .and_then(Value::as_str)
+                    .unwrap_or("see the service's log")
+                    .to_owned(),
             }
         }
     })

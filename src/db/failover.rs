@@ -50,7 +50,6 @@ pub struct Changed {
 /// # Errors
 /// `Database`.
 pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope, target: &str) -> Result<Changed> {
-    let error = transition::volume(VolumeEvent::LostByFailover).to;
     // Read first: the snapshots' statement must see the set that the volumes' statement changes.
     let ids: Vec<String> = volumes::table
         .filter(volumes::deleted.eq(false))
@@ -71,6 +70,16 @@ pub async fn mark_not_capable(conn: &mut Conn, scope: &Scope, target: &str) -> R
         .for_update()
         .load(conn)
         .await?;
+    lose(conn, &ids).await
+}
+
+/// These volumes are out of reach: `error`/`not-capable`, their status remembered in `previous_status`; their
+/// snapshots go to `error`.
+///
+/// # Errors
+/// `Database`.
+pub async fn lose(conn: &mut Conn, ids: &[String]) -> Result<Changed> {
+    let error = transition::volume(VolumeEvent::LostByFailover).to;
     let mut changed = Changed::default();
     for chunk in ids.chunks(CHUNK) {
         changed.volumes += diesel::update(volumes::table)

@@ -31,6 +31,7 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0006_replication_modes.sql"),
     },
     Migration { version: 7, name: "sites", sql: include_str!("../../migrations/0007_sites.sql") },
+    Migration { version: 8, name: "adoption", sql: include_str!("../../migrations/0008_adoption.sql") },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

@@ -14,8 +14,10 @@
 //! ```
 
 pub mod admin;
+pub mod adoption;
 pub mod attachment;
 pub mod audit;
+pub mod backend_site;
 pub mod backup;
 pub mod cluster;
 mod connection;

@@ -8,6 +8,7 @@
 pub mod error;
 mod ffi;
 pub mod frame;
+pub mod identity;
 pub mod mirror_survey;
 pub mod pool;
 pub mod protocol;
@@ -18,6 +19,7 @@ pub mod stream;
 pub mod types;
 pub mod worker;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +27,8 @@ use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::{RbdError, RbdErrorKind};
-use protocol::Class;
+pub use identity::Identity;
+use protocol::{Class, Fsid};
 pub use protocol::{Command, Connection, Reply, Request};
 use silence::Silence;
 use stream::Flow;
@@ -68,12 +71,13 @@ pub struct Site {
     connection: Connection,
     flattens: Option<Arc<Semaphore>>,
     silence: Arc<Silence>,
+    identity: Arc<Identity>,
 }
 
 impl Site {
     /// A handle; nothing is connected until the first call.
     pub fn new(ceph: Arc<dyn Ceph>, connection: Connection) -> Self {
-        Site { ceph, connection, flattens: None, silence: Arc::default() }
+        Site { ceph, connection, flattens: None, silence: Arc::default(), identity: Arc::default() }
     }
 
     /// The same site, whose flattens wait for a place among those of everybody who shares `places`.
@@ -115,6 +119,47 @@ impl Site {
         &self.silence
     }
 
+    /// Which cluster it must be, and is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Asks which cluster it is, and remembers it.
+    ///
+    /// # Errors
+    /// What Ceph answers.
+    pub async fn fsid(&self, deadline: Duration) -> Result<String, RbdError> {
+        let reply = self.ceph.execute(&self.connection, Fsid {}.into_request(), deadline).await?;
+        let fsid = Fsid::from_reply(reply)?;
+        self.identity.is(&fsid);
+        Ok(fsid)
+    }
+
+    /// Fails when it is another cluster than it must be; asks it first when nobody has.
+    // Boxed: it is a part of every call to Ceph that is awaited anywhere.
+    fn admit<'a>(
+        &'a self,
+        op: &'a str,
+        deadline: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<(), RbdError>> + Send + 'a>> {
+        Box::pin(async move {
+            if self.identity.is_open() {
+                self.fsid(deadline).await?;
+            }
+            let Some(stranger) = self.identity.stranger() else { return Ok(()) };
+            Err(RbdError {
+                kind: RbdErrorKind::Other,
+                op: op.to_owned(),
+                site: self.name().to_owned(),
+                errno: libc::ESTALE,
+                message: format!(
+                    "the site is cluster {}, and not {}, where its volumes are: nothing was asked of it",
+                    stranger.found, stranger.expected
+                ),
+            })
+        })
+    }
+
     /// Runs `command` with the deadline of its class.
     pub async fn call<C: Command>(&self, command: C) -> Result<C::Reply, RbdError> {
         let deadline = C::CLASS.deadline();
@@ -140,6 +185,10 @@ impl Site {
         deadline: Duration,
         command: C,
     ) -> Result<C::Reply, RbdError> {
+        // A probe says whether a cluster lives, whichever it is; and somebody must be able to ask.
+        if C::CLASS != Class::Probe && C::NAME != Fsid::NAME && !self.identity.is_settled() {
+            self.admit(C::NAME, deadline).await?;
+        }
         let reply = self.ceph.execute(&self.connection, command.into_request(), deadline).await?;
         // A probe speaks for one half only: whoever makes it says so.
         if C::CLASS != Class::Probe {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::protocol::{Command, ImageExport, ImageImport};
+use super::protocol::{Class, Command, ImageExport, ImageImport};
 use super::{RbdError, RbdErrorKind, Reply, Site};
 
 /// Most bytes of one part. Half an object of the usual size: ten sessions at once, each with a few parts in both
@@ -88,9 +88,12 @@ impl Site {
     }
 
     fn session<C: Command>(&self, command: C, flow: Flow) -> Session {
-        let (ceph, connection) = (self.ceph.clone(), self.connection.clone());
+        let site = self.clone();
         let request = command.into_request();
-        let run = async move { ceph.stream(&connection, request, C::CLASS.deadline(), flow).await };
+        let run = async move {
+            site.admit(C::NAME, Class::Short.deadline()).await?;
+            site.ceph.stream(&site.connection, request, C::CLASS.deadline(), flow).await
+        };
         let task = tokio::spawn(run.in_current_span());
         Session { task: Some(task), op: C::NAME, site: self.name().to_owned() }
     }

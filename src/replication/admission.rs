@@ -20,7 +20,8 @@ use crate::error::{Code, Error, Result};
 /// a site that is unknown or in use already; `InvalidVolume` or `Invalid` for a volume or group that cannot be moved;
 /// `Database`.
 pub async fn check(backend: &Backend, order: Order) -> Result<Order> {
-    if !backend.is_replicated() {
+    // What it is about is what the files say by now, and not what this backend knows.
+    if !backend.is_replicated() && !matches!(order, Order::Adopt(_)) {
         return Err(Error::new(
             Code::UnableToFailOver,
             format!("Backend {} is not replicated: its section has no replication_device", backend.host()),

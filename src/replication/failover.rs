@@ -180,7 +180,9 @@ async fn decide(
         }
         chosen => chosen?,
     };
-    backend.site(&target)?;
+    // Neither may be another cluster than its name stands for. One that is left may be dead: it is not waited for.
+    backend.site(&active)?;
+    Box::pin(backend.prove(&target)).await?;
     let decision = Decision { source: active, target, intent };
     operation.step(DECIDED, &decision).await?;
     crash::point("failover:decided");

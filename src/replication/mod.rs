@@ -5,9 +5,10 @@
 //! operations that the API and the admin tool order; `orders` is how the latter does; `drill` tries a failover
 //! out on clones; `schedules` keeps mirror snapshots coming; `parent` is what becomes of a mirrored clone's parent;
 //! `standing` is which site a backend works on afterwards, and how the members of a Cinder cluster agree on it;
-//! `lag` is how far behind the copies are, `news` what listeners hear, and `foresight` what a failover would do.
+//! `adopt` makes the site that is active a backend's own; `lag` is how far behind the copies are, `news` what listeners hear, and `foresight` what a failover would do.
 
 pub mod admission;
+pub mod adopt;
 mod candidates;
 pub mod drill;
 pub mod enable;

@@ -24,6 +24,8 @@ pub const TEST_STOP: &str = "scoria.replication.test.stop";
 pub const FAILOVER: &str = "scoria.replication.failover";
 /// Method of [`Order::Move`].
 pub const MOVE: &str = "scoria.replication.move";
+/// Method of [`Order::Adopt`].
+pub const ADOPT: &str = "scoria.replication.adopt";
 
 /// Method of [`Order::Fence`].
 pub const FENCE: &str = "scoria.replication.fence";
@@ -46,11 +48,11 @@ pub const RESTORE_TRASH: &str = "scoria.trash.restore";
 pub const DRAIN: &str = "scoria.drain";
 
 /// Methods that move volumes between sites: while one of them is open, the active site may change.
-pub const MOVES: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE];
+pub const MOVES: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE, ADOPT];
 /// Those that change where the backend itself works, and so what its service row says.
 pub const OF_BACKEND: &[&str] = &["failover", "failover_host", FAILOVER];
 /// Every method that works on the replication of a backend's volumes.
-pub const ALL: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE, RESYNC];
+pub const ALL: &[&str] = &["failover", "failover_host", RETRY, FAILOVER, MOVE, RESYNC, ADOPT];
 
 /// Discard the copies on one site and sync them anew from where the volumes are primary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +116,20 @@ pub struct Move {
     pub volumes: Option<Vec<String>>,
     /// Or the members of this group.
     pub group: Option<String>,
+}
+
+/// Make the site that the backend works on its own, as cinder.conf says by now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adopt {
+    /// Volumes that are not there are given up.
+    pub leave_behind: bool,
+    /// No other site is left: end the mirroring of the images, too.
+    pub stop_mirroring: bool,
+    /// The operator's word for which cluster it is, where it contradicts what is known, or nothing is.
+    pub fsid: Option<String>,
+    /// Only look.
+    pub dry_run: bool,
 }
 
 /// Keep the clients of volumes that have left a site out of it.
@@ -194,6 +210,9 @@ pub enum Order {
     /// See [`Move`].
     #[serde(rename = "scoria.replication.move")]
     Move(Move),
+    /// See [`Adopt`].
+    #[serde(rename = "scoria.replication.adopt")]
+    Adopt(Adopt),
     /// See [`Fence`].
     #[serde(rename = "scoria.replication.fence")]
     Fence(Fence),
@@ -230,6 +249,7 @@ impl Order {
             Order::TestStop(_) => TEST_STOP,
             Order::Failover(_) => FAILOVER,
             Order::Move(_) => MOVE,
+            Order::Adopt(_) => ADOPT,
             Order::Fence(_) => FENCE,
             Order::Unfence(_) => UNFENCE,
             Order::Inquire(_) => INQUIRE,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tracing::{error, info, warn};
 
+use super::adopt;
 use super::target::{self, DEFAULT};
 use crate::backend::Backend;
 use crate::backend::locks::NamedGuard;
@@ -223,6 +224,10 @@ pub async fn completed(backend: &Backend, updates: &Map<String, Value>) -> Resul
 
 /// Writes the changes into this member's row, and works on the site that they name.
 async fn take(backend: &Backend, mut changes: ServiceChanges) -> Result<()> {
+    if let Some(active) = &changes.active_backend_id {
+        // What the names of its sites mean may have changed with it.
+        adopt::keep_up(backend, target::active(active.as_deref())).await?;
+    }
     let switched = match &changes.active_backend_id {
         Some(active) => backend.activate(target::active(active.as_deref())),
         None => Ok(()),
@@ -300,6 +305,12 @@ pub async fn enter(backend: &Backend, enable_new_services: bool) -> Result<()> {
     info!(backend = backend.host(), service.id = service.id, "service registered");
     let active = target::active(service.active_backend_id.as_deref()).to_owned();
     backend.set_service(service);
+    let name = backend.scope_name();
+    let known =
+        backend.db.read("known sites", async |conn| db::backend_site::known(conn, &name).await).await?;
+    let sites = backend.sites();
+    sites.expect(&known);
+    sites.set_adoption(known.adoption);
     // A row that names a site which is no longer configured: upstream stays uninitialised, and so do we.
     let _ = backend.activate(&active);
     Ok(())
@@ -320,7 +331,14 @@ pub async fn beat(backend: &Backend, enable_new_services: bool) -> Result<()> {
     let _active = exclusive(backend).await;
     let service = backend.db.read("own service", async |conn| db::service::get(conn, id).await).await?;
     backend.set_service(service);
-    follow(backend).await
+    follow(backend).await?;
+    if adopt::keep_up(backend, &backend.active_name()).await?
+        && let Some(cluster) = own_cluster(backend).await?
+    {
+        // Its row may say that it could not follow.
+        take(backend, of_cluster(&cluster)).await?;
+    }
+    Ok(())
 }
 
 /// The row was removed while we run (`cinder-manage service remove`). Upstream makes a new one and its

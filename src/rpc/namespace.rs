@@ -26,7 +26,7 @@ pub struct Namespace {
 /// All that are served. A new one is a line here and a decoder for each method.
 pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
-    Namespace { name: Some("replication"), version: (1, 0), methods: REPLICATION },
+    Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
     Namespace { name: Some("site"), version: (1, 0), methods: SITE },
 ];
 
@@ -37,6 +37,7 @@ static REPLICATION: &[Spec] = &[
     spec("replication.failover", (1, 0), Kind::CallOrCast, Journal::No, d::order_failover),
     spec("replication.retry", (1, 0), Kind::CallOrCast, Journal::No, d::order_retry),
     spec("replication.resync", (1, 0), Kind::CallOrCast, Journal::No, d::order_resync),
+    spec("replication.adopt", (1, 1), Kind::CallOrCast, Journal::No, d::order_adopt),
     spec("replication.status", (1, 0), Kind::Call, Journal::No, d::replication_status),
     spec("replication.preflight", (1, 0), Kind::Call, Journal::No, d::ask_preflight),
     spec("replication.plan", (1, 0), Kind::Call, Journal::No, d::ask_plan),
@@ -85,7 +86,7 @@ mod tests {
     use crate::error::Code;
     use crate::replication::foresight::Inquiry;
     use crate::replication::intent::Intent;
-    use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
+    use crate::replication::orders::{Adopt, Failover, Move, Order, Resync, Retry};
     use crate::rpc::{Call, Method, envelope};
     use serde_json::{Value, json};
 
@@ -109,7 +110,7 @@ mod tests {
         let ours = read("failover", Some("replication"), "1.0", json!({})).unwrap();
         assert_eq!((ours.name, ours.journaled), ("replication.failover", false));
         for (namespace, version) in
-            [(Some("replication"), "3.8"), (Some("replication"), "1.1"), (Some("else"), "1.0"), (None, "1.0")]
+            [(Some("replication"), "3.8"), (Some("replication"), "1.2"), (Some("else"), "1.0"), (None, "1.0")]
         {
             let refused = read("failover", namespace, version, json!({})).unwrap_err();
             assert_eq!(refused, Code::UnsupportedVersion);
@@ -138,6 +139,10 @@ mod tests {
         assert_eq!(order("failover", json!({"volume": "v"})), Err(Code::BadArguments));
         assert_eq!(order("failover", json!({"intent": "brutal"})), Err(Code::InvalidInput));
         assert_eq!(order("retry", json!({})), Ok(Order::Retry(Retry { volumes: None })));
+        let adopt = Adopt { leave_behind: true, stop_mirroring: false, fsid: None, dry_run: false };
+        let newer = read("adopt", Some("replication"), "1.1", json!({"leave_behind": true})).unwrap();
+        assert!(matches!(newer.method, Method::Order(order) if *order == Order::Adopt(adopt)));
+        assert_eq!(order("adopt", json!({"volumes": ["v"]})), Err(Code::BadArguments));
         let resync = Resync { discard: "b".into(), volumes: None };
         assert_eq!(order("resync", json!({"discard": "b"})), Ok(Order::Resync(resync)));
         assert_eq!(order("resync", json!({})), Err(Code::BadArguments));

@@ -136,14 +136,13 @@ impl Running {
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
         tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
-        if backend.is_replicated() {
-            tasks.spawn(keep_schedules(backend.clone(), stop.clone()));
-            tasks.spawn(lay_fences(backend.clone(), stop.clone()));
-        }
+        // Whether there is another site may change while it runs.
+        tasks.spawn(keep_schedules(backend.clone(), stop.clone()));
+        tasks.spawn(lay_fences(backend.clone(), stop.clone()));
         if backend.config.deferred_deletion {
             tasks.spawn(purge_trash(backend.clone(), stop.clone()));
         }
-        if backend.is_replicated() && !backend.config.replication_poll_interval.is_zero() {
+        if !backend.config.replication_poll_interval.is_zero() {
             tasks.spawn(watch_copies(backend.clone(), stop.clone()));
         }
         tasks.close();
@@ -278,7 +277,7 @@ async fn keep_schedules(backend: Arc<Backend>, stop: CancellationToken) {
     loop {
         let kept = tokio::select! {
             () = stop.cancelled() => return,
-            kept = schedules::keep(&backend) => kept,
+            kept = async { if backend.is_replicated() { schedules::keep(&backend).await } else { Ok(()) } } => kept,
         };
         if let Err(error) = kept {
             warn!(backend = backend.host(), %error, "could not look after the schedules of mirror snapshots");
@@ -300,6 +299,9 @@ async fn lay_fences(backend: Arc<Backend>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(FENCES) => {}
+        }
+        if !backend.is_replicated() {
+            continue;
         }
         let done = tokio::select! {
             () = stop.cancelled() => return,
@@ -342,7 +344,7 @@ async fn watch_copies(backend: Arc<Backend>, stop: CancellationToken) {
     loop {
         let looked = tokio::select! {
             () = stop.cancelled() => return,
-            looked = watch.turn(&backend, period) => looked,
+            looked = async { if backend.is_replicated() { watch.turn(&backend, period).await } else { Ok(()) } } => looked,
         };
         if let Err(error) = looked {
             warn!(backend = backend.host(), %error, "could not look at the copies of volumes");

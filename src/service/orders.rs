@@ -12,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::replication::foresight::{self, affected, repair};
 use crate::replication::orders::{Order, Request};
-use crate::replication::{drill, failover, fence, ordered, resync};
+use crate::replication::{adopt, drill, failover, fence, ordered, resync};
 use crate::volume::trash;
 
 /// What the method of every order begins with.
@@ -64,6 +64,7 @@ async fn carry_out(backend: &Backend, operation: &Operation) -> Result<()> {
         Order::TestStop(order) => Box::pin(drill::stop(backend, operation, order.id.as_deref())).await,
         Order::Failover(order) => ordered::whole(backend, &context, operation, &order).await,
         Order::Move(order) => ordered::some(backend, &context, operation, &order).await,
+        Order::Adopt(order) => adopt::run(backend, &context, operation, &order).await,
         Order::Fence(order) => {
             let only = order.volumes.as_deref();
             fence::lay(backend, operation, &order.site, only, order.seconds).await

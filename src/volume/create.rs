@@ -371,7 +371,7 @@ pub(super) async fn overtaken(
     let active = db::service::hold_active(conn, service, backend.config.cluster.as_deref()).await?;
     let active = active.map_or_else(|| backend.active_name(), |id| target::active(Some(&id)).to_owned());
     let made_on = place.site.name();
-    if active == made_on {
+    if active == made_on || db::backend_site::became(conn, &backend.scope_name(), made_on, &active).await? {
         return Ok(changes.clone());
     }
     warn!(volume.id = volume.id, made_on, active, "the backend failed over while the volume was made");

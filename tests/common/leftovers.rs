@@ -135,6 +135,10 @@ impl Lab {
                 self.sql(&format!("DELETE FROM scoria_{table}"), &[]);
             }
         }
+        if self.has_table("scoria_backend_sites") {
+            self.sql("DELETE FROM scoria_backend_sites", &[]);
+            self.sql("DELETE FROM scoria_adoptions", &[]);
+        }
         self.forget_images();
     }
 }

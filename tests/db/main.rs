@@ -6,6 +6,7 @@ mod env;
 #[path = "../common/db.rs"]
 mod support;
 
+mod adopt;
 mod attach_recovery;
 mod attachment_update;
 mod backups;

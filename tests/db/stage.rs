@@ -1,6 +1,7 @@
 //! A backend over a scratch database and the simulator: what a volume operation needs, without broker and
 //! without Ceph.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -164,6 +165,7 @@ pub struct Stage {
     pub context: RequestContext,
     pub heard: Arc<Heard>,
     options: String,
+    conf: tempfile::NamedTempFile,
 }
 
 impl Stage {
@@ -232,13 +234,27 @@ impl Stage {
         seed::base(&test).await;
         let sim = Sim::new(config);
         let heard = Arc::new(Heard::default());
-        let backend = backend(&test, &sim, &heard, options);
+        let conf = tempfile::NamedTempFile::new().unwrap();
+        let backend = backend(&test, &sim, &heard, options, conf.path());
         backend.set_condition(Condition::Up);
         let Value::Object(fields) = json!({"request_id": "req-1", "project_id": PROJECT}) else {
             unreachable!()
         };
         let context = RequestContext::from_fields(fields);
-        Stage { test, backend, sim, context, heard, options: options.to_owned() }
+        Stage { test, backend, sim, context, heard, options: options.to_owned(), conf }
+    }
+
+    /// An operator changes the configuration file: these are the lines of the backend's section from now on.
+    pub fn rewrite(&mut self, options: &str) {
+        self.options = options.to_owned();
+        write_conf(self.conf.path(), "node1", options);
+    }
+
+    /// Another member of the backend's Cinder cluster, with a configuration file of its own.
+    pub fn member(&self, options: &str) -> (Arc<Backend>, tempfile::NamedTempFile) {
+        let conf = tempfile::NamedTempFile::new().unwrap();
+        write_conf(conf.path(), "node2", options);
+        (made(&self.test, &self.sim, &self.heard, "node2", conf.path()), conf)
     }
 
     /// The service dies, and another instance of it starts on the same machine.
@@ -249,7 +265,7 @@ impl Stage {
 
     /// The same, and the site that its backend works on has not answered since.
     pub fn restart_down(&mut self) {
-        self.backend = backend(&self.test, &self.sim, &self.heard, &self.options);
+        self.backend = backend(&self.test, &self.sim, &self.heard, &self.options, self.conf.path());
     }
 
     /// The broker confirms nothing.
@@ -348,10 +364,22 @@ impl Stage {
     }
 }
 
-fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<Backend> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("{CONF}{options}")).unwrap();
-    let (config, _) = Config::load(&[file.path().to_owned()], &[], std::iter::empty()).unwrap();
+fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &Path) -> Arc<Backend> {
+    write_conf(conf, "node1", options);
+    let backend = made(test, sim, heard, "node1", conf);
+    assert_eq!(backend.host(), BACKEND);
+    backend.set_service(Service { id: 1, host: BACKEND.into(), uuid: seed::id(9, 1), ..Service::default() });
+    backend
+}
+
+/// The file of a host, with more lines in the backend's section.
+pub fn write_conf(conf: &Path, host: &str, options: &str) {
+    let text = CONF.replace("host=node1", &format!("host={host}"));
+    std::fs::write(conf, format!("{text}{options}")).unwrap();
+}
+
+fn made(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, host: &str, conf: &Path) -> Arc<Backend> {
+    let (config, _) = Config::load(&[conf.to_owned()], &[], std::iter::empty()).unwrap();
     let peers = Peers {
         notify: heard.clone(),
         scheduler: heard.clone(),
@@ -359,10 +387,7 @@ fn backend(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str) -> Arc<B
         backups: heard.clone(),
     };
     let section = config.backends.first().unwrap().clone();
-    assert_eq!(section.host, BACKEND);
-    let backend = Backend::new(section, Globals::from(&config), journal(test, "node1"), peers, &sim.ceph());
-    backend.set_service(Service { id: 1, host: BACKEND.into(), uuid: seed::id(9, 1), ..Service::default() });
-    Arc::new(backend)
+    Arc::new(Backend::new(section, Globals::from(&config), journal(test, host), peers, &sim.ceph()))
 }
 
 /// After which calls to Ceph a service is killed, one life after the other: later each time with `--full`, and after

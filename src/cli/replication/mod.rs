@@ -1,6 +1,7 @@
 //! `replication`: what an operator does in and around a failover. That of a whole backend is ordered through
 //! cinder-api (`cinder failover-host`), as ever, or here; anything smaller only here.
 
+mod adopt;
 mod affected;
 pub(super) mod ask;
 mod audit;
@@ -67,6 +68,12 @@ pub enum Action {
     Resync(Resync),
     /// Move volumes in failover-error to where their backend is active
     Retry(Retry),
+    /// Make the site that a backend has failed over to its own, for good
+    ///
+    /// First write it into cinder.conf on every host that serves the backend: rbd_ceph_conf and the other options of
+    /// the section take what replication_device says, and replication_device names another site, or is left out.
+    /// Nothing needs to be restarted. An order that does not fit the file is refused with the lines that are wanted.
+    Adopt(Adopt),
     /// Keep the clients of volumes that have left a site out of it (OSD blocklist)
     ///
     /// After an unplanned failover, servers that still run at the old site write to images that are thrown away
@@ -264,6 +271,33 @@ pub struct Retry {
     pub no_wait: bool,
 }
 
+/// Arguments of `adopt`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Adopt {
+    /// The backend: HOST@BACKEND, CLUSTER@BACKEND or its section
+    #[arg(long, value_name = "BACKEND")]
+    pub backend: String,
+    /// Give volumes up that are not on the site: error, not-capable
+    #[arg(long)]
+    pub leave_behind: bool,
+    /// No other site is left: end the mirroring of the images, too
+    #[arg(long)]
+    pub stop_mirroring: bool,
+    /// Your word for which cluster the site is, where nobody knows it, or it is to be another than it was
+    #[arg(long, value_name = "FSID")]
+    pub fsid: Option<Uuid>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// The service looks whether it could, and changes nothing
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
 /// Arguments of `fence`.
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
@@ -327,6 +361,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         Action::Failover(arguments) => failover::run(context, arguments).await,
         Action::Resync(arguments) => resync::run(context, arguments).await,
         Action::Retry(arguments) => retry::run(context, arguments).await,
+        Action::Adopt(arguments) => adopt::run(context, arguments).await,
         Action::Fence(arguments) => fence::lay(context, arguments).await,
         Action::Fences { backend } => fence::list(context, &backend).await,
         Action::Unfence(arguments) => fence::lift(context, arguments).await,

@@ -271,7 +271,11 @@ fn view<'a>(
 }
 
 /// Looks at many images of a site.
-async fn survey(site: &Site, pool: &str, images: &[String]) -> HashMap<String, Looked> {
+pub(in crate::replication) async fn survey(
+    site: &Site,
+    pool: &str,
+    images: &[String],
+) -> HashMap<String, Looked> {
     let chunks: Vec<_> =
         images.chunks(CHUNK).map(|chunk| look(site.clone(), pool.to_owned(), chunk.to_vec())).collect();
     let all: Vec<Vec<(String, Looked)>> = stream::iter(chunks).buffered(REQUESTS).collect().await;

@@ -259,7 +259,7 @@ pub async fn targets(backend: &Backend, context: &RequestContext, group_id: &str
         }
         Value::Object(device.written.0.iter().map(|(key, value)| (key.clone(), json!(value))).collect())
     };
-    let targets: Vec<Value> = backend.config.replication_devices.iter().map(target).collect();
+    let targets: Vec<Value> = backend.sites().options().replication_devices.iter().map(target).collect();
     Ok(json!({ "replication_targets": targets }))
 }
 

@@ -54,7 +54,7 @@ pub(crate) mod decode {
         migrate_volume, migrate_volume_completion, retype, update_migrated_volume,
     };
     pub(crate) use super::orders::{
-        ask_plan, ask_preflight, order_failover, order_resync, order_retry, replication_status,
+        ask_plan, ask_preflight, order_adopt, order_failover, order_resync, order_retry, replication_status,
     };
     pub(crate) use super::replication::{
         disable_replication, enable_replication, failover, failover_completed, failover_replication,

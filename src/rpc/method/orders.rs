@@ -4,7 +4,7 @@ use super::Args;
 use crate::error::{Code, Error, Result};
 use crate::replication::foresight::Inquiry;
 use crate::replication::intent::Intent;
-use crate::replication::orders::{Failover, Move, Order, Resync, Retry};
+use crate::replication::orders::{Adopt, Failover, Move, Order, Resync, Retry};
 use crate::rpc::dispatch::Method;
 
 fn order(order: Order) -> Result<Method> {
@@ -38,6 +38,16 @@ pub(crate) fn order_retry(args: &mut Args) -> Result<Method> {
 pub(crate) fn order_resync(args: &mut Args) -> Result<Method> {
     let discard = args.text("discard")?;
     order(Order::Resync(Resync { discard, volumes: args.maybe_texts("volumes")? }))
+}
+
+/// `adopt(leave_behind=False, stop_mirroring=False, fsid=None, dry_run=False)`
+pub(crate) fn order_adopt(args: &mut Args) -> Result<Method> {
+    order(Order::Adopt(Adopt {
+        leave_behind: args.flag("leave_behind", false)?,
+        stop_mirroring: args.flag("stop_mirroring", false)?,
+        fsid: args.maybe_text("fsid")?,
+        dry_run: args.flag("dry_run", false)?,
+    }))
 }
 
 /// `status(operation=None)`
