@@ -7,8 +7,9 @@ use scoria::db::site as rows;
 use scoria::error::Code;
 use scoria::journal::Operation;
 use scoria::model::Scope;
+use scoria::rbd::RbdErrorKind;
 use scoria::rbd::protocol::Connection;
-use scoria::rbd::sim::{Health, Sim, SimConfig, When};
+use scoria::rbd::sim::{Fault, Health, Sim, SimConfig, When};
 use scoria::rpc::{Call, Handler, envelope};
 use scoria::service::sites::SiteHandler;
 use scoria::site::{self, CephKey, Delete, Files, Order, Parts, Register, Sites, Update, Worked};
@@ -310,12 +311,12 @@ async fn what_makes_no_sense_is_refused_and_leaves_nothing() {
         assert!(refused.contains(said), "{order:?}: {refused}");
     }
     assert!(scene.heard.events().contains(&"scoria.site.register.error ".to_owned()));
-    scene.sim.set_health("b", Health::Dead);
+    // As if both were dead, without the time that it takes to find that out.
+    scene.sim.inject(Fault::on("Fsid").always().fails(When::Before, RbdErrorKind::Unreachable));
     let draft = scene.draft().await;
     let refused = scene.run(Order::Register(register("b", draft.clone()))).await.unwrap_err();
     assert!(!draft.conf.exists() && refused.contains("Ceph"), "{refused}");
     // A dead site is renamed all the same, and cannot be looked at.
-    scene.sim.set_health("a", Health::Dead);
     assert!(scene.run(Order::Update(update("a"))).await.is_err());
     let renamed =
         scene.run(Order::Update(Update { new_name: Some("paris".into()), ..update("a") })).await.unwrap();
