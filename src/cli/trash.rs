@@ -76,7 +76,8 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     match action {
         Action::List(arguments) => {
             let target = Target::find(context, &arguments.backend).await?;
-            let found = ask(context, &target, Inquiry::Trash {}, arguments.timeout.within()).await?;
+            let within = arguments.timeout.within();
+            let found: Vec<Contents> = ask(context, &target, Inquiry::Trash {}, within).await?;
             report(target.name(), &found)
         }
         Action::Purge(arguments) => {
@@ -91,10 +92,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     }
 }
 
-fn report(backend: &str, found: &Vec<Contents>) -> Result<Report> {
+fn report(backend: &str, found: &[Contents]) -> Result<Report> {
     let silent = found.iter().any(|site| site.error.is_some());
     let exit = if silent { Exit::Failed } else { Exit::Done };
-    Ok(Report::new(render(backend, found), found)?.ending(exit))
+    Ok(Report::new(render(backend, found), &found)?.ending(exit))
 }
 
 fn render(backend: &str, found: &[Contents]) -> String {
@@ -145,12 +146,12 @@ mod tests {
             standing: Standing::Deferred,
         };
         let full = Contents { site: "default".into(), error: None, images: vec![image] };
-        let told = report("h@b", &vec![full.clone()]).unwrap();
+        let told = report("h@b", std::slice::from_ref(&full)).unwrap();
         assert_eq!(told.exit, Exit::Done);
         assert!(told.text.contains("2026-01-02 03:04:05") && told.text.contains("1.5"), "{}", told.text);
         assert!(told.text.contains("default: 1 images, 1.5 GiB, 0 due"), "{}", told.text);
         let silent = Contents { site: "b".into(), error: Some("timed out".into()), images: vec![] };
-        let told = report("h@b", &vec![full, silent]).unwrap();
+        let told = report("h@b", &[full, silent]).unwrap();
         assert_eq!(told.exit, Exit::Failed);
         assert!(told.text.contains("b: timed out"), "{}", told.text);
     }

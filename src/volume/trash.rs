@@ -125,7 +125,8 @@ async fn look(backend: &Backend, site: &Site, sizes: &mut HashMap<String, u64>) 
     let now = Utc::now().timestamp();
     let trashed = |(volume, e): (String, crate::rbd::types::TrashEntry)| Trashed {
         bytes: sizes.get(&e.id).copied(),
-        standing: match (living.contains(&volume), e.deferment_end > now) {
+        // Its last second is not over yet: the site counts fractions.
+        standing: match (living.contains(&volume), e.deferment_end >= now) {
             (true, _) => Standing::Kept,
             (false, true) => Standing::Deferred,
             (false, false) => Standing::Due,
