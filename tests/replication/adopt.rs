@@ -116,6 +116,8 @@ fn the_survivor_becomes_the_backends_own_and_the_old_site_its_peer() {
 
     // The old site comes back, with an image that is primary, too.
     lab.start_site("site-a");
+    // The lab has written its own file anew.
+    conf.swap();
     assert_eq!(lab.image("a", &volumes[0].id)["primary"], true);
     carried_out(&lab, &["resync", "--backend", CEPH, "--discard", "site-a", "--yes"]);
     lab.wait_replicated(&volumes[0].id, "b", 400);
