@@ -5,6 +5,7 @@
 //! one loop, bounded by a concurrency limit, serves failover, failback, retry and resume alike. It
 //! knows no SQL: rows are `failover`'s business.
 
+mod pause;
 mod survey;
 mod writable;
 
@@ -20,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+pub use self::pause::Pause;
 use self::survey::Surveyed;
 use super::intent::Intent;
 use super::judge::Judge;
@@ -98,36 +100,6 @@ impl From<&BackendConfig> for Limits {
             promote: config.promote_timeout,
             writable: config.writable_timeout,
         }
-    }
-}
-
-/// A pause between two looks at the same image: 50 ms, growing by half up to 1 s.
-#[derive(Debug)]
-pub struct Pause {
-    next: Duration,
-    /// How long it does not grow.
-    eager: Duration,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Pause { next: Duration::from_millis(50), eager: Duration::ZERO }
-    }
-}
-
-impl Pause {
-    /// One that begins to grow only after two seconds: for what normally happens before.
-    fn eager() -> Pause {
-        Pause { eager: Duration::from_secs(2), ..Pause::default() }
-    }
-
-    /// Waits, and makes the next wait longer.
-    pub async fn rest(&mut self) {
-        tokio::time::sleep(self.next).await;
-        if self.eager.is_zero() {
-            self.next = (self.next * 3 / 2).min(Duration::from_secs(1));
-        }
-        self.eager = self.eager.saturating_sub(self.next);
     }
 }
 
