@@ -17,7 +17,7 @@ from oslo_config import cfg
 
 
 def main(conf_file, host, name, monitors, key_file, user="cinder"):
-    conf = cfg.ConfigOpts()
+    conf = cfg.CONF
     conf(["--config-file", conf_file], project="cinder")
     messaging.set_transport_defaults(control_exchange="openstack")
     transport = messaging.get_rpc_transport(conf)
