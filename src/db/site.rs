@@ -4,7 +4,6 @@
 //! called. Names are the operator's, and unique too.
 
 use chrono::NaiveDateTime;
-use diesel::OptionalExtension;
 use diesel::sql_types::{Bool, Datetime, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
@@ -126,11 +125,8 @@ pub async fn lock(conn: &mut Conn, name: &str, fsid: &str) -> Result<Vec<SiteRow
         .await?)
 }
 
-/// Makes a site known under a name that an operator has chosen (`registered`), or that was `found`.
-///
-/// # Errors
-/// `Conflict` when another cluster has the name; `Database`.
-pub async fn put(conn: &mut Conn, name: &str, origin: &str, seen: &Seen) -> Result<()> {
+/// A new site; false when its cluster or its name is known.
+async fn insert(conn: &mut Conn, name: &str, origin: &str, seen: &Seen) -> Result<bool> {
     let written = diesel::sql_query(
         "INSERT INTO scoria_sites \
          (fsid, name, origin, monitors, version, health, report, seen_at, created_at, updated_at) \
@@ -146,12 +142,22 @@ pub async fn put(conn: &mut Conn, name: &str, origin: &str, seen: &Seen) -> Resu
     .execute(conn)
     .await;
     match written {
-        Ok(_) => return Ok(()),
-        Err(e) if is_duplicate(&e) => {}
-        Err(e) => return Err(e.into()),
+        Ok(_) => Ok(true),
+        Err(e) if is_duplicate(&e) => Ok(false),
+        Err(e) => Err(e.into()),
     }
-    let known = diesel::sql_query(format!("{SITE} WHERE fsid = ?")).bind::<Text, _>(&seen.fsid);
-    if known.get_result::<SiteRow>(conn).await.optional()?.is_none() {
+}
+
+/// Makes a site known under a name that an operator has chosen (`registered`), or that was `found`.
+///
+/// # Errors
+/// `Conflict` when another cluster has the name; `Database`.
+pub async fn put(conn: &mut Conn, name: &str, origin: &str, seen: &Seen) -> Result<()> {
+    if insert(conn, name, origin, seen).await? {
+        return Ok(());
+    }
+    // A locking read sees what was committed a moment ago, a plain one would not.
+    if !lock(conn, name, &seen.fsid).await?.iter().any(|row| row.fsid == seen.fsid) {
         return Err(taken(name));
     }
     rename(conn, &seen.fsid, name).await?;
@@ -312,24 +318,17 @@ pub async fn service_hosts(conn: &mut Conn) -> Result<Vec<String>> {
 /// # Errors
 /// `Internal` when no name is free, which the last, made from the fsid, prevents; `Database`.
 pub async fn find_out(conn: &mut Conn, names: &[String], seen: &Seen) -> Result<Option<String>> {
-    let known = diesel::sql_query(format!("{SITE} WHERE fsid = ?"))
-        .bind::<Text, _>(&seen.fsid)
-        .get_result::<SiteRow>(conn)
-        .await
-        .optional()?;
-    if known.is_some() {
-        see(conn, seen).await?;
-        return Ok(None);
-    }
     for name in names {
-        let taken = lock(conn, name, &seen.fsid).await?;
-        // Another service has found the same cluster at the same time.
-        if taken.iter().any(|s| s.fsid == seen.fsid) {
+        // Two backends, or two services, may find the same cluster at the same time: the first gives it its name.
+        if lock(conn, name, &seen.fsid).await?.iter().any(|row| row.fsid == seen.fsid) {
+            see(conn, seen).await?;
             return Ok(None);
         }
-        if taken.is_empty() {
-            put(conn, name, "found", seen).await?;
+        if insert(conn, name, "found", seen).await? {
             return Ok(Some(name.clone()));
+        }
+        if lock(conn, name, &seen.fsid).await?.iter().any(|row| row.fsid == seen.fsid) {
+            return Ok(None);
         }
     }
     Err(Error::internal(format!("No name is free for the cluster {}", seen.fsid)))
