@@ -13,7 +13,7 @@ use scoria::service::orders;
 
 use crate::create_site::image;
 use crate::seed;
-use crate::stage::{Stage, full, lives};
+use crate::stage::{Stage, lives};
 
 const POOL: &str = "volumes";
 /// Long enough for the simulator's daemons to copy an image and to link it.
@@ -195,7 +195,7 @@ async fn a_set_that_is_killed_again_and_again_arrives_and_comes_back() {
     for (to, site, intent) in [("b", "b", Intent::Planned), ("default", "a", Intent::Automatic)] {
         let mut operation = stage.ordered(some(&[&ids[0], &ids[1]], to, intent)).await;
         let mut kills = 0;
-        for (k, when) in lives(9) {
+        for (k, when) in lives() {
             stage.sim.kill_at(k, when);
             let killed = tokio::select! {
                 biased;
@@ -210,7 +210,7 @@ async fn a_set_that_is_killed_again_and_again_arrives_and_comes_back() {
             stage.restart();
             operation = stage.backend.journal.adopt(&stage.backend.scope()).await.unwrap().remove(0);
         }
-        assert!(kills >= if full() { 5 } else { 1 }, "{kills}");
+        assert!(kills > 2, "{kills}");
         explored(kills);
         assert_eq!(stage.ended(&operation).await, ["closed", "succeeded"], "{:?}", statuses(&stage).await);
         for id in &ids[..2] {

@@ -390,12 +390,11 @@ fn made(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, host: &str, conf: &Path) -
     Arc::new(Backend::new(section, Globals::from(&config), journal(test, host), peers, &sim.ceph()))
 }
 
-/// After which calls to Ceph a service is killed, one life after the other: later each time with `--full`, and after
-/// `sample` in CI, because whatever takes over waits ten seconds for the dead one's locks. The last life is not disturbed.
-pub fn lives(sample: usize) -> Vec<(usize, When)> {
-    let calls: Vec<usize> = if full() { (1..80).step_by(2).collect() } else { vec![sample] };
+/// After which calls to Ceph a service is killed, one life after the other, later each time. The last life is not
+/// disturbed.
+pub fn lives() -> Vec<(usize, When)> {
     let kill = |k: usize| (k, if k % 4 == 1 { When::Before } else { When::After });
-    calls.into_iter().map(kill).chain([(usize::MAX, When::After)]).collect()
+    (1..80).step_by(2).map(kill).chain([(usize::MAX, When::After)]).collect()
 }
 
 /// Whether the whole matrix is asked for (`tools/test --full`).
