@@ -20,6 +20,7 @@ mod insert;
 mod lease;
 mod lock;
 mod operation;
+mod request;
 mod submit;
 mod types;
 
@@ -39,6 +40,7 @@ pub use admin::{Listing, ListingFilter};
 pub use clients::RbdClient;
 pub use history::Past;
 pub use operation::{Operation, Step};
+pub use request::Request;
 pub use submit::{Item, Progress, Submitted};
 pub use types::{Accept, Ending, JournalOptions, NewOperation, Outcome, Owner, PendingReply, ReplyTo};
 

@@ -6,11 +6,10 @@
 //! not know is an error, never ignored: it may have been a restriction on what to throw away.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::foresight::Inquiry;
 use super::intent::Intent;
-use crate::error::{Code, Error, Result};
+use crate::journal;
 
 /// Method of [`Order::Resync`].
 pub const RESYNC: &str = "scoria.replication.resync";
@@ -262,45 +261,8 @@ impl Order {
     }
 }
 
-/// The text of an order in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
-    /// What is ordered.
-    #[serde(flatten)]
-    pub order: Order,
-    /// `req-<uuid>`: finds the order's lines in the service's log, and its user messages.
-    pub request_id: String,
-}
-
-impl Request {
-    /// An order with a request id of its own.
-    pub fn new(order: Order) -> Request {
-        Request { order, request_id: format!("req-{}", Uuid::new_v4()) }
-    }
-
-    /// The text for the journal.
-    ///
-    /// # Errors
-    /// `Internal`; cannot fail for these types.
-    pub fn to_text(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|e| Error::internal("An order cannot be written as JSON").caused_by(e))
-    }
-
-    /// Reads the text of an operation whose method is one of ours.
-    ///
-    /// # Errors
-    /// `BadArguments` when it was written by a program that knows other arguments.
-    pub fn parse(text: &str) -> Result<Request> {
-        serde_json::from_str(text).map_err(|e| {
-            Error::new(
-                Code::BadArguments,
-                "The order in the journal cannot be read; use the scoria-manage of the service's version",
-            )
-            .caused_by(e)
-        })
-    }
-}
+/// An order as the journal has it.
+pub type Request = journal::Request<Order>;
 
 /// Which site's content survives when the copy of a volume on `discard` is thrown away: the site that
 /// serves the volume (`stray`, else the active one), unless that is the copy to discard; then the active
@@ -319,6 +281,7 @@ pub fn keeper<'a>(discard: &str, active: &'a str, stray: Option<&'a str>) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn an_order_has_the_shape_of_a_message() {

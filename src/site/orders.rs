@@ -6,9 +6,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::error::{Code, Error, Result};
+use crate::journal;
 
 /// What the method of every order begins with.
 pub const PREFIX: &str = "scoria.site.";
@@ -126,49 +125,13 @@ impl Order {
     }
 }
 
-/// The text of an order in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
-    /// What is ordered.
-    #[serde(flatten)]
-    pub order: Order,
-    /// `req-<uuid>`.
-    pub request_id: String,
-}
-
-impl Request {
-    /// An order with a request id of its own.
-    pub fn new(order: Order) -> Request {
-        Request { order, request_id: format!("req-{}", Uuid::new_v4()) }
-    }
-
-    /// The text for the journal.
-    ///
-    /// # Errors
-    /// `Internal`; cannot fail for these types.
-    pub fn to_text(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|e| Error::internal("An order cannot be written as JSON").caused_by(e))
-    }
-
-    /// Reads the text of an operation whose method is one of ours.
-    ///
-    /// # Errors
-    /// `BadArguments` when it was written by a program that knows other arguments.
-    pub fn parse(text: &str) -> Result<Request> {
-        serde_json::from_str(text).map_err(|e| {
-            Error::new(
-                Code::BadArguments,
-                "The order in the journal cannot be read; use the scoria-manage of the service's version",
-            )
-            .caused_by(e)
-        })
-    }
-}
+/// An order as the journal has it.
+pub type Request = journal::Request<Order>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn an_order_is_read_as_it_was_written_and_has_no_more_to_say() {
