@@ -172,17 +172,13 @@ async fn forced_promotion_is_not_writable_until_the_mirror_daemons_lock_is_broke
     tools_lab(&["kill", "rbd-mirror-b"]);
     tools_lab(&["start", "rbd-mirror-b"]);
     // On both at once: as long as one side mirrors it, the other's daemon makes it anew. A copy that this
-    // interrupts keeps the daemon's snapshot.
+    // interrupts keeps the daemon's snapshot, which no list shows.
     let disable = MirrorDisable { pool: v(), image: image.clone(), force: true };
     let remove = ImageRemove { pool: v(), image };
     eventually("gone from both sides", async || {
         let disabled = tokio::join!(a.call(disable.clone()), b.call(disable.clone()));
         for site in [a, b] {
-            let list = SnapList { pool: v(), image: remove.image.clone() };
-            for snap in site.call(list).await.unwrap_or_default() {
-                let (pool, image) = (v(), remove.image.clone());
-                let _ = site.call(SnapRemove { pool, image, snap: snap.name }).await;
-            }
+            let _ = site.call(SyncPointsRemove { pool: v(), image: remove.image.clone() }).await;
         }
         let removed = tokio::join!(a.call(remove.clone()), b.call(remove.clone()));
         let absent = |r: &Result<(), RbdError>| r.as_ref().is_err_and(RbdError::is_not_found);

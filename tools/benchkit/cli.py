@@ -241,7 +241,9 @@ def _measure(args, lab, every):
         ceph = stack.enter_context(contextlib.closing(floor.Floor(os.environ["SITE_A_CONF"])))
 
         def purge():
-            ceph.purge(rows.ours())
+            # By a connection of its own: one that has seen its cluster die may not answer again.
+            with contextlib.closing(floor.Floor(os.environ["SITE_A_CONF"])) as fresh:
+                fresh.purge(rows.ours())
             rows.purge()
 
         purge()                    # of an interrupted run

@@ -73,10 +73,13 @@ class Failovers:
     def planned(self, mode, count):
         """The same images go there and back with each contestant."""
         with self.images(mode, count) as (ids, names):
-            for there, source, target in ((True, "a", "b"), (False, "b", "a")):
-                self.mirrors.wait(names, mode, target)
-                elapsed = self.mirrors.move(names, source, target, self.sizes.threads)
-                self.keep(mode, count, "there" if there else "back", FLOOR, elapsed)
+            # The first way of an image is quicker than all that follow: nobody is measured on it.
+            for measured in (False, True):
+                for there, source, target in ((True, "a", "b"), (False, "b", "a")):
+                    self.mirrors.wait(names, mode, target)
+                    elapsed = self.mirrors.move(names, source, target, self.sizes.threads)
+                    if measured:
+                        self.keep(mode, count, "there" if there else "back", FLOOR, elapsed)
             for side in self.contestants(mode):
                 if self.skipped(side, ("alive", mode), count):
                     continue
