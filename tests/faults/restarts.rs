@@ -318,7 +318,8 @@ fn the_service_waits_for_a_database_and_a_broker_that_are_away_at_its_start() {
     lab.start("rabbitmq");
     wait_until("it serves", 120, || last_life(&lab).contains("scoria-volume serves"));
     assert_eq!(lab.service_pids()[0], service, "the same process");
-    wait_until("the API answers again", 60, || lab.try_api("services.list", json!([]), json!({})).is_ok());
+    // A question that cinder-api asks somebody before both have reconnected costs it its rpc_response_timeout, a minute.
+    wait_until("the API answers again", 150, || lab.try_api("services.list", json!([]), json!({})).is_ok());
     let id = lab.volume_of_type("ceph");
     lab.delete(&[&id]);
 }
