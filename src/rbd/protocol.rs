@@ -187,6 +187,8 @@ commands! {
     Short ImageList { pool: String } -> Vec<String>;
     /// Creates an image of `size` bytes with objects of `2^order` bytes and exactly `features`.
     Short ImageCreate { pool: String, image: String, size: u64, order: u8, features: u64 } -> ();
+    /// Id of the image that has a name, whole or half made, for the price of one read: nothing is opened.
+    Short ImageId { pool: String, image: String } -> String;
     /// Size, features, parent, and so on. Opens read-only, so it works on a secondary.
     Short ImageStat { pool: String, image: String } -> ImageInfo;
     /// What `ImageStat` and `SnapList` answer, for the price of one: to open an image is the dear part.

@@ -142,7 +142,8 @@ impl Place {
 
     /// Makes an image with `command`. librbd makes it object by object, so what an attempt that was cut
     /// short left may be a name that cannot be opened, or an empty image instead of a clone: what is not
-    /// `whole` is removed and made anew.
+    /// `whole` is removed and made anew. At the first attempt nobody may have the name, which is asked before:
+    /// when a worker is lost afterwards, what has it is this attempt's own.
     async fn make<C: Command<Reply = ()> + Clone>(
         &self,
         command: C,
@@ -151,6 +152,9 @@ impl Place {
         attempt: Attempt,
     ) -> Result<(), RbdError> {
         let mut again = attempt == Attempt::Again;
+        if !again {
+            self.require_free(C::NAME, image).await?;
+        }
         let mut tries = 0;
         loop {
             tries += 1;
@@ -170,6 +174,21 @@ impl Place {
                 }
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// `Exists`, as `op` would say it, when an image has the name.
+    async fn require_free(&self, op: &str, image: &str) -> Result<(), RbdError> {
+        match self.site.insist(ImageId { pool: self.pool.clone(), image: image.to_owned() }).await {
+            Err(e) if e.is_not_found() => Ok(()),
+            Err(e) => Err(e),
+            Ok(id) => Err(RbdError {
+                kind: RbdErrorKind::Exists,
+                op: op.to_owned(),
+                site: self.site.name().to_owned(),
+                errno: 0,
+                message: format!("{}/{image} exists, its id is {id}", self.pool),
+            }),
         }
     }
 

@@ -129,6 +129,25 @@ async fn what_somebody_else_made_is_not_taken_for_our_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_somebody_else_made_is_not_our_own_when_a_worker_dies_over_it() {
+    let sim = with_bystanders(plain()).await;
+    let p = place(&sim);
+    p.clone_from("other", "snapshot-other", "twin", MIB, SHAPE, Attempt::First).await.unwrap();
+    let before = pool(&sim);
+    for op in ["ImageId", "ImageCreate", "ImageClone"] {
+        for when in [When::Before, When::After] {
+            sim.inject(Fault::on(op).fails(when, RbdErrorKind::WorkerLost));
+            // As large as ours is to be, and a clone of what ours is to be a clone of.
+            let made = p.create("other", MIB, SHAPE, Attempt::First).await;
+            assert_eq!(made.unwrap_err().kind, RbdErrorKind::Exists, "{op}");
+            let clone = p.clone_from("other", "snapshot-other", "twin", MIB, SHAPE, Attempt::First).await;
+            assert_eq!(clone.unwrap_err().kind, RbdErrorKind::Exists, "{op}");
+            assert_eq!(pool(&sim), before, "{op}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clone_of_a_snapshot_that_grows_and_is_flattened() {
     for config in FORMATS {
         for flatten in [false, true] {

@@ -20,6 +20,8 @@ pub async fn create_twice(env: &Env) -> Case {
     let image = env.image("i").await?;
     env.write(&env.a, &image, 0, b"first").await?;
     refused(Kind::Exists, env.a.call(env.create(&image)).await)?;
+    let id = env.a.call(ImageId { pool: env.pool.clone(), image: image.clone() }).await?;
+    ensure!(id == env.a.call(env.stat(&image)).await?.id, "{id}");
     ensure!(env.read(&env.a, &image, None, 5).await? == b"first", "the first one is left alone");
     Ok(())
 }
@@ -42,6 +44,7 @@ pub async fn missing(env: &Env) -> Case {
     let (p, i) = (|| env.pool.clone(), || image.clone());
     refused(Kind::NotFound, env.a.call(env.stat(&image)).await)?;
     refused(Kind::NotFound, env.a.call(env.inspect(&image)).await)?;
+    refused(Kind::NotFound, env.a.call(ImageId { pool: p(), image: i() }).await)?;
     refused(Kind::NotFound, env.a.call(ImageResize { pool: p(), image: i(), size: SIZE }).await)?;
     refused(Kind::NotFound, env.a.call(ImageRename { pool: p(), from: i(), to: env.name("other") }).await)?;
     refused(Kind::NotFound, env.a.call(ImageFlatten { pool: p(), image: i() }).await)?;

@@ -166,6 +166,20 @@ impl IoCtx {
         Ok(())
     }
 
+    /// Id of the image that has `name`: a length (u32, little endian) and that many bytes in the object
+    /// `rbd_id.NAME` (`RBD_ID_PREFIX`, cls_rbd's `get_id`).
+    pub(crate) fn image_id(&self, name: &str) -> Result<String, Failure> {
+        // RBD_IMAGE_ID_LEN_MAX is 64.
+        let object = self.read_object(&format!("rbd_id.{name}"), 4 + 64)?;
+        let id = object.split_first_chunk().and_then(|(length, rest)| {
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            String::from_utf8(rest.get(..length)?.to_vec()).ok()
+        });
+        id.ok_or_else(|| {
+            Failure::new("rados_read", format!("{} is no image's id", self.path(name)), -libc::EINVAL)
+        })
+    }
+
     /// Removes an image that has no snapshots and no watchers.
     ///
     /// Implements:

@@ -87,6 +87,7 @@ impl World {
             Request::ImageCreate(r) => {
                 Reply::ImageCreate(self.create(site, &r.pool, &r.image, r.size, r.order, r.features)?)
             }
+            Request::ImageId(r) => Reply::ImageId(self.image_id(site, &r.pool, &r.image)?),
             Request::ImageStat(r) => Reply::ImageStat(self.stat(site, &r.pool, &r.image)?),
             Request::ImageInspect(r) => Reply::ImageInspect(Inspection {
                 info: self.stat(site, &r.pool, &r.image)?,

@@ -134,6 +134,14 @@ impl World {
         self.insert_image(site, pool, image)
     }
 
+    /// Also of an image that is only half there.
+    pub(super) fn image_id(&self, site: &str, pool: &str, image: &str) -> Answer<String> {
+        match self.pool(site, pool)?.names.get(image) {
+            Some(id) => Ok(id.clone()),
+            None => refuse(Kind::NotFound, format!("no image {pool}/{image}")),
+        }
+    }
+
     pub(super) fn stat(&self, site: &str, pool: &str, image: &str) -> Answer<ImageInfo> {
         let i = self.image(site, pool, image)?;
         let named = |p: &ParentRef| {

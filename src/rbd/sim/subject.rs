@@ -50,6 +50,7 @@ impl Subject {
             Request::ScheduleList(r) => pool(&r.pool),
             // Not opened by name while it is being made, or opened read-only.
             Request::ImageCreate(r) => on(&r.pool, &r.image, false),
+            Request::ImageId(r) => on(&r.pool, &r.image, false),
             Request::ImageStat(r) => on(&r.pool, &r.image, false),
             Request::ImageInspect(r) => on(&r.pool, &r.image, false),
             Request::ImageCopy(r) => on(&r.pool, &r.image, false),

@@ -59,6 +59,7 @@ pub(super) fn execute(
         Request::ImageCreate(c) => {
             Reply::ImageCreate(pool(&c.pool)?.create(&c.image, c.size, c.features, c.order)?)
         }
+        Request::ImageId(c) => Reply::ImageId(pool(&c.pool)?.image_id(&c.image)?),
         Request::ImageStat(c) => {
             let io = pool(&c.pool)?;
             Reply::ImageStat(stat(&Image::open_read_only(&io, &c.image, None)?)?)

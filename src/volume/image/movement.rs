@@ -30,20 +30,10 @@ impl Place {
             features: original.features & OF_ITSELF,
             order: original.order,
         };
-        match (attempt, to.stat(image).await) {
-            (Attempt::Again, _) => to.remove_if_there(image).await?,
-            (Attempt::First, Err(e)) if e.is_not_found() => {}
-            (Attempt::First, Err(e)) => return Err(e),
+        match attempt {
+            Attempt::Again => to.remove_if_there(image).await?,
             // It must not be taken for half a copy of ours below.
-            (Attempt::First, Ok(_)) => {
-                return Err(RbdError {
-                    kind: RbdErrorKind::Exists,
-                    op: "ImageCopy".to_owned(),
-                    site: self.site.name().to_owned(),
-                    errno: 0,
-                    message: format!("{}/{image} exists", to.pool),
-                });
-            }
+            Attempt::First => to.require_free(ImageCopy::NAME, image).await?,
         }
         let mut tries = 0;
         loop {
