@@ -35,7 +35,9 @@ pub(crate) fn group_of(lab: &Lab, kind: &Value, volume_types: &[&str]) -> String
         let query = "SELECT id FROM volume_types WHERE name = %s AND deleted = 0";
         row_str(&lab.rows(query, &[json!(volume_type)])[0], "id").to_owned()
     };
-    let types: Vec<String> = volume_types.iter().map(id_of).collect();
+    let mut types: Vec<String> = volume_types.iter().map(id_of).collect();
+    // The API takes each type once.
+    types.dedup();
     let made = lab.api("groups.create", json!([kind, types.join(",")]), json!({"name": "g"}));
     let id = made["id"].as_str().unwrap().to_owned();
     wait_until("the group is placed and made", 60, || {
