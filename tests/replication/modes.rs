@@ -87,6 +87,7 @@ fn clones(lab: &Lab) {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_volume_is_switched_to_snapshots_and_back_with_its_data_and_its_snapshots_are_carried_over() {
     let lab = &Lab::get();
     if !lab.only_scoria("stock mirrors by journal only") {
