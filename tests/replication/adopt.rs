@@ -132,7 +132,7 @@ fn the_survivor_becomes_the_backends_own_and_the_old_site_its_peer() {
     conf.restore();
     carried_out(&lab, ADOPT);
     expect_at_home(&lab, &volumes);
-    expect_served_from_a(&lab, &volumes);
+    settle(&lab, &volumes, "a");
     assert_eq!(lab.service_pids()[0], service, "nobody has restarted anything");
     wait_until("the scheduler hears of the other site", 30, || {
         lab.service_log().matches("the sites of the backend are others now").count() == 2
