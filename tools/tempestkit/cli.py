@@ -155,7 +155,8 @@ def _run(args):
         for site in SITES:
             # As devstack's Ceph: an image that has clones can be deleted from Glance.
             _tool("ceph", site, "osd", "set-require-min-compat-client", "mimic")
-        with contextlib.closing(suites.administrator(lab)) as admin, network.served(admin):
+        with contextlib.closing(suites.administrator(lab)) as admin, network.served(admin), \
+                suites.types_of_nobody_hidden(admin):
             suites.prepare(lab, admin, home())
             for side in sides:
                 _serve(side)
