@@ -7,6 +7,7 @@ use crate::common::{Lab, full, wait_until};
 use crate::crash::{WHY, arm, died_at, wait_quiet};
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_creation_dies_before_and_after_its_image_has_a_header() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {

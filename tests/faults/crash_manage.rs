@@ -7,6 +7,7 @@ use crate::common::{Lab, full};
 use crate::crash::{WHY, arm, died_at, wait_quiet};
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_revert_dies_at_every_step() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
@@ -67,6 +68,7 @@ fn a_takeover_dies_at_every_step() {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_takeover_of_a_snapshot_dies_at_every_step() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
