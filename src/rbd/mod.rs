@@ -9,6 +9,7 @@ pub mod error;
 mod ffi;
 pub mod frame;
 pub mod identity;
+pub mod link;
 pub mod mirror_survey;
 pub mod pool;
 pub mod protocol;

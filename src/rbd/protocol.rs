@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::{RbdError, RbdErrorKind};
+use super::link::{ErasureProfile, OsdPlace, PoolShape, Way};
 use super::mirror_survey::{Looked, MirrorPool};
 use super::types::*;
 
@@ -342,6 +343,40 @@ commands! {
     /// Removes one from an image; one that is not there is a success. `Invalid` for an image that is gone, or is not
     /// mirrored by snapshots: the module forgets its schedules by itself.
     Short ScheduleRemove { pool: String, image: String, schedule: Schedule } -> ();
+
+    // ---- links between clusters ---------------------------------------------------------------
+
+    // They need an administrator's key; `Permission` for any other. What is there already is a success.
+
+    /// All OSDs, and where CRUSH has them.
+    Short OsdPlaces {} -> Vec<OsdPlace>;
+    /// Makes an erasure-code profile. `Permission` when one of this name is there and is another.
+    Short ErasureProfileSet { profile: ErasureProfile } -> ();
+    /// Makes a pool for RBD, and gives it its `min_size` and overwrites. One that is there keeps its data and size.
+    Short PoolEnsure { pool: String, shape: PoolShape } -> ();
+    /// Initialises a pool for RBD (`rbd pool init`), and has the data of new images go to `data_pool`.
+    Short PoolInit { pool: String, data_pool: Option<String> } -> ();
+    /// Sets the mirroring mode of a pool; `Busy` when it is to be disabled and has peers or mirrored images.
+    Short MirrorModeSet { pool: String, mode: PoolMirrorMode } -> ();
+    /// What the cluster calls itself towards its peers; `None`: it has no name but its fsid.
+    Short SiteName {} -> Option<String>;
+    /// Gives it that name.
+    Short SiteNameSet { name: String } -> ();
+    /// Makes `source` a peer of the pool, by a bootstrap token that never leaves the worker; with `RxTx` this cluster
+    /// becomes a peer of it, too. By the workers of the receiving site.
+    Short PeerBootstrap { pool: String, source: Connection, way: Way } -> ();
+    /// Makes `source` a peer that the pool receives from, by `user`, which it makes there with capabilities on
+    /// `pools`, and whose key goes into this cluster's config-key store; it never leaves the worker. `Exists` when the
+    /// pool receives from another cluster. By the workers of the receiving site.
+    Short PeerAdd { pool: String, source: Connection, source_name: String, user: String, pools: Vec<String> } -> ();
+    /// Removes a peer of a pool, and what the config-key store has of it.
+    Short PeerRemove { pool: String, uuid: String } -> ();
+    /// Whether there is a client of this name, without `client.`.
+    Short ClientExists { user: String } -> bool;
+    /// Removes it. The bootstrap user goes with the note that says who it is.
+    Short ClientRemove { user: String } -> ();
+    /// How many rbd-mirror daemons have told the manager that they run, whatever they serve.
+    Short MirrorServices {} -> u32;
 }
 
 impl Request {
@@ -349,6 +384,8 @@ impl Request {
     pub fn second_site(&self) -> Option<&Connection> {
         match self {
             Request::ImageTransfer(c) => Some(&c.dest_site),
+            Request::PeerBootstrap(c) => Some(&c.source),
+            Request::PeerAdd(c) => Some(&c.source),
             _ => None,
         }
     }

@@ -15,10 +15,10 @@ use crate::rbd::types::{
 };
 
 #[allow(non_camel_case_types)]
-type rbd_mirror_mode_t = c_uint;
-const RBD_MIRROR_MODE_DISABLED: rbd_mirror_mode_t = 0;
-const RBD_MIRROR_MODE_IMAGE: rbd_mirror_mode_t = 1;
-const RBD_MIRROR_MODE_POOL: rbd_mirror_mode_t = 2;
+pub(super) type rbd_mirror_mode_t = c_uint;
+pub(super) const RBD_MIRROR_MODE_DISABLED: rbd_mirror_mode_t = 0;
+pub(super) const RBD_MIRROR_MODE_IMAGE: rbd_mirror_mode_t = 1;
+pub(super) const RBD_MIRROR_MODE_POOL: rbd_mirror_mode_t = 2;
 
 #[allow(non_camel_case_types)]
 type rbd_mirror_image_mode_t = c_uint;

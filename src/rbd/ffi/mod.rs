@@ -17,6 +17,7 @@ mod errno;
 mod image;
 mod io;
 mod layer;
+mod link;
 mod lock;
 mod metadata;
 mod mirror;
@@ -76,6 +77,7 @@ pub(crate) struct Api {
     image: image::Functions,
     io: io::Functions,
     layer: layer::Functions,
+    link: link::Functions,
     lock: lock::Functions,
     metadata: metadata::Functions,
     mirror: mirror::Functions,
@@ -114,6 +116,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             image: image::Functions::load(&rbd).map_err(missing)?,
             io: io::Functions::load(&rbd).map_err(missing)?,
             layer: layer::Functions::load(&rbd).map_err(missing)?,
+            link: link::Functions::load(&rbd).map_err(missing)?,
             lock: lock::Functions::load(&rbd).map_err(missing)?,
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,

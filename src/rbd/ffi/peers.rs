@@ -9,8 +9,8 @@ use super::{Failure, check, functions, owned};
 use crate::rbd::mirror_survey::{MirrorPeer, MirrorPool, PeerDirection};
 
 #[allow(non_camel_case_types)]
-type rbd_mirror_peer_direction_t = c_uint;
-const RBD_MIRROR_PEER_DIRECTION_RX: rbd_mirror_peer_direction_t = 0;
+pub(super) type rbd_mirror_peer_direction_t = c_uint;
+pub(super) const RBD_MIRROR_PEER_DIRECTION_RX: rbd_mirror_peer_direction_t = 0;
 const RBD_MIRROR_PEER_DIRECTION_TX: rbd_mirror_peer_direction_t = 1;
 
 #[allow(non_camel_case_types)]
@@ -57,7 +57,7 @@ impl IoCtx {
     /// int rbd_mirror_peer_site_list(rados_ioctx_t io_ctx, rbd_mirror_peer_site_t *peers, int *max_peers);
     /// void rbd_mirror_peer_site_list_cleanup(rbd_mirror_peer_site_t *peers, int max_peers);
     /// ```
-    fn mirror_peers(&self) -> Result<Vec<MirrorPeer>, Failure> {
+    pub(crate) fn mirror_peers(&self) -> Result<Vec<MirrorPeer>, Failure> {
         let call = "rbd_mirror_peer_site_list";
         let f = &self.api().peers;
         let mut capacity: c_int = 8;

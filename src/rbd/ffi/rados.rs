@@ -41,8 +41,8 @@ pub(crate) struct Identity {
 
 /// A connected client.
 pub(crate) struct Cluster {
-    api: &'static Api,
-    handle: rados_t,
+    pub(super) api: &'static Api,
+    pub(super) handle: rados_t,
     address: String,
 }
 

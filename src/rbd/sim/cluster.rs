@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::faults::Health;
 use super::images::Answer;
-use super::state::{SiteState, World};
+use super::state::{PoolState, SiteState, World};
 use crate::rbd::types::{Access, ClusterReport, PoolInfo, Rights};
 
 /// The release that the simulator was measured on.
@@ -21,11 +21,11 @@ impl World {
         let well = state.health == Health::Alive;
         let check = ("SLOW_OPS".to_owned(), "slow operations".to_owned());
         let ip = self.monitor_of(&state.name);
-        let pool = |name: &String| PoolInfo {
+        let pool = |(name, pool): (&String, &PoolState)| PoolInfo {
             name: name.clone(),
-            erasure: false,
-            size: 3,
-            min_size: 2,
+            erasure: pool.erasure,
+            size: pool.size,
+            min_size: pool.min_size,
             applications: vec!["rbd".to_owned()],
         };
         ClusterReport {
@@ -34,7 +34,7 @@ impl World {
             health: if well { "HEALTH_OK" } else { "HEALTH_WARN" }.to_owned(),
             checks: if well { vec![] } else { vec![check] },
             monitors: vec![format!("[v2:{ip}:3300,v1:{ip}:6789]")],
-            pools: state.pools.keys().map(pool).collect(),
+            pools: state.pools.iter().map(pool).collect(),
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::rbd::link::OsdPlace;
+
 /// How long the parts of a mirrored pair take, in virtual time.
 #[derive(Debug, Clone)]
 pub struct Timing {
@@ -146,6 +148,8 @@ pub struct SimConfig {
     pub reads_keys: bool,
     /// Pools that the client may neither read nor write.
     pub closed_pools: Vec<String>,
+    /// The OSDs of every site ([`osds_on`](super::osds_on)).
+    pub osds: Vec<OsdPlace>,
 }
 
 impl Default for SimConfig {
@@ -168,11 +172,18 @@ impl Default for SimConfig {
             may_fence: true,
             reads_keys: false,
             closed_pools: vec![],
+            osds: super::osds_on(&["h1", "h2", "h3"]),
         }
     }
 }
 
 impl SimConfig {
+    /// Two sites `a` and `b` that have nothing in common, not even pools; a daemon runs on each.
+    pub fn bare() -> Self {
+        let site = |name: &str| SiteSpec { name: name.to_owned(), aliases: vec![], pools: vec![] };
+        SimConfig { sites: vec![site("a"), site("b")], ..SimConfig::default() }
+    }
+
     /// The default world with another seed.
     pub fn seeded(seed: u64) -> Self {
         SimConfig { seed, ..SimConfig::default() }

@@ -1,13 +1,10 @@
 //! One request, carried out on one site.
 
 use super::images::{Answer, refuse};
-use super::mirror_daemon::DaemonState;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::protocol::{Connection, Reply, Request};
-use crate::rbd::types::{
-    BlocklistEntry, Inspection, MirrorReport, MirrorState, PoolCapacity, PoolMirrorMode,
-};
+use crate::rbd::types::{BlocklistEntry, Inspection, MirrorReport, MirrorState, PoolCapacity};
 
 /// Bytes of every simulated cluster.
 const CAPACITY: u64 = 100 << 30;
@@ -182,10 +179,7 @@ impl World {
             Request::TrashRestore(r) => {
                 Reply::TrashRestore(self.trash_restore(site, &r.pool, &r.id, &r.name)?)
             }
-            Request::MirrorPoolMode(r) => {
-                let mirrored = self.pool(site, &r.pool)?.mirrored;
-                Reply::MirrorPoolMode(if mirrored { PoolMirrorMode::Image } else { PoolMirrorMode::Disabled })
-            }
+            Request::MirrorPoolMode(r) => Reply::MirrorPoolMode(self.pool_mode(site, &r.pool)?),
             Request::MirrorEnable(r) => {
                 Reply::MirrorEnable(self.mirror_enable(site, &r.pool, &r.image, r.mode)?)
             }
@@ -210,11 +204,7 @@ impl World {
             Request::MirrorStatusPage(r) => {
                 Reply::MirrorStatusPage(self.mirror_status_page(site, &r.pool, &r.after, r.limit as usize)?)
             }
-            Request::MirrorDaemons(r) => {
-                self.pool(site, &r.pool)?;
-                let runs = state.daemon.state != DaemonState::Stopped;
-                Reply::MirrorDaemons(if runs { vec![state.daemon_address()] } else { vec![] })
-            }
+            Request::MirrorDaemons(r) => Reply::MirrorDaemons(self.serving(site, &r.pool)?),
             Request::MirrorPoolView(r) => Reply::MirrorPoolView(self.mirror_pool(site, &r.pool)?),
             Request::MirrorSurvey(r) => Reply::MirrorSurvey(self.mirror_survey(site, &r.pool, &r.images)?),
             Request::MirrorPromote(r) => {
@@ -233,6 +223,27 @@ impl World {
             Request::ScheduleRemove(r) => {
                 Reply::ScheduleRemove(self.schedule_remove(site, &r.pool, &r.image, &r.schedule)?)
             }
+            Request::OsdPlaces(_) => Reply::OsdPlaces(self.config.osds.clone()),
+            Request::ErasureProfileSet(r) => Reply::ErasureProfileSet(self.profile_set(site, r.profile)?),
+            Request::PoolEnsure(r) => Reply::PoolEnsure(self.pool_ensure(site, &r.pool, &r.shape)?),
+            Request::PoolInit(r) => Reply::PoolInit(self.pool_init(site, &r.pool, r.data_pool)?),
+            Request::MirrorModeSet(r) => Reply::MirrorModeSet(self.mode_set(site, &r.pool, r.mode)?),
+            Request::SiteName(_) => Reply::SiteName(state.site_name.clone()),
+            Request::SiteNameSet(r) => {
+                self.name_set(site, r.name);
+                Reply::SiteNameSet(())
+            }
+            Request::PeerBootstrap(r) => {
+                Reply::PeerBootstrap(self.peer_bootstrap(site, &r.pool, &r.source, r.way)?)
+            }
+            Request::PeerAdd(r) => Reply::PeerAdd(self.peer_add(site, &r)?),
+            Request::PeerRemove(r) => Reply::PeerRemove(self.peer_remove(site, &r.pool, &r.uuid)?),
+            Request::ClientExists(r) => Reply::ClientExists(state.clients.contains(&r.user)),
+            Request::ClientRemove(r) => {
+                self.client_remove(site, &r.user);
+                Reply::ClientRemove(())
+            }
+            Request::MirrorServices(_) => Reply::MirrorServices(self.mirror_services(site)),
         })
     }
 }

@@ -350,6 +350,14 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::BlocklistEntries(_)
         | Request::ClusterStatus(_)
         | Request::ClientRights(_)
+        | Request::OsdPlaces(_)
+        | Request::ErasureProfileSet(_)
+        | Request::PoolEnsure(_)
+        | Request::SiteName(_)
+        | Request::SiteNameSet(_)
+        | Request::ClientExists(_)
+        | Request::ClientRemove(_)
+        | Request::MirrorServices(_)
         | Request::ConfGet(_) => true,
         other => {
             debug_assert!(other.class() != Class::Probe || matches!(other, Request::ProbeOsd(_)));

@@ -131,7 +131,11 @@ impl World {
         }
         let features = World::check_features(features)?;
         let image = self.blank(name, size, order, features);
-        self.insert_image(site, pool, image)
+        self.insert_image(site, pool, image)?;
+        if self.pool(site, pool)?.whole && features & features::JOURNALING != 0 {
+            return self.mirror_now(site, pool, name, MirrorMode::Journal);
+        }
+        Ok(())
     }
 
     /// Also of an image that is only half there.

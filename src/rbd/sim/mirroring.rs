@@ -70,7 +70,8 @@ impl World {
                 refuse(Kind::Invalid, format!("{pool}/{image} is mirrored in the other mode"))
             };
         }
-        if !self.pool(site, pool)?.mirrored {
+        let of_pool = self.pool(site, pool)?;
+        if !of_pool.mirrored || of_pool.whole {
             return refuse(Kind::Invalid, format!("mirroring of pool {pool} is not in image mode"));
         }
         if let Some(p) = &i.parent {
@@ -86,6 +87,11 @@ impl World {
             // Journaling is switched on, for which the lock must be had.
             self.check_writable(site, pool, image)?;
         }
+        self.mirror_now(site, pool, image, mode)
+    }
+
+    /// Mirrors an image that nothing speaks against.
+    pub(super) fn mirror_now(&mut self, site: &str, pool: &str, image: &str, mode: MirrorMode) -> Answer<()> {
         let (n, number) = (self.next(), self.next());
         let global_id = format!("6106a100-0000-4000-8000-{n:012x}");
         let i = self.image_mut(site, pool, image)?;

@@ -33,6 +33,7 @@ mod data;
 mod dispatch;
 mod faults;
 mod images;
+mod link;
 mod log;
 mod mirror_daemon;
 mod mirroring;
@@ -60,6 +61,7 @@ use super::{Ceph, Site};
 pub use check::ImageView;
 pub use config::{PoolSpec, SimConfig, SiteSpec, Timing};
 pub use faults::{Fault, Health, When};
+pub use link::osds_on;
 pub use log::{CallRecord, Outcome};
 
 use faults::Fells;
@@ -386,7 +388,12 @@ impl Sim {
                     format!("no simulated site for {} ({})", connection.site, connection.conf.display());
                 return Err(Refusal::new(RbdErrorKind::Unreachable, text).dress(op, &connection.site));
             };
-            let fate = world.decide(&name, client, connection, &request, deadline);
+            let mut fate = world.decide(&name, client, connection, &request, deadline);
+            let common = connection.user.as_deref() != Some("admin");
+            if common && fate.error.is_none() && link::for_administrators(&request) {
+                fate.effect = false;
+                fate.error = Some(Refusal::new(RbdErrorKind::Permission, "access denied"));
+            }
             let record = CallRecord {
                 at: world.now,
                 site: name.clone(),

@@ -13,6 +13,7 @@ use super::faults::{CrashPoint, Fault, Health};
 use super::log::CallRecord;
 use super::mirror_daemon::{Daemon, Phase, Replayer, Turn};
 use crate::rbd::error::{RbdError, RbdErrorKind};
+use crate::rbd::link::ErasureProfile;
 use crate::rbd::types::{MirrorMode, Schedule, id_in_trash};
 
 /// Seconds since the epoch at virtual time zero.
@@ -170,6 +171,14 @@ impl ImageState {
 #[derive(Debug, Default)]
 pub(super) struct PoolState {
     pub(super) mirrored: bool,
+    /// In pool mode: every journaled image is mirrored.
+    pub(super) whole: bool,
+    pub(super) erasure: bool,
+    pub(super) size: u32,
+    pub(super) min_size: u32,
+    /// Where new images put their data.
+    pub(super) data_pool: Option<String>,
+    /// Sites that it receives from.
     pub(super) peers: Vec<String>,
     /// By image id, trash included.
     pub(super) images: BTreeMap<String, ImageState>,
@@ -199,6 +208,11 @@ pub(super) struct SiteState {
     pub(super) name: String,
     pub(super) fsid: String,
     pub(super) aliases: Vec<String>,
+    /// What it calls itself towards its peers.
+    pub(super) site_name: Option<String>,
+    /// Users that peers reach it by.
+    pub(super) clients: BTreeSet<String>,
+    pub(super) profiles: BTreeMap<String, ErasureProfile>,
     pub(super) health: Health,
     pub(super) pools: BTreeMap<String, PoolState>,
     /// Address -> end, seconds since the epoch.
@@ -290,7 +304,13 @@ impl World {
                 };
                 pools.insert(
                     pool.name.clone(),
-                    PoolState { mirrored: pool.mirrored, peers, ..PoolState::default() },
+                    PoolState {
+                        mirrored: pool.mirrored,
+                        peers,
+                        size: 3,
+                        min_size: 2,
+                        ..PoolState::default()
+                    },
                 );
             }
             let n = world.next();
@@ -299,6 +319,9 @@ impl World {
                 SiteState {
                     fsid: format!("51e00000-0000-4000-8000-{n:012x}"),
                     aliases: spec.aliases.clone(),
+                    site_name: None,
+                    clients: BTreeSet::new(),
+                    profiles: BTreeMap::new(),
                     health: Health::Alive,
                     pools,
                     blocklist: BTreeMap::new(),

@@ -30,7 +30,20 @@ impl Subject {
             | Request::MayFence(_)
             | Request::ClusterStatus(_)
             | Request::ClientRights(_)
+            | Request::OsdPlaces(_)
+            | Request::ErasureProfileSet(_)
+            | Request::SiteName(_)
+            | Request::SiteNameSet(_)
+            | Request::ClientExists(_)
+            | Request::ClientRemove(_)
+            | Request::MirrorServices(_)
             | Request::ConfGet(_) => Subject::default(),
+            Request::PoolEnsure(r) => pool(&r.pool),
+            Request::PoolInit(r) => pool(&r.pool),
+            Request::MirrorModeSet(r) => pool(&r.pool),
+            Request::PeerBootstrap(r) => pool(&r.pool),
+            Request::PeerAdd(r) => pool(&r.pool),
+            Request::PeerRemove(r) => pool(&r.pool),
             Request::PoolAccess(r) => pool(&r.pool),
             Request::ProbeOsd(r) => pool(&r.pool),
             Request::PoolStats(r) => pool(&r.pool),

@@ -2,11 +2,10 @@
 
 use super::Sim;
 use super::images::Answer;
-use super::mirror_daemon::DaemonState;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::mirror_survey::{Looked, MirrorPeer, MirrorPool, MirrorSurveyed, PeerDirection};
-use crate::rbd::types::{MirrorReport, MirrorState, PoolMirrorMode};
+use crate::rbd::types::{MirrorReport, MirrorState};
 
 impl Sim {
     /// Adds, or removes, a schedule of mirror snapshots for a pool, or for one of its images.
@@ -29,22 +28,31 @@ impl Sim {
 impl World {
     pub(super) fn mirror_pool(&self, site: &str, pool: &str) -> Answer<MirrorPool> {
         let state = self.pool(site, pool)?;
-        let peer = |name: &String| {
-            let peer = self.sites.get(name)?;
-            Some(MirrorPeer {
+        let mut peers = Vec::new();
+        for (name, other) in self.sites.iter().filter(|(name, _)| name.as_str() != site) {
+            let receives = state.peers.contains(name);
+            // One that takes copies from here makes itself known.
+            let sends = other.pools.get(pool).is_some_and(|p| p.peers.iter().any(|peer| peer == site));
+            let direction = match (receives, sends) {
+                (false, false) => continue,
+                (true, false) => PeerDirection::Receives,
+                (false, true) if !self.daemon_works(name) => continue,
+                (false, true) => PeerDirection::Sends,
+                (true, true) => PeerDirection::Both,
+            };
+            peers.push(MirrorPeer {
                 uuid: format!("link-{name}"),
-                direction: PeerDirection::Both,
-                site_name: name.clone(),
-                mirror_uuid: peer.fsid.clone(),
-                client_name: "client.rbd-mirror".to_owned(),
+                direction,
+                site_name: self.name_of(name),
+                mirror_uuid: other.fsid.clone(),
+                client_name: if receives { "client.rbd-mirror" } else { "" }.to_owned(),
                 last_seen: if self.daemon_works(name) { self.epoch() } else { 0 },
-            })
-        };
-        let daemon = self.sites.get(site).filter(|s| s.daemon.state != DaemonState::Stopped);
-        let daemons: Vec<String> = daemon.map(|s| s.daemon_address()).into_iter().collect();
+            });
+        }
+        let daemons = self.serving(site, pool)?;
         Ok(MirrorPool {
-            mode: if state.mirrored { PoolMirrorMode::Image } else { PoolMirrorMode::Disabled },
-            peers: state.peers.iter().filter_map(peer).collect(),
+            mode: self.pool_mode(site, pool)?,
+            peers,
             leader: daemons.first().cloned(),
             daemons,
             scheduled: state.scheduled.contains(""),

@@ -54,7 +54,7 @@ fn checks(health: &Value) -> Vec<(String, String)> {
     .collect()
 }
 
-fn addresses(dump: &Value) -> Vec<String> {
+pub(super) fn addresses(dump: &Value) -> Vec<String> {
     let mons = dump.get("mons").and_then(Value::as_array);
     let one = |mon: &Value| -> Option<String> {
         let vector = mon.pointer("/public_addrs/addrvec")?.as_array()?;

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::stream::Link;
 use super::survey::mirroring;
-use super::{about, monitor, schedule, together};
+use super::{about, link, monitor, schedule, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -251,6 +251,26 @@ pub(super) fn execute(
         Request::ScheduleRemove(c) => {
             Reply::ScheduleRemove(schedule::remove(cluster, &c.pool, &c.image, &c.schedule)?)
         }
+
+        Request::OsdPlaces(_) => Reply::OsdPlaces(link::osds(cluster)?),
+        Request::ErasureProfileSet(c) => Reply::ErasureProfileSet(link::set_profile(cluster, &c.profile)?),
+        Request::PoolEnsure(c) => Reply::PoolEnsure(link::ensure_pool(cluster, &c.pool, &c.shape)?),
+        Request::PoolInit(c) => Reply::PoolInit(pool(&c.pool)?.initialise(c.data_pool.as_deref())?),
+        Request::MirrorModeSet(c) => Reply::MirrorModeSet(pool(&c.pool)?.set_mirror_mode(c.mode)?),
+        Request::SiteName(_) => Reply::SiteName(cluster.site_name()?),
+        Request::SiteNameSet(c) => Reply::SiteNameSet(cluster.set_site_name(&c.name)?),
+        Request::PeerBootstrap(c) => {
+            let source = link::other(second)?;
+            Reply::PeerBootstrap(link::bootstrap(&pool(&c.pool)?, &IoCtx::open(source, &c.pool)?, c.way)?)
+        }
+        Request::PeerAdd(c) => {
+            let source = link::other(second)?;
+            Reply::PeerAdd(link::add_peer(&pool(&c.pool)?, source, c)?)
+        }
+        Request::PeerRemove(c) => Reply::PeerRemove(pool(&c.pool)?.remove_peer(&c.uuid)?),
+        Request::ClientExists(c) => Reply::ClientExists(link::client_exists(cluster, &c.user)?),
+        Request::ClientRemove(c) => Reply::ClientRemove(link::remove_client(cluster, &c.user)?),
+        Request::MirrorServices(_) => Reply::MirrorServices(link::mirror_services(cluster)?),
     })
 }
 

@@ -11,6 +11,7 @@
 mod about;
 mod commands;
 mod connections;
+mod link;
 mod monitor;
 mod schedule;
 mod stream;
