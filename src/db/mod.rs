@@ -36,6 +36,7 @@ pub mod manageable;
 pub mod message;
 pub mod migration;
 pub mod moving;
+pub mod peer_link;
 pub mod quota;
 pub mod schedule;
 pub mod schema;

@@ -27,7 +27,7 @@ pub struct Namespace {
 pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
-    Namespace { name: Some("site"), version: (1, 0), methods: SITE },
+    Namespace { name: Some("site"), version: (1, 1), methods: SITE },
 ];
 
 /// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
@@ -54,6 +54,9 @@ static SITE: &[Spec] = &[
     spec("site.get_operation", (1, 0), Kind::Call, Journal::No, d::site_get_operation),
     spec("site.list_operations", (1, 0), Kind::Call, Journal::No, d::site_list_operations),
     spec("site.cancel_operation", (1, 0), Kind::Call, Journal::No, d::site_cancel_operation),
+    spec("site.connect", (1, 1), Kind::Call, Journal::No, d::site_connect),
+    spec("site.disconnect", (1, 1), Kind::Call, Journal::No, d::site_disconnect),
+    spec("site.list_links", (1, 1), Kind::Call, Journal::No, d::site_list_links),
 ];
 
 impl Namespace {

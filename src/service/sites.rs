@@ -19,7 +19,7 @@ use crate::journal::{Journal, Listing, ListingFilter};
 use crate::model::Scope;
 use crate::rbd::protocol::ProbeMon;
 use crate::rbd::{Ceph, Site};
-use crate::rpc::method::SiteCall;
+use crate::rpc::method::{AdminKeys, SiteCall};
 use crate::rpc::{Accept, Call, Handler, Method, Rpc, Server, fault};
 use crate::site::{self, Finding, Gap, Given, Order, Ordered, PREFIX, Report, Request, Sites, Worked};
 
@@ -213,6 +213,12 @@ impl SiteHandler {
             SiteCall::Delete { name, dry_run, order } => {
                 self.order(order, None, |_| Ok(Order::Delete(site::Delete { name, dry_run }))).await
             }
+            SiteCall::Connect { order, keys, id } => self.connect(*order, keys, id).await,
+            SiteCall::Disconnect { order, keys, id } => self.disconnect(*order, keys, id).await,
+            SiteCall::Links { name } => {
+                let links = db.read("links", async |conn| site::links(conn, name.as_deref()).await).await?;
+                to_value(&links)
+            }
             SiteCall::List => to_value(&db.read("sites", async |conn| site::all(conn).await).await?),
             SiteCall::Show { name } => {
                 to_value(&db.read("a site", async |conn| site::one(conn, &name).await).await?)
@@ -254,6 +260,54 @@ impl SiteHandler {
         Ok(json!({"operation": operation, "new": new, "request_id": request_id}))
     }
 
+    async fn connect(&self, mut order: site::Connect, keys: AdminKeys, id: Option<String>) -> Result<Value> {
+        order.check()?;
+        if let Some(known) = self.known(&id).await? {
+            return Ok(known);
+        }
+        (order.admin_a, order.admin_b) = self.admins(&order.a, &order.b, keys).await?;
+        self.order(id, None, |_| Ok(Order::Connect(Box::new(order)))).await
+    }
+
+    async fn disconnect(
+        &self,
+        mut order: site::Disconnect,
+        keys: AdminKeys,
+        id: Option<String>,
+    ) -> Result<Value> {
+        order.check()?;
+        if let Some(known) = self.known(&id).await? {
+            return Ok(known);
+        }
+        (order.admin_a, order.admin_b) = self.admins(&order.a, &order.b, keys).await?;
+        self.order(id, None, |_| Ok(Order::Disconnect(Box::new(order)))).await
+    }
+
+    /// The answer to an order that was given before.
+    async fn known(&self, id: &Option<String>) -> Result<Option<Value>> {
+        let Some(id) = id else { return Ok(None) };
+        let operation = self.sites.journal.known(id).await?;
+        Ok(operation.map(|operation| json!({"operation": operation, "new": false, "request_id": null})))
+    }
+
+    /// Administrators' keys, each in a file for the length of the order.
+    async fn admins(
+        &self,
+        a: &str,
+        b: &str,
+        keys: AdminKeys,
+    ) -> Result<(Option<site::Files>, Option<site::Files>)> {
+        let sites = &self.sites;
+        let AdminKeys { user, a: key_a, b: key_b } = keys;
+        let of = async |name: &str, key: Option<site::CephKey>| match key {
+            None => Ok(None),
+            Some(key) => {
+                site::admin_files(&sites.db, &sites.store, &sites.host, name, &user, &key).await.map(Some)
+            }
+        };
+        Ok((of(a, key_a).await?, of(b, key_b).await?))
+    }
+
     async fn of_sites(&self, operation: i64) -> Result<Listing> {
         let row = self.sites.journal.find(operation).await?;
         row.filter(|row| row.method.starts_with(PREFIX)).ok_or_else(|| {
@@ -284,9 +338,12 @@ impl SiteHandler {
         let cancelled = sites.journal.withdraw(row.id, false).await?;
         if cancelled {
             let text = sites.journal.request_of(row.id).await?.unwrap_or_default();
-            let files = Request::parse(&text).ok().and_then(|request| request.order.files().cloned());
-            if let Some(files) = files.filter(|_| row.backend_host == sites.host) {
-                sites.discard(files).await?;
+            if let Ok(request) = Request::parse(&text)
+                && row.backend_host == sites.host
+            {
+                for files in request.order.files() {
+                    sites.discard(files.clone()).await?;
+                }
             }
         }
         Ok(json!({"operation": operation, "cancelled": cancelled}))

@@ -151,8 +151,9 @@ impl Sites {
         let mut open = Vec::new();
         for row in self.journal.list(&filter).await?.iter().filter(|row| row.method.starts_with(PREFIX)) {
             let text = self.journal.request_of(row.id).await?.unwrap_or_default();
-            let files = Request::parse(&text).ok().and_then(|r| Order::files(&r.order).cloned());
-            open.extend(files);
+            if let Ok(request) = Request::parse(&text) {
+                open.extend(Order::files(&request.order).into_iter().cloned());
+            }
         }
         let store = self.store.clone();
         blocking(move || store.sweep(&open)).await?;

@@ -14,11 +14,13 @@ mod compute;
 mod files;
 mod found;
 mod given;
+mod link;
 mod operations;
 mod orders;
 mod probe;
 mod view;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +31,10 @@ pub use compute::{Secret as LibvirtSecret, client_conf};
 pub use files::{CephKey, Draft, Store, read_key};
 pub use found::Worked;
 pub use given::{Given, Ordered, Parts, submit};
+pub use link::{
+    Connect, DataPool, Disconnect, Link, Make, Mode as LinkMode, Purge, admin_files, check_erasure,
+    check_replicated, domains, links,
+};
 pub use operations::run;
 pub use orders::{Delete, Files, Order, PREFIX, Register, Request, Update};
 pub use probe::{Pool, Report};
@@ -59,6 +65,8 @@ pub struct Sites {
     pub worked: Vec<Worked>,
     /// Held while kept files and their row change, so that what was just installed is not removed as a leftover.
     pub(crate) files: Mutex<()>,
+    /// Administrators' files of orders that this process has begun.
+    pub(crate) admins: std::sync::Mutex<HashSet<PathBuf>>,
 }
 
 impl Sites {
@@ -80,6 +88,7 @@ impl Sites {
             store: Store::new(dir),
             worked,
             files: Mutex::default(),
+            admins: std::sync::Mutex::default(),
         }
     }
 

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use super::files::{Draft, unreadable};
 use super::orders::{Delete, Files, Order, Register, Request, Update};
 use super::probe::{Report, look, wanted};
-use super::{Sites, blocking, check_name};
+use super::{Sites, blocking, check_name, link};
 use crate::backend::peers::Priority;
 use crate::context::RequestContext;
 use crate::db::site::{self, HostRow, SiteRow};
@@ -25,7 +25,7 @@ use crate::rbd::protocol::{ConfGet, Connection, Fsid};
 use crate::volume::crash;
 
 /// Upper limit of one attempt to connect to a site that may be anywhere, in seconds.
-const CONNECT: u32 = 10;
+pub(super) const CONNECT: u32 = 10;
 
 /// Carries an order out and closes it, with an answer for who asks.
 pub async fn run(sites: &Sites, operation: &Operation) {
@@ -44,6 +44,7 @@ pub async fn run(sites: &Sites, operation: &Operation) {
     };
     let error = match outcome {
         Ok(answer) => {
+            drop_keys(sites, &request.order).await;
             if let Some(answer) = answer {
                 close(sites, operation, &Outcome::succeeded().with_reply(answer)).await;
             }
@@ -103,18 +104,28 @@ async fn carry_out(sites: &Sites, operation: &Operation, order: &Order) -> Resul
         Order::Register(order) => Box::pin(register(sites, operation, order)).await,
         Order::Update(order) => Box::pin(update(sites, operation, order)).await,
         Order::Delete(order) => Box::pin(delete(sites, operation, order)).await,
+        Order::Connect(order) => Box::pin(link::connect(sites, operation, order)).await,
+        Order::Disconnect(order) => Box::pin(link::disconnect(sites, operation, order)).await,
     }
 }
 
-async fn discard(sites: &Sites, files: Option<&Files>) {
-    let Some(files) = files.filter(|files| files.draft).cloned() else { return };
-    if let Err(error) = sites.discard(files).await {
-        warn!(%error, "a draft is left for the sweep");
+/// Administrators' keys are for one order.
+async fn drop_keys(sites: &Sites, order: &Order) {
+    if matches!(order, Order::Connect(_) | Order::Disconnect(_)) {
+        discard(sites, order.files()).await;
+    }
+}
+
+async fn discard(sites: &Sites, files: Vec<&Files>) {
+    for files in files.into_iter().filter(|files| files.draft) {
+        if let Err(error) = sites.discard(files.clone()).await {
+            warn!(%error, "a draft is left for the sweep");
+        }
     }
 }
 
 /// Fails unless the files can be used: a draft is one of ours, anything else can be read.
-async fn check_files(sites: &Sites, files: &Files) -> Result<()> {
+pub(super) async fn check_files(sites: &Sites, files: &Files) -> Result<()> {
     if files.draft {
         return match sites.store.is_draft(files) {
             true => Ok(()),
@@ -233,7 +244,7 @@ async fn register(sites: &Sites, operation: &Operation, order: &Register) -> Res
         .await?;
     let answer = answer(name, &what, order.dry_run, Some(&report));
     if order.dry_run {
-        discard(sites, Some(&order.files)).await;
+        discard(sites, vec![&order.files]).await;
         return Ok(Some(answer));
     }
     operation.step("looked", &report).await?;
@@ -252,7 +263,7 @@ async fn register(sites: &Sites, operation: &Operation, order: &Register) -> Res
         .await?;
     crash::point("site:recorded");
     drop(files);
-    clean(sites, Some(&order.files)).await;
+    clean(sites, vec![&order.files]).await;
     Ok(None)
 }
 
@@ -279,7 +290,7 @@ async fn install(sites: &Sites, files: &Files, fsid: &str) -> Result<HostRow> {
 }
 
 /// Removes the draft, and what the new files have replaced. What a crash leaves here, the next look finds.
-async fn clean(sites: &Sites, files: Option<&Files>) {
+async fn clean(sites: &Sites, files: Vec<&Files>) {
     discard(sites, files).await;
     if let Err(error) = sites.tidy().await {
         warn!(%error, "former files of a site will be removed later");
@@ -349,7 +360,7 @@ async fn update(sites: &Sites, operation: &Operation, order: &Update) -> Result<
     };
     let answer = answer(name, &what, order.dry_run, report.as_ref());
     if order.dry_run {
-        discard(sites, order.files.as_ref()).await;
+        discard(sites, order.files.iter().collect()).await;
         return Ok(Some(answer));
     }
     if let Some(report) = &report {
@@ -389,7 +400,7 @@ async fn update(sites: &Sites, operation: &Operation, order: &Update) -> Result<
     crash::point("site:recorded");
     drop(files);
     if order.files.is_some() {
-        clean(sites, order.files.as_ref()).await;
+        clean(sites, order.files.iter().collect()).await;
     }
     Ok(None)
 }
@@ -428,6 +439,20 @@ async fn delete(sites: &Sites, operation: &Operation, order: &Delete) -> Result<
 /// The site of this name, if no backend works with it.
 async fn unused(conn: &mut crate::db::Conn, name: &str) -> Result<SiteRow> {
     let row = site::find(conn, name).await?;
+    let links = link::links(conn, Some(&row.fsid)).await?;
+    if let Some(one) = links.first() {
+        return Err(Error::new(
+            Code::Invalid,
+            format!(
+                "Site {} is connected by {} pools ({} with {}: pool {}); disconnect it first (scoria-manage site disconnect)",
+                row.name,
+                links.len(),
+                one.a,
+                one.b,
+                one.pool
+            ),
+        ));
+    }
     let uses = site_use::of(conn, Some(&row.fsid)).await?;
     if uses.is_empty() {
         return Ok(row);

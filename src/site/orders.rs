@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::link::{Connect, Disconnect};
 use crate::journal;
 
 /// What the method of every order begins with.
@@ -80,6 +81,12 @@ pub enum Order {
     /// See [`Delete`].
     #[serde(rename = "scoria.site.delete")]
     Delete(Delete),
+    /// See [`Connect`].
+    #[serde(rename = "scoria.site.connect")]
+    Connect(Box<Connect>),
+    /// See [`Disconnect`].
+    #[serde(rename = "scoria.site.disconnect")]
+    Disconnect(Box<Disconnect>),
 }
 
 impl Order {
@@ -89,6 +96,8 @@ impl Order {
             Order::Register(_) => "scoria.site.register",
             Order::Update(_) => "scoria.site.update",
             Order::Delete(_) => "scoria.site.delete",
+            Order::Connect(_) => "scoria.site.connect",
+            Order::Disconnect(_) => "scoria.site.disconnect",
         }
     }
 
@@ -97,12 +106,14 @@ impl Order {
         self.method().strip_prefix(PREFIX).unwrap_or_default()
     }
 
-    /// The site's name.
+    /// The site's name; of two the second.
     pub fn site(&self) -> &str {
         match self {
             Order::Register(o) => &o.name,
             Order::Update(o) => &o.name,
             Order::Delete(o) => &o.name,
+            Order::Connect(o) => &o.b,
+            Order::Disconnect(o) => &o.b,
         }
     }
 
@@ -112,15 +123,19 @@ impl Order {
             Order::Register(o) => o.dry_run,
             Order::Update(o) => o.dry_run,
             Order::Delete(o) => o.dry_run,
+            Order::Connect(o) => o.dry_run,
+            Order::Disconnect(o) => o.dry_run,
         }
     }
 
     /// The files that it brings.
-    pub fn files(&self) -> Option<&Files> {
+    pub fn files(&self) -> Vec<&Files> {
         match self {
-            Order::Register(o) => Some(&o.files),
-            Order::Update(o) => o.files.as_ref(),
-            Order::Delete(_) => None,
+            Order::Register(o) => vec![&o.files],
+            Order::Update(o) => o.files.iter().collect(),
+            Order::Delete(_) => vec![],
+            Order::Connect(o) => o.admins(),
+            Order::Disconnect(o) => o.admins(),
         }
     }
 }

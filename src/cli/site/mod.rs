@@ -6,6 +6,7 @@
 
 mod answer;
 mod compute;
+mod link;
 mod remote;
 mod show;
 
@@ -37,6 +38,15 @@ pub enum Action {
     Update(Update),
     /// Forget a site that no backend works with; files that Scoria wrote are removed
     Delete(Delete),
+    /// Connect pools of two sites by mirroring
+    Connect(Box<link::Connect>),
+    /// Make two sites strangers again
+    Disconnect(Box<link::Disconnect>),
+    /// Links between sites
+    Link {
+        #[command(subcommand)]
+        action: link::Action,
+    },
     /// The libvirt secret that compute nodes need for a site
     LibvirtSecret(compute::LibvirtSecret),
     /// The smallest ceph.conf for clients of a site
@@ -140,6 +150,9 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         Action::Show { site } => show::one(context, &site).await,
         Action::Update(arguments) => update(context, arguments).await,
         Action::Delete(arguments) => delete(context, arguments).await,
+        Action::Connect(arguments) => link::connect(context, *arguments).await,
+        Action::Disconnect(arguments) => link::disconnect(context, *arguments).await,
+        Action::Link { action } => link::show(context, action).await,
         Action::LibvirtSecret(arguments) => compute::libvirt_secret(context, arguments).await,
         Action::ClientConf(arguments) => compute::client_conf(context, arguments).await,
     }
@@ -271,6 +284,9 @@ async fn watch(context: &Context, host: &str, id: i64, new: bool, wait: bool) ->
     eprintln!("{said} Ctrl-C stops watching, not the operation.");
     let report = follow(context, id).await?;
     match context.journal.answer_of(id).await? {
+        Some(document) if report.exit == Exit::Done && document.get("with").is_some() => {
+            link::report(id, &document)
+        }
         Some(document) if report.exit == Exit::Done => answer::report(id, &document),
         _ => Ok(report),
     }

@@ -33,15 +33,28 @@ pub(super) async fn send(
     given: Parts,
     wait: bool,
 ) -> Result<Report> {
-    let id = Uuid::new_v4().simple().to_string();
     if let Value::Object(args) = &mut args {
-        args.insert("order".to_owned(), json!(id));
         args.insert("user".to_owned(), json!(given.user));
         args.insert("conf_text".to_owned(), json!(given.conf_text));
         args.insert("monitors".to_owned(), json!(given.monitors));
         args.insert("key".to_owned(), json!(given.key));
     }
-    let mut message = envelope::cast(&RequestContext::admin(), method, "1.0", args);
+    let operation = deliver(context, host, (method, "1.0"), args).await?;
+    watch(context, host, operation, true, wait).await
+}
+
+/// Sends a method of a version to the service of `host`; answers the operation that it has written down.
+pub(super) async fn deliver(
+    context: &Context,
+    host: &str,
+    (method, version): (&str, &str),
+    mut args: Value,
+) -> Result<i64> {
+    let id = Uuid::new_v4().simple().to_string();
+    if let Value::Object(args) = &mut args {
+        args.insert("order".to_owned(), json!(id));
+    }
+    let mut message = envelope::cast(&RequestContext::admin(), method, version, args);
     message.insert("namespace".to_owned(), json!("site"));
     let rpc = Rpc::new(&context.config.rabbit, &context.config.control_exchange)?;
     let to = Destination::Server(Target { topic: TOPIC.to_owned(), server: host.to_owned() });
@@ -51,7 +64,7 @@ pub(super) async fn send(
     let end = Instant::now() + TAKEN;
     loop {
         if let Some(operation) = context.journal.known(&id).await? {
-            return watch(context, host, operation, true, wait).await;
+            return Ok(operation);
         }
         if Instant::now() >= end {
             return Err(Error::new(

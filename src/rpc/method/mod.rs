@@ -30,7 +30,7 @@ pub use image::{CopyVolumeToImage, Reimage};
 pub use manage::{ManageExisting, ManageExistingSnapshot, Page};
 pub use migrate::{Destination, MigrateVolume, MigrateVolumeCompletion, Retype, UpdateMigratedVolume};
 pub use replication::FailoverReplication;
-pub use site::SiteCall;
+pub use site::{AdminKeys, SiteCall};
 pub use snapshot::{CreateSnapshot, DeleteSnapshot, RevertToSnapshot};
 pub use volume::{AcceptTransfer, CreateVolume, DeleteVolume, ExtendVolume, ExtendVolumeCompletion};
 
@@ -65,8 +65,8 @@ pub(crate) mod decode {
         secure_file_operations_enabled, set_log_levels,
     };
     pub(crate) use super::site::{
-        site_cancel_operation, site_delete, site_get_operation, site_list, site_list_operations,
-        site_register, site_show, site_update,
+        site_cancel_operation, site_connect, site_delete, site_disconnect, site_get_operation, site_list,
+        site_list_links, site_list_operations, site_register, site_show, site_update,
     };
     pub(crate) use super::snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
     pub(crate) use super::volume::{

@@ -5,8 +5,11 @@
 
 use super::Args;
 use crate::error::{Code, Error, Result};
+use crate::rbd::link::{ErasureProfile, Way};
 use crate::rpc::dispatch::Method;
-use crate::site::{Given, Parts};
+use crate::site::{
+    CephKey, Connect, DataPool, Disconnect, Given, LinkMode, Make, Parts, Purge, read_key, user_name,
+};
 
 /// What is asked of a host.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +35,19 @@ pub enum SiteCall {
         dry_run: bool,
         order: Option<String>,
     },
+    Connect {
+        order: Box<Connect>,
+        keys: AdminKeys,
+        id: Option<String>,
+    },
+    Disconnect {
+        order: Box<Disconnect>,
+        keys: AdminKeys,
+        id: Option<String>,
+    },
+    Links {
+        name: Option<String>,
+    },
     List,
     Show {
         name: String,
@@ -45,6 +61,17 @@ pub enum SiteCall {
     CancelOperation {
         operation: i64,
     },
+}
+
+/// Keys of administrators, for one order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdminKeys {
+    /// cephx user without `client.`.
+    pub user: String,
+    /// Its key on the first site.
+    pub a: Option<CephKey>,
+    /// On the second.
+    pub b: Option<CephKey>,
 }
 
 fn site(call: SiteCall) -> Result<Method> {
@@ -138,4 +165,122 @@ pub(crate) fn site_list_operations(args: &mut Args) -> Result<Method> {
 /// `cancel_operation(operation)`
 pub(crate) fn site_cancel_operation(args: &mut Args) -> Result<Method> {
     site(SiteCall::CancelOperation { operation: number(args)? })
+}
+
+fn keys(args: &mut Args) -> Result<AdminKeys> {
+    let user = user_name(args.maybe_text("admin_user")?.as_deref().unwrap_or("admin"))?;
+    let mut key = |name: &str| -> Result<Option<CephKey>> {
+        args.maybe_text(name)?.map(|text| read_key(&text, &user)).transpose()
+    };
+    let (a, b) = (key("admin_key_a")?, key("admin_key_b")?);
+    Ok(AdminKeys { user, a, b })
+}
+
+fn count(args: &mut Args, name: &str) -> Result<Option<u32>> {
+    let wrong = || Error::new(Code::InvalidInput, format!("'{name}' is a number from 0 to {}", u32::MAX));
+    args.maybe_integer(name)?.map(|n| u32::try_from(n).map_err(|_| wrong())).transpose()
+}
+
+fn word<T>(args: &mut Args, name: &str, default: T, read: fn(&str) -> Option<T>, all: &str) -> Result<T> {
+    match args.maybe_text(name)? {
+        None => Ok(default),
+        Some(text) => read(&text).ok_or_else(|| {
+            Error::new(Code::InvalidInput, format!("'{name}' is one of {all}, and not '{text}'"))
+        }),
+    }
+}
+
+/// Pools that are made: `create_pools=False, size=None, min_size=None, pg_num=None`, and with `k` and `m` data pools.
+fn make(args: &mut Args) -> Result<Option<Make>> {
+    let create = args.flag("create_pools", false)?;
+    let (size, min_size, pg_num) = (count(args, "size")?, count(args, "min_size")?, count(args, "pg_num")?);
+    let (k, m) = (count(args, "k")?, count(args, "m")?);
+    let profile = (
+        args.maybe_text("profile")?,
+        args.maybe_text("plugin")?,
+        args.maybe_text("technique")?,
+        args.maybe_text("failure_domain")?,
+        args.maybe_text("device_class")?,
+    );
+    let name = args.maybe_text("data_pool")?;
+    let (least, data_pg_num) = (count(args, "data_min_size")?, count(args, "data_pg_num")?);
+    let data = match (k, m) {
+        (None, None) => None,
+        (Some(k), Some(m)) => {
+            let (of, plugin, technique, failure_domain, device_class) = profile;
+            let profile = ErasureProfile {
+                name: of.unwrap_or_else(|| format!("scoria-k{k}-m{m}")),
+                k,
+                m,
+                plugin: plugin.unwrap_or_else(|| "jerasure".to_owned()),
+                technique,
+                failure_domain: failure_domain.unwrap_or_else(|| "host".to_owned()),
+                device_class,
+            };
+            Some(DataPool { name, profile, min_size: least, pg_num: data_pg_num })
+        }
+        _ => return Err(Error::new(Code::InvalidInput, "An erasure-coded data pool takes both k and m")),
+    };
+    if !create && (data.is_some() || size.is_some() || min_size.is_some() || pg_num.is_some()) {
+        return Err(Error::new(
+            Code::InvalidInput,
+            "What pools are to be like says nothing without create_pools",
+        ));
+    }
+    Ok(create.then_some(Make { size, min_size, pg_num, data }))
+}
+
+/// `connect(a, b, pools, create_pools=False, …, mode='image', way='rx-tx', manual=False, accept_pool_type=False,
+/// canary=True, admin_user='admin', admin_key_a=None, admin_key_b=None, dry_run=False, order=None)`
+pub(crate) fn site_connect(args: &mut Args) -> Result<Method> {
+    let connect = Connect {
+        a: args.text("a")?,
+        b: args.text("b")?,
+        pools: args.texts("pools")?,
+        make: make(args)?,
+        mode: word(args, "mode", LinkMode::Image, LinkMode::parse, "image, pool")?,
+        way: word(args, "way", Way::RxTx, Way::parse, "rx-only, rx-tx")?,
+        manual: args.flag("manual", false)?,
+        accept_pool_type: args.flag("accept_pool_type", false)?,
+        canary: args.flag("canary", true)?,
+        admin_a: None,
+        admin_b: None,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Connect { order: Box::new(connect), keys: keys(args)?, id: order(args)? })
+}
+
+/// `disconnect(a, b, pools=None, force=False, purge_copies=None, purge_bytes=None, admin_user='admin',
+/// admin_key_a=None, admin_key_b=None, dry_run=False, order=None)`
+pub(crate) fn site_disconnect(args: &mut Args) -> Result<Method> {
+    let amount = |args: &mut Args, name: &str| -> Result<Option<u64>> {
+        let wrong = || Error::new(Code::InvalidInput, format!("'{name}' is not negative"));
+        args.maybe_integer(name)?.map(|n| u64::try_from(n).map_err(|_| wrong())).transpose()
+    };
+    let purge = match (amount(args, "purge_copies")?, amount(args, "purge_bytes")?) {
+        (None, None) => None,
+        (Some(copies), Some(bytes)) => Some(Purge { copies, bytes }),
+        _ => {
+            return Err(Error::new(
+                Code::InvalidInput,
+                "Copies are removed when it is said how many, and how many bytes, at most: purge_copies and purge_bytes",
+            ));
+        }
+    };
+    let disconnect = Disconnect {
+        a: args.text("a")?,
+        b: args.text("b")?,
+        pools: args.texts("pools")?,
+        force: args.flag("force", false)?,
+        purge,
+        admin_a: None,
+        admin_b: None,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Disconnect { order: Box::new(disconnect), keys: keys(args)?, id: order(args)? })
+}
+
+/// `list_links(site=None)`
+pub(crate) fn site_list_links(args: &mut Args) -> Result<Method> {
+    site(SiteCall::Links { name: args.maybe_text("site")? })
 }

@@ -1,0 +1,511 @@
+//! Disconnecting: from mirrored pools to two clusters that do not know each other.
+//!
+//! The order of things matters. Peers go first: a daemon that still reads from the other side takes the end of an
+//! image's mirroring there for its removal, and removes the copy. Then it is waited for the daemons to let go. Only
+//! then the mirroring of images ends, with what it had added to them, and their rows follow.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::census::{Census, Image, by_pool, is_mirrored, volume_of};
+use super::connect::is_pair;
+use super::orders::Disconnect;
+use super::pair::{End, Seen, claim, require_key};
+use super::plan::On;
+use super::purge::{self, Purged};
+use crate::db::adoption;
+use crate::db::peer_link::{self, LinkRow, Mirrored};
+use crate::error::{Code, Error, Result};
+use crate::journal::{Operation, Outcome};
+use crate::model::DriverData;
+use crate::rbd::RbdErrorKind;
+use crate::rbd::link::BOOTSTRAP_USER;
+use crate::rbd::mirror_survey::PeerDirection;
+use crate::rbd::protocol::*;
+use crate::rbd::types::{MirrorState, PoolMirrorMode};
+use crate::replication::enable;
+use crate::replication::engine::Pause;
+use crate::site::Sites;
+use crate::volume::crash;
+
+/// Until a daemon must have let go of a pool: it looks for peers every 30 s by default.
+const LET_GO: Duration = Duration::from_secs(90);
+
+/// Disconnects two sites; what is answered, `None` when the operation has been closed with it.
+///
+/// # Errors
+/// `Invalid` with a list of what stands in the way; `Conflict` for another operation; what Ceph answers; `Cancelled`
+/// and `Database`.
+pub(in crate::site) async fn disconnect(
+    sites: &Sites,
+    operation: &Operation,
+    order: &Disconnect,
+) -> Result<Option<Value>> {
+    order.check()?;
+    require_key(sites, operation, &order.admins())?;
+    let a = End::open(sites, &order.a, order.admin_a.as_ref()).await?;
+    let b = End::open(sites, &order.b, order.admin_b.as_ref()).await?;
+    let done = Box::pin(with(sites, operation, order, &a, &b)).await;
+    a.leave();
+    b.leave();
+    done
+}
+
+impl Disconnect {
+    /// The administrators' files that it brings.
+    pub(in super::super) fn admins(&self) -> Vec<&super::super::orders::Files> {
+        self.admin_a.iter().chain(&self.admin_b).collect()
+    }
+}
+
+async fn with(
+    sites: &Sites,
+    operation: &Operation,
+    order: &Disconnect,
+    a: &End,
+    b: &End,
+) -> Result<Option<Value>> {
+    if !a.is_alive().await {
+        return Err(Error::new(
+            Code::InvalidInput,
+            format!("Site {}, which is to stay, does not answer; name the one that lives first", a.row.name),
+        ));
+    }
+    a.prove().await?;
+    let living = b.is_alive().await.then_some(b);
+    if let Some(b) = living {
+        b.prove().await?;
+    }
+    let rows = sites
+        .db
+        .read("links of two sites", async |conn| peer_link::list(conn, Some(&a.row.fsid)).await)
+        .await?;
+    let rows: Vec<LinkRow> = rows.into_iter().filter(|row| is_pair(row, &a.row.fsid, &b.row.fsid)).collect();
+    let seen_a = a.look().await?;
+    let seen_b = match living {
+        Some(b) => b.look().await?,
+        None => unseen(b, &rows, &seen_a),
+    };
+    let pools = pools(order, &rows, &seen_a, &seen_b)?;
+    let census = Census::take(sites, a, living, &b.row.fsid, &pools).await?;
+    let mut answer = json!({
+        "site": b.row.name, "what": "disconnected", "with": a.row.name, "dry_run": order.dry_run, "pools": pools,
+        "alive": living.is_some(), "shared": census.view(),
+    });
+    if order.dry_run {
+        if let Value::Object(map) = &mut answer {
+            let refused = census.refuse_always(a, b).and_then(|()| census.refuse_unforced(a, b));
+            map.insert("refused".to_owned(), json!(refused.err().map(|e| e.user().to_owned())));
+        }
+        return Ok(Some(answer));
+    }
+    census.refuse_always(a, b)?;
+    if !order.force {
+        census.refuse_unforced(a, b)?;
+    }
+    if let Some(agreed) = order.purge {
+        purge::check(&census, agreed)?;
+    }
+    let rows = record(sites, operation, a, b, &pools, &rows).await?;
+    crash::point("link:disconnecting");
+    let ends: Vec<(&End, &Seen, &Seen)> = match living {
+        // The receiver first.
+        Some(b) => vec![(b, &seen_b, &seen_a), (a, &seen_a, &seen_b)],
+        None => vec![(a, &seen_a, &seen_b)],
+    };
+    remove_peers(operation, &pools, &ends).await?;
+    for (end, ..) in &ends {
+        let_go(operation, end, &pools).await?;
+    }
+    if order.force {
+        end_mirroring(sites, operation, a, living, &census).await?;
+    }
+    let purged = match (order.purge, living) {
+        (Some(_), Some(b)) => {
+            operation.step("removing copies", &json!({})).await?;
+            let copies: Vec<Image> = census.copies().cloned().collect();
+            purge::purge(a, b, &copies).await?
+        }
+        _ => Purged::default(),
+    };
+    let mut left = Vec::new();
+    for (end, ..) in &ends {
+        left.extend(disable_pools(operation, end, &pools).await?);
+    }
+    left.extend(remove_clients(sites, operation, &rows, a, living).await?);
+    crash::point("link:parted");
+    let strangers = verify(operation, &pools, &ends).await?;
+    if living.is_none() {
+        left.push(format!(
+            "site {} did not answer: its own peers and users are still there; disconnect again when it is back",
+            b.row.name
+        ));
+    }
+    if let Value::Object(map) = &mut answer {
+        map.insert("removed".to_owned(), json!(purged.removed));
+        map.insert("kept".to_owned(), json!(purged.kept));
+        map.insert("left".to_owned(), json!(left));
+        map.insert("strangers".to_owned(), json!(strangers));
+    }
+    let outcome = Outcome::succeeded().with_reply(answer);
+    let note = left.last().cloned();
+    sites
+        .journal
+        .complete(operation, &outcome, async |conn| {
+            for row in peer_link::lock(conn, &a.row.fsid, &b.row.fsid).await? {
+                if !pools.contains(&row.pool) {
+                    continue;
+                }
+                match living {
+                    Some(_) => peer_link::delete(conn, &row).await?,
+                    None => peer_link::put(conn, &LinkRow { note: note.clone(), ..row }).await?,
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    crash::point("link:disconnected");
+    Ok(None)
+}
+
+/// What is known of a site that does not answer: its name towards peers by that of the peer of a pool that a link
+/// names, which has one.
+fn unseen(b: &End, rows: &[LinkRow], a: &Seen) -> Seen {
+    let peers = rows.iter().filter_map(|row| a.mirroring.get(&row.pool)).flat_map(|view| &view.peers);
+    Seen {
+        name: b.row.name.clone(),
+        fsid: b.row.fsid.clone(),
+        calls_itself: peers.map(|peer| peer.site_name.clone()).next(),
+        osds: vec![],
+        pools: vec![],
+        mirroring: BTreeMap::new(),
+    }
+}
+
+/// The pools that connect the two, by the rows and by their own word.
+fn pools(order: &Disconnect, rows: &[LinkRow], a: &Seen, b: &Seen) -> Result<Vec<String>> {
+    let mut all: Vec<String> = rows.iter().map(|row| row.pool.clone()).collect();
+    for (seen, other) in [(a, b), (b, a)] {
+        for (pool, view) in &seen.mirroring {
+            if view.peers.iter().any(|peer| other.is_peer(peer)) {
+                all.push(pool.clone());
+            }
+        }
+    }
+    all.sort();
+    all.dedup();
+    if let Some(stranger) = order.pools.iter().find(|pool| !all.contains(pool)) {
+        return Err(Error::new(
+            Code::InvalidInput,
+            format!("Pool {stranger} does not connect {} and {}; these do: {}", a.name, b.name, some(&all)),
+        ));
+    }
+    if all.is_empty() {
+        return Err(Error::new(
+            Code::InvalidInput,
+            format!("Sites {} and {} are strangers already: no pool connects them", a.name, b.name),
+        ));
+    }
+    Ok(if order.pools.is_empty() { all } else { order.pools.clone() })
+}
+
+fn some(pools: &[String]) -> String {
+    if pools.is_empty() { "none".to_owned() } else { pools.join(", ") }
+}
+
+/// Writes down that these links go, those that Scoria has not made included.
+async fn record(
+    sites: &Sites,
+    operation: &Operation,
+    a: &End,
+    b: &End,
+    pools: &[String],
+    known: &[LinkRow],
+) -> Result<Vec<LinkRow>> {
+    let known = known.to_vec();
+    operation
+        .write("links to part", async |conn| {
+            let there = peer_link::lock(conn, &a.row.fsid, &b.row.fsid).await?;
+            claim(conn, &there, operation).await?;
+            for pool in pools {
+                let row = there.iter().chain(&known).find(|row| row.pool == *pool).cloned();
+                let row = row.unwrap_or_else(|| LinkRow {
+                    fsid_a: a.row.fsid.clone(),
+                    fsid_b: b.row.fsid.clone(),
+                    pool: pool.clone(),
+                    way: "rx-tx".to_owned(),
+                    mode: "image".to_owned(),
+                    method: "found".to_owned(),
+                    client_a: None,
+                    client_b: None,
+                    data_pool: None,
+                    state: String::new(),
+                    makes: "[]".to_owned(),
+                    note: None,
+                    operation_id: 0,
+                    created_at: chrono::NaiveDateTime::default(),
+                    updated_at: chrono::NaiveDateTime::default(),
+                });
+                let (state, operation_id) = ("disconnecting".to_owned(), operation.id());
+                peer_link::put(conn, &LinkRow { state, operation_id, ..row }).await?;
+            }
+            Ok(())
+        })
+        .await?;
+    // Those of other pools count, too: their user may be the same.
+    sites.db.read("links", async |conn| peer_link::list(conn, None).await).await
+}
+
+async fn remove_peers(operation: &Operation, pools: &[String], ends: &[(&End, &Seen, &Seen)]) -> Result<()> {
+    operation.step("removing peers", &json!({})).await?;
+    for (end, seen, other) in ends {
+        for pool in pools {
+            let peers = seen.mirroring.get(pool).map(|view| view.peers.as_slice()).unwrap_or_default();
+            for peer in peers.iter().filter(|peer| other.is_peer(peer)) {
+                let ask = PeerRemove { pool: pool.clone(), uuid: peer.uuid.clone() };
+                end.site.insist(ask).await.map_err(|e| end.explain(e))?;
+                crash::point("link:peer");
+                info!(operation.id = operation.id(), site = end.row.name, pool, "a peer was removed");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Until no daemon of the site works on the pools for a peer that is gone. One that makes itself known once more, as
+/// it does while it runs, is removed again.
+async fn let_go(operation: &Operation, end: &End, pools: &[String]) -> Result<()> {
+    operation.step("waiting for daemons", &json!({"site": end.row.name})).await?;
+    let (until, mut pause) = (Instant::now() + LET_GO, Pause::default());
+    for pool in pools {
+        loop {
+            let view = match end.site.insist(MirrorPoolView { pool: pool.clone() }).await {
+                Err(e) if e.kind == RbdErrorKind::NoPool => break,
+                other => other.map_err(|e| end.explain(e))?,
+            };
+            // Another cluster feeds the pool: its daemon has every reason to be there.
+            let fed = view.peers.iter().any(|peer| peer.direction != PeerDirection::Sends);
+            if fed || view.daemons.is_empty() || !replays(end, pool).await? {
+                break;
+            }
+            if Instant::now() >= until {
+                return Err(Error::new(
+                    Code::Conflict,
+                    format!(
+                        "rbd-mirror of site {} still works on pool {pool} {} s after its peer was removed; it would take \
+                         the end of an image's mirroring for the removal of the image. Stop it, and disconnect again",
+                        end.row.name,
+                        LET_GO.as_secs()
+                    ),
+                ));
+            }
+            pause.rest().await;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a daemon says that it works on an image of the pool.
+async fn replays(end: &End, pool: &str) -> Result<bool> {
+    let ask = MirrorStatusPage { pool: pool.to_owned(), after: String::new(), limit: 500 };
+    let page = end.site.insist(ask).await.map_err(|e| end.explain(e))?;
+    let works = |state: &str| matches!(state, "replaying" | "syncing" | "starting_replay");
+    Ok(page.images.iter().filter_map(|image| image.local.as_ref()).any(|s| s.up && works(&s.state)))
+}
+
+/// Ends the mirroring of the primaries, children before parents, and makes the rows say so.
+async fn end_mirroring(
+    sites: &Sites,
+    operation: &Operation,
+    a: &End,
+    b: Option<&End>,
+    census: &Census,
+) -> Result<()> {
+    operation.step("ending mirroring", &json!({})).await?;
+    for (on, end) in std::iter::once((On::A, a)).chain(b.map(|b| (On::B, b))) {
+        let of_end = || census.images.iter().filter(|image| image.on == on);
+        for pool in by_pool(of_end()).keys() {
+            // In pool mode images cannot be taken out one by one.
+            let mode = end.site.insist(MirrorPoolMode { pool: (*pool).to_owned() }).await;
+            if mode.map_err(|e| end.explain(e))? == PoolMirrorMode::Pool {
+                let ask = MirrorModeSet { pool: (*pool).to_owned(), mode: PoolMirrorMode::Image };
+                end.site.insist(ask).await.map_err(|e| end.explain(e))?;
+            }
+        }
+        let mut left: Vec<&Image> = of_end().filter(|image| image.primary).collect();
+        while !left.is_empty() {
+            let (mut parents, mut last) = (Vec::new(), None);
+            for image in &left {
+                let volume = volume_of(&image.name)
+                    .and_then(|id| census.volumes.iter().find(|v| v.name_id == id))
+                    .filter(|_| on == On::A);
+                match stop(end, image, volume).await {
+                    Ok(()) => crash::point("link:stopped"),
+                    Err(e) if e.kind == RbdErrorKind::Busy => {
+                        parents.push(*image);
+                        last = Some(e);
+                    }
+                    Err(e) => return Err(end.explain(e)),
+                }
+            }
+            // Nothing but parents of mirrored children, and no child went.
+            if let Some(e) = last.filter(|_| parents.len() == left.len()) {
+                return Err(end.explain(e));
+            }
+            left = parents;
+        }
+    }
+    settle(sites, operation, a, census).await
+}
+
+async fn stop(
+    end: &End,
+    image: &Image,
+    volume: Option<&Mirrored>,
+) -> std::result::Result<(), crate::rbd::RbdError> {
+    let done = match volume {
+        Some(volume) => {
+            let data = DriverData::parse(volume.driver_data.as_deref());
+            Box::pin(enable::disable(&end.site, &image.pool, &image.name, data)).await
+        }
+        None => {
+            let (pool, image) = (image.pool.clone(), image.name.clone());
+            end.site.insist(MirrorDisable { pool, image, force: false }).await
+        }
+    };
+    match done {
+        Err(e) if e.kind == RbdErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The rows of volumes whose images are not mirrored any more, by this attempt or one before.
+async fn settle(sites: &Sites, operation: &Operation, a: &End, census: &Census) -> Result<()> {
+    let uses = sites
+        .db
+        .read("pools of backends", async |conn| crate::db::site_use::of(conn, Some(&a.row.fsid)).await)
+        .await?;
+    let mut ids = Vec::new();
+    for volume in census.volumes.iter().filter(|volume| is_mirrored(volume)) {
+        let known =
+            census.images.iter().find(|i| volume_of(&i.name).as_deref() == Some(volume.name_id.as_str()));
+        let places: Vec<(String, String)> = match known {
+            Some(image) => vec![(image.pool.clone(), image.name.clone())],
+            // Its mirroring has ended before: by its usual name, in the pools of the backends that share the sites.
+            None => uses
+                .iter()
+                .filter(|u| census.backends.contains(&u.backend))
+                .map(|u| (u.pool.clone(), format!("volume-{}", volume.name_id)))
+                .collect(),
+        };
+        for (pool, image) in places {
+            match a.site.insist(MirrorInfo { pool, image }).await {
+                Ok(info) if info.state == MirrorState::Disabled => {
+                    ids.push(volume.id.clone());
+                    break;
+                }
+                Ok(_) => {}
+                Err(e) if e.kind == RbdErrorKind::NotFound => {}
+                Err(e) => return Err(a.explain(e)),
+            }
+        }
+    }
+    operation
+        .write("volumes that are not mirrored any more", async |conn| adoption::alone(conn, &ids).await)
+        .await?;
+    crash::point("link:rows");
+    Ok(())
+}
+
+/// Pools that nothing is mirrored in any more, and that have no other peers. What stands in the way is told.
+async fn disable_pools(operation: &Operation, end: &End, pools: &[String]) -> Result<Vec<String>> {
+    operation.step("ending the mirroring of pools", &json!({"site": end.row.name})).await?;
+    let mut left = Vec::new();
+    for pool in pools {
+        let ask = MirrorModeSet { pool: pool.clone(), mode: PoolMirrorMode::Disabled };
+        match end.site.insist(ask).await {
+            Ok(()) => crash::point("link:mode"),
+            Err(e) if e.kind == RbdErrorKind::NoPool => {}
+            Err(e) if e.kind == RbdErrorKind::Busy => left.push(format!(
+                "pool {pool} of site {} stays mirrored: images there are mirrored still, or copies of others",
+                end.row.name
+            )),
+            Err(e) => return Err(end.explain(e)),
+        }
+    }
+    Ok(left)
+}
+
+/// Users by which the two reach each other. That of bootstrap tokens is one for the whole cluster.
+async fn remove_clients(
+    sites: &Sites,
+    operation: &Operation,
+    rows: &[LinkRow],
+    a: &End,
+    b: Option<&End>,
+) -> Result<Vec<String>> {
+    operation.step("removing users", &json!({})).await?;
+    let staying: Vec<&LinkRow> = rows.iter().filter(|row| row.operation_id != operation.id()).collect();
+    let mut left = Vec::new();
+    for end in std::iter::once(a).chain(b) {
+        let of = |row: &LinkRow| match row.fsid_a == end.row.fsid {
+            true => row.client_a.clone(),
+            false => row.client_b.clone().filter(|_| row.fsid_b == end.row.fsid),
+        };
+        let mut users: Vec<String> =
+            rows.iter().filter(|row| row.operation_id == operation.id()).filter_map(of).collect();
+        users.push(BOOTSTRAP_USER.to_owned());
+        users.sort();
+        users.dedup();
+        for user in users {
+            let needed = staying.iter().any(|row| of(row).as_ref() == Some(&user));
+            let others = user == BOOTSTRAP_USER
+                && end.look().await?.mirroring.values().any(|view| !view.peers.is_empty());
+            if needed || others {
+                left.push(format!("client.{user} of site {} stays: other peers have it", end.row.name));
+                continue;
+            }
+            end.site.insist(ClientRemove { user }).await.map_err(|e| end.explain(e))?;
+            crash::point("link:user");
+        }
+    }
+    tracing::debug!(host = sites.host, operation.id = operation.id(), "users of a link were removed");
+    Ok(left)
+}
+
+/// Looks whether the two know each other still; what was found, in words.
+async fn verify(
+    operation: &Operation,
+    pools: &[String],
+    ends: &[(&End, &Seen, &Seen)],
+) -> Result<Vec<String>> {
+    operation.step("verifying", &json!({})).await?;
+    let mut told = Vec::new();
+    for (end, _, other) in ends.iter().rev() {
+        let seen = end.look().await?;
+        let knows = |pool: &&String| {
+            let view = seen.mirroring.get(*pool);
+            view.is_some_and(|view| view.peers.iter().any(|peer| other.is_peer(peer)))
+        };
+        let all: Vec<&String> = seen.mirroring.keys().filter(knows).collect();
+        if let Some(pool) = all.iter().find(|pool| pools.contains(pool)) {
+            return Err(Error::new(
+                Code::Conflict,
+                format!(
+                    "Pool {pool} of site {} knows {} again: the other's rbd-mirror runs still and has made itself \
+                     known; disconnect again",
+                    seen.name, other.name
+                ),
+            ));
+        }
+        told.push(match all.is_empty() {
+            true => format!("no pool of {} knows {}", seen.name, other.name),
+            false => format!("{} knows {} by {} other pools", seen.name, other.name, all.len()),
+        });
+    }
+    Ok(told)
+}

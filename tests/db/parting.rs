@@ -1,0 +1,109 @@
+//! What parting two sites costs volumes, and how it goes with a site that is dead.
+
+use scoria::rbd::protocol::SnapCreate;
+use scoria::rbd::sim::Health;
+use scoria::rbd::types::MirrorMode;
+use scoria::site::{self, Connect, Disconnect, Purge};
+
+use crate::link_scene::{POOL, Scene, bare, connect, disconnect, ordered, parted, strangers};
+use crate::seed;
+
+#[tokio::test]
+async fn volumes_stop_being_replicated_and_their_copies_go_when_that_was_agreed() {
+    let scene = Scene::of(bare()).await;
+    scene.run(ordered(connect())).await.unwrap();
+    scene.backend().await;
+    let data = r#", replication_status='enabled', replication_driver_data='{"had_exclusive_lock":true,"had_journaling":false}'"#;
+    let journaled = seed::volume(&scene.test, 1, "available", data).await;
+    let by_snapshots = seed::volume(&scene.test, 2, "in-use", ", replication_status='enabled'").await;
+    let plain = seed::volume(&scene.test, 3, "available", "").await;
+    scene.image("a", "b", &format!("volume-{journaled}"), MirrorMode::Journal).await;
+    scene.image("a", "b", &format!("volume-{by_snapshots}"), MirrorMode::Snapshot).await;
+    scene.image("b", "a", "nobodys", MirrorMode::Journal).await;
+    // A clone of a copy, as a backup makes it.
+    let snap = SnapCreate { pool: POOL.into(), image: format!("volume-{journaled}"), snap: "s".into() };
+    scene.sim.site("a").call(snap).await.unwrap();
+
+    let refused = scene.run(parted(disconnect())).await.unwrap_err();
+    for said in
+        ["3 images of 24 MiB are mirrored", &journaled, "(8 MiB)", "backends work with both: node1@ceph"]
+    {
+        assert!(refused.contains(said), "{said}: {refused}");
+    }
+    scene.test.sql("UPDATE services SET active_backend_id='b'").await;
+    let forced = Disconnect { force: true, ..disconnect() };
+    let refused = scene.run(parted(forced.clone())).await.unwrap_err();
+    assert!(refused.contains("Site b serves backends: node1@ceph"), "{refused}");
+    scene.test.sql("UPDATE services SET active_backend_id=NULL").await;
+    scene
+        .test
+        .sql(&format!(
+            "INSERT INTO backups (id, volume_id, status, deleted) VALUES ('bk', '{journaled}', 'creating', 0)"
+        ))
+        .await;
+    let refused = scene.run(parted(forced.clone())).await.unwrap_err();
+    assert!(refused.contains("Backups of 1 volumes"), "{refused}");
+    scene.test.sql("DELETE FROM backups").await;
+
+    let dry = scene.run(parted(Disconnect { dry_run: true, ..forced.clone() })).await.unwrap();
+    assert_eq!(dry["shared"]["copies"].as_array().unwrap().len(), 2, "{dry:#}");
+    assert_eq!(dry["shared"]["copies_bytes"], 16 << 20);
+    let few = Purge { copies: 1, bytes: 1 << 30 };
+    let refused = scene.run(parted(Disconnect { purge: Some(few), ..forced.clone() })).await.unwrap_err();
+    assert!(refused.contains("There are 2 copies of 16 MiB by now"), "{refused}");
+    let agreed = Purge { copies: 2, bytes: 16 << 20 };
+    let answer = scene.run(parted(Disconnect { purge: Some(agreed), ..forced })).await.unwrap();
+    assert_eq!(answer["removed"].as_array().unwrap().len(), 2, "{answer:#}");
+    assert_eq!(scene.sim.images("b", POOL), ["nobodys"]);
+    for id in [&journaled, &by_snapshots] {
+        let row = scene
+            .test
+            .row(&format!("SELECT replication_status, COALESCE(replication_driver_data, '-') FROM volumes WHERE id='{id}'"))
+            .await;
+        assert_eq!(row, ["disabled", "-"], "{id}");
+        let image = scene.sim.image("a", POOL, &format!("volume-{id}")).unwrap();
+        assert_eq!(image.mirror, None);
+    }
+    let image = scene.sim.image("a", POOL, &format!("volume-{journaled}")).unwrap();
+    assert_eq!(image.features & 4, 4, "the lock was there before");
+    assert_eq!(image.features & 64, 0, "journaling was added, and is gone");
+    let row = scene
+        .test
+        .row(&format!("SELECT COALESCE(replication_status, '-') FROM volumes WHERE id='{plain}'"))
+        .await;
+    assert_ne!(row, ["disabled"]);
+    assert!(strangers(&scene) && scene.links().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_dead_site_is_parted_from_the_living_one() {
+    let scene = Scene::of(bare()).await;
+    scene.run(ordered(connect())).await.unwrap();
+    scene.image("a", "b", "x", MirrorMode::Snapshot).await;
+    scene.sim.set_health("b", Health::Dead);
+    let refused =
+        scene.run(parted(Disconnect { a: "b".into(), b: "a".into(), ..disconnect() })).await.unwrap_err();
+    assert!(refused.contains("Site b, which is to stay, does not answer"), "{refused}");
+    let answer = scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
+    assert_eq!(answer["alive"], false);
+    assert!(answer["left"].to_string().contains("disconnect again when it is back"), "{answer:#}");
+    assert!(scene.sim.is_stranger("a") && !scene.sim.is_stranger("b"));
+    assert_eq!(scene.links().await[0][3], "disconnecting");
+    scene.sim.set_health("b", Health::Alive);
+    let refused = scene.run(ordered(connect())).await.unwrap_err();
+    assert!(refused.contains("half disconnected"), "{refused}");
+    scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
+    assert!(strangers(&scene) && scene.links().await.is_empty());
+}
+
+#[tokio::test]
+async fn two_orders_do_not_work_on_one_link() {
+    let scene = Scene::of(bare()).await;
+    scene.run(ordered(connect())).await.unwrap();
+    let held = scene.order(ordered(Connect { canary: false, ..connect() })).await;
+    scene.test.sql(&format!("UPDATE scoria_peer_links SET operation_id={}", held.id())).await;
+    let refused = scene.run(parted(disconnect())).await.unwrap_err();
+    assert!(refused.contains(&format!("Operation {} is working on links", held.id())), "{refused}");
+    site::run(&scene.sites, &held).await;
+    scene.run(parted(disconnect())).await.unwrap();
+}
