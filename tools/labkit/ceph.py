@@ -271,6 +271,11 @@ def make_pools(lab, site):
         lab.mark(f"site-{site}-pools")
 
 
+def wait_ready(lab, site):
+    """Wait until a site without pools has its OSDs and a manager."""
+    setup_step(lab, "pools", daemon_conf(lab, site), lab.state["osds"])
+
+
 def make_peers(lab):
     """Mirroring of the mirrored pools, both ways; once, with both sites running."""
     if not lab.done("peers"):
@@ -388,6 +393,7 @@ class RbdMirror(Component):
 
     def __init__(self, lab, site):
         super().__init__(lab)
+        self.by_default = not lab.state.get("bare")
         self.site = site
         self.name = f"rbd-mirror-{site}"
         self.needs = tuple(f"site-{site}-osd.{i}" for i in range(lab.state.get("osds", 1)))

@@ -58,6 +58,10 @@ def up(lab, args):
         if lab.done("site-a-keys") and args.osds != lab.state["osds"]:
             raise LabError("the number of OSDs is chosen with the first up: down --purge first")
         lab.state["osds"] = args.osds
+    if args.bare and not lab.state.get("bare"):
+        if lab.done("site-a-keys"):
+            raise LabError("a bare lab is chosen with the first up: down --purge first")
+        lab.state["bare"] = True
     new_timeout = args.watch_timeout and args.watch_timeout != lab.state["watch_timeout"]
     if new_timeout:
         lab.state["watch_timeout"] = args.watch_timeout
@@ -329,6 +333,9 @@ def _parser():
     sub.add_argument("--watch-timeout", type=int, metavar="SECONDS",
                      help="osd_client_watch_timeout (10; Ceph's default is 30); remembered")
     sub.add_argument("--osds", type=int, metavar="N", help="OSDs per site, with the first up (1)")
+    sub.add_argument("--bare", action="store_true",
+                     help="clusters without pools, peers and rbd-mirror, with the first up; start rbd-mirror-a and "
+                          "rbd-mirror-b when there is something to mirror")
     sub = add("down", down, "stop everything; the data stays")
     sub.add_argument("--purge", action="store_true", help="remove the data as well")
     add("status", show_status, "table of components; status 1 when one that runs is not well")

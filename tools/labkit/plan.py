@@ -103,8 +103,10 @@ def up(lab, every, names, say):
         osds = [n for n in daemons if "-osd." in n]
         if osds:
             sites[site] = f"site-{site}-pools"
-            tasks.append(_Task(sites[site], daemons, lambda s=site: ceph.make_pools(lab, s)))
-    if len(sites) == 2 and all(f"rbd-mirror-{s}" in names for s in sites):
+            make = ceph.wait_ready if lab.state.get("bare") else ceph.make_pools
+            tasks.append(_Task(sites[site], daemons, lambda s=site, m=make: m(lab, s)))
+    mirrored = all(f"rbd-mirror-{s}" in names for s in sites) and not lab.state.get("bare")
+    if len(sites) == 2 and mirrored:
         tasks.append(_Task("peers", list(sites.values()), lambda: ceph.make_peers(lab)))
         for t in tasks:
             if t.name.startswith("rbd-mirror-"):
