@@ -375,8 +375,38 @@ commands! {
     Short ClientExists { user: String } -> bool;
     /// Removes it. The bootstrap user goes with the note that says who it is.
     Short ClientRemove { user: String } -> ();
-    /// How many rbd-mirror daemons have told the manager that they run, whatever they serve.
-    Short MirrorServices {} -> u32;
+    /// All schedules that bear on a level: its own, those above it, those below it. `Busy` while the module is not
+    /// ready, `Permission` without mgr 'profile rbd'.
+    Short LevelSchedules { level: Level } -> Vec<LevelScheduled>;
+    /// Adds one to a level. One that is there already is a success; `Invalid` for an image that is not mirrored by
+    /// snapshots.
+    Short LevelScheduleAdd { level: Level, schedule: Schedule } -> ();
+    /// Removes one from a level; `None`: all that the level itself has. What is not there is a success.
+    Short LevelScheduleRemove { level: Level, schedule: Option<Schedule> } -> ();
+    /// When the next mirror snapshots of the primary images under a level are due. Empty right after a change, until
+    /// the module has looked (a minute).
+    Short LevelDue { level: Level } -> Vec<Due>;
+
+    /// Writes over the image what a snapshot holds, only where librbd's diff says that something has changed since, and
+    /// by ordinary writes, under the lock; the image keeps its size. Answers the bytes written. `Busy` or `ReadOnly`
+    /// when somebody has it.
+    Long SnapRevertChanges { pool: String, image: String, snap: String } -> u64;
+
+    // ---- which image it is -----------------------------------------------------------------------
+
+    /// (internal id, name) of all images in a pool's directory, also of one of which only half is there.
+    Short ImageDirectory { pool: String } -> Vec<(String, String)>;
+
+    // ---- rbd-mirror daemons and who runs them (ceph-mgr: service map, module orchestrator) ------
+
+    /// The rbd-mirror daemons of the site as they report to the manager; `None` where this client may not ask
+    /// (`profile rbd` may not: mgr 'allow r' may).
+    Short MirrorServices {} -> Option<Vec<MirrorService>>;
+    /// Has the orchestrator run rbd-mirror: `ceph orch apply rbd-mirror [--placement=PLACEMENT]`. Repeatable.
+    /// `NotFound` for a cluster without one, `Permission` without mgr 'allow rw'.
+    Short OrchestratorApply { placement: Option<String> } -> ();
+    /// `ceph orch start|stop|restart|rm rbd-mirror`. Fails in the same ways.
+    Short OrchestratorAct { act: OrchestratorVerb } -> ();
 }
 
 impl Request {

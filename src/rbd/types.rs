@@ -347,6 +347,112 @@ pub struct Schedule {
     pub start: Option<String>,
 }
 
+/// What a schedule is for: all pools, a pool, or an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// The pool; `None`: all of them.
+    pub pool: Option<String>,
+    /// An image of it; `None`: all of them.
+    pub image: Option<String>,
+}
+
+impl Level {
+    /// `global`, `pool` or `image`.
+    pub fn kind(&self) -> &'static str {
+        match (&self.pool, &self.image) {
+            (None, _) => "global",
+            (Some(_), None) => "pool",
+            (Some(_), Some(_)) => "image",
+        }
+    }
+
+    /// As ceph-mgr names it (`level_spec`).
+    pub fn spec(&self) -> String {
+        match (&self.pool, &self.image) {
+            (None, _) => String::new(),
+            (Some(pool), None) => format!("{pool}/"),
+            (Some(pool), Some(image)) => format!("{pool}/{image}"),
+        }
+    }
+}
+
+/// The schedules of one level.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelScheduled {
+    /// The level.
+    pub level: Level,
+    /// Its own schedules.
+    pub schedules: Vec<Schedule>,
+}
+
+/// A mirror snapshot that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Due {
+    /// When, by the manager's clock and in its words (`YYYY-MM-DD HH:MM:00`, UTC).
+    pub at: String,
+    /// `pool/image`.
+    pub image: String,
+}
+
+/// An rbd-mirror daemon, as it reports to its site's manager (`ceph service dump`, `ceph service status`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorService {
+    /// The name of its cephx client without `client.rbd-mirror.`, as it reports itself.
+    pub id: String,
+    /// The machine that it runs on.
+    pub host: String,
+    /// Its release, e.g. `16.2.15`.
+    pub version: String,
+    /// RADOS number of its client: what leads pools is named by it.
+    pub instance: String,
+    /// What it does in each pool; none before its first report, up to half a minute after its start.
+    pub pools: Vec<MirrorServicePool>,
+}
+
+/// What an rbd-mirror daemon does in a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorServicePool {
+    /// The pool.
+    pub name: String,
+    /// It leads the others that serve the pool.
+    pub leader: bool,
+    /// Images that it copies.
+    pub images: u64,
+    /// Of them, those with an error.
+    pub errors: u64,
+    /// Of them, those with a warning.
+    pub warnings: u64,
+    /// What it complains about, as (level, text).
+    pub callouts: Vec<(String, String)>,
+}
+
+/// What an orchestrator is told to do with a service that it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OrchestratorVerb {
+    /// Start its daemons.
+    Start,
+    /// Stop them; they stay deployed.
+    Stop,
+    /// Restart them.
+    Restart,
+    /// Remove the service and its daemons.
+    Rm,
+}
+
+impl OrchestratorVerb {
+    /// The word in `ceph orch`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OrchestratorVerb::Start => "start",
+            OrchestratorVerb::Stop => "stop",
+            OrchestratorVerb::Restart => "restart",
+            OrchestratorVerb::Rm => "rm",
+        }
+    }
+}
+
 /// Schedules of an image, or of what stands above it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scheduled {

@@ -129,13 +129,18 @@ impl Options {
 
 impl IoCtx {
     /// Names of all images.
+    pub(crate) fn images(&self) -> Result<Vec<String>, Failure> {
+        Ok(self.directory()?.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// Internal id and name of each image that the pool's directory has, also of one of which only half is there.
     ///
     /// Implements:
     /// ```c
     /// int rbd_list2(rados_ioctx_t io, rbd_image_spec_t* images, size_t *max_images);
     /// void rbd_image_spec_list_cleanup(rbd_image_spec_t *images, size_t num_images);
     /// ```
-    pub(crate) fn images(&self) -> Result<Vec<String>, Failure> {
+    pub(crate) fn directory(&self) -> Result<Vec<(String, String)>, Failure> {
         let f = &self.api().image;
         // SAFETY: two pointers, valid when zero; librbd keeps to the capacity it is given and sets it.
         let mut specs = unsafe {
@@ -143,9 +148,9 @@ impl IoCtx {
         };
         // SAFETY: librbd filled `specs`; its strings are valid until the cleanup, which ends them.
         unsafe {
-            let names = specs.iter().map(|spec| owned(spec.name)).collect();
+            let found = specs.iter().map(|spec| (owned(spec.id), owned(spec.name))).collect();
             (f.rbd_image_spec_list_cleanup)(specs.as_mut_ptr(), specs.len());
-            Ok(names)
+            Ok(found)
         }
     }
 

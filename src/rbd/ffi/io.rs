@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::c::rbd_image_t;
 use super::image::Image;
-use super::{Failure, check, functions};
+use super::{Failure, check, functions, text};
 
 /// Gets one run of bytes; answers 0 to go on.
 #[allow(non_camel_case_types)]
@@ -64,6 +64,36 @@ impl Image<'_> {
         Ok(extents)
     }
 
+    /// Runs of bytes, as (offset, length), that may differ from what a snapshot of this image holds: written since
+    /// then, or taken away.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rbd_diff_iterate2(rbd_image_t image, const char *fromsnapname, uint64_t ofs, uint64_t len, uint8_t include_parent, uint8_t whole_object, int (*cb)(uint64_t, size_t, int, void *), void *arg);
+    /// ```
+    pub(crate) fn changes_since(&self, snap: &str, length: u64) -> Result<Vec<(u64, u64)>, Failure> {
+        let call = "rbd_diff_iterate2";
+        let from = text(call, snap)?;
+        let mut changes: Vec<(u64, u64)> = Vec::new();
+        // SAFETY: open image and valid string; `changes` outlives the call, in which alone the callback runs, one
+        // call after the other.
+        let result = unsafe {
+            (self.api().io.rbd_diff_iterate2)(
+                self.handle,
+                from.as_ptr(),
+                0,
+                length,
+                1,
+                0,
+                Some(on_change),
+                ptr::from_mut(&mut changes).cast(),
+            )
+        };
+        check(call, || format!("{}@{snap}", self.path()), result)?;
+        changes.sort_unstable();
+        Ok(changes)
+    }
+
     /// Writes all of `data` and waits until it is on disk; EINVAL when it does not fit into the image.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
         self.put(offset, data)?;
@@ -101,6 +131,17 @@ impl Image<'_> {
         check("rbd_flush", || self.path(), result)?;
         Ok(())
     }
+}
+
+/// Remembers one run of bytes of a difference, whether there is data now or not.
+///
+/// # Safety
+/// `arg` points to a `Vec<(u64, u64)>` that nobody else uses meanwhile.
+unsafe extern "C" fn on_change(offset: u64, length: usize, _: c_int, arg: *mut c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    let changes = unsafe { &mut *arg.cast::<Vec<(u64, u64)>>() };
+    changes.push((offset, length as u64));
+    0
 }
 
 /// Adds an extent that exists to the vector that `arg` points to.

@@ -60,4 +60,40 @@ impl Image<'_> {
         }
         self.flush()
     }
+
+    /// Writes what `snap`, this image opened at its snapshot `name`, holds over what has changed since; answers the
+    /// bytes written. What lies behind the snapshot's end becomes zeros; the size stays, or grows to the snapshot's.
+    pub(crate) fn revert_changes(
+        &self,
+        snap: &Image<'_>,
+        name: &str,
+        progress: Progress<'_>,
+    ) -> Result<u64, Failure> {
+        let (wanted, _) = snap.stat()?;
+        let (mut size, _) = self.stat()?;
+        if size < wanted {
+            self.grow(wanted, progress)?;
+            size = wanted;
+        }
+        let changes = self.changes_since(name, size)?;
+        let all: u64 = changes.iter().map(|(_, length)| length).sum();
+        let (mut done, mut written) = (0, 0);
+        for (offset, length) in changes {
+            let (mut at, end) = (offset, (offset + length).min(size));
+            while at < end {
+                let length = CHUNK.min(end - at) as usize;
+                let mut data = if at < wanted { snap.read(at, length)? } else { Vec::new() };
+                data.resize(length, 0);
+                if self.read(at, length)? != data {
+                    self.put(at, &data)?;
+                    written += length as u64;
+                }
+                at += length as u64;
+                done += length as u64;
+                progress(done, all);
+            }
+        }
+        self.flush()?;
+        Ok(written)
+    }
 }

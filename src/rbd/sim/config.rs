@@ -146,6 +146,10 @@ pub struct SimConfig {
     pub may_fence: bool,
     /// Client may read everybody's keys and capabilities, as `client.admin` may.
     pub reads_keys: bool,
+    /// The clusters have an orchestrator, which the client may use.
+    pub orchestrated: bool,
+    /// Client may read the manager's service map. False with `profile rbd`.
+    pub reads_services: bool,
     /// Pools that the client may neither read nor write.
     pub closed_pools: Vec<String>,
     /// The OSDs of every site ([`osds_on`](super::osds_on)).
@@ -171,6 +175,8 @@ impl Default for SimConfig {
             may_unblock: false,
             may_fence: true,
             reads_keys: false,
+            orchestrated: false,
+            reads_services: true,
             closed_pools: vec![],
             osds: super::osds_on(&["h1", "h2", "h3"]),
         }

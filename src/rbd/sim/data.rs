@@ -73,6 +73,13 @@ impl Data {
         Data { blocks }
     }
 
+    /// Bytes of the blocks that differ.
+    pub(super) fn differing(&self, other: &Data) -> u64 {
+        let numbers: std::collections::BTreeSet<_> = self.blocks.keys().chain(other.blocks.keys()).collect();
+        let read = |data: &Data, number: u64| data.read(number * BLOCK, BLOCK);
+        numbers.into_iter().filter(|n| read(self, **n) != read(other, **n)).count() as u64 * BLOCK
+    }
+
     /// Cuts off what lies beyond `size` bytes.
     pub(super) fn clip(mut self, size: u64) -> Data {
         self.blocks.retain(|n, _| n * BLOCK < size);

@@ -1,6 +1,8 @@
 //! One request, carried out on one site.
 
 use super::images::{Answer, refuse};
+use super::mirror_daemon::DaemonState;
+use super::services::runs;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::protocol::{Connection, Reply, Request};
@@ -243,7 +245,24 @@ impl World {
                 self.client_remove(site, &r.user);
                 Reply::ClientRemove(())
             }
+            Request::LevelSchedules(r) => Reply::LevelSchedules(self.level_list(site, &r.level)?),
+            Request::LevelScheduleAdd(r) => {
+                Reply::LevelScheduleAdd(self.level_add(site, &r.level, r.schedule)?)
+            }
+            Request::LevelScheduleRemove(r) => {
+                Reply::LevelScheduleRemove(self.level_remove(site, &r.level, r.schedule.as_ref())?)
+            }
+            Request::LevelDue(r) => Reply::LevelDue(self.level_due(site, &r.level)?),
+            Request::SnapRevertChanges(r) => {
+                Reply::SnapRevertChanges(self.snap_revert_changes(site, &r.pool, &r.image, &r.snap)?)
+            }
+            Request::ImageDirectory(r) => {
+                let names = &self.pool(site, &r.pool)?.names;
+                Reply::ImageDirectory(names.iter().map(|(name, id)| (id.clone(), name.clone())).collect())
+            }
             Request::MirrorServices(_) => Reply::MirrorServices(self.mirror_services(site)),
+            Request::OrchestratorApply(_) => Reply::OrchestratorApply(self.orchestrate(site, Some(true))?),
+            Request::OrchestratorAct(r) => Reply::OrchestratorAct(self.orchestrate(site, runs(r.act))?),
         })
     }
 }

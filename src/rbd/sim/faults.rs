@@ -357,7 +357,13 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::SiteNameSet(_)
         | Request::ClientExists(_)
         | Request::ClientRemove(_)
+        | Request::LevelSchedules(_)
+        | Request::LevelScheduleAdd(_)
+        | Request::LevelScheduleRemove(_)
+        | Request::LevelDue(_)
         | Request::MirrorServices(_)
+        | Request::OrchestratorApply(_)
+        | Request::OrchestratorAct(_)
         | Request::ConfGet(_) => true,
         other => {
             debug_assert!(other.class() != Class::Probe || matches!(other, Request::ProbeOsd(_)));

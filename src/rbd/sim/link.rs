@@ -53,7 +53,6 @@ pub(super) fn for_administrators(request: &Request) -> bool {
             | Request::PeerRemove(_)
             | Request::ClientExists(_)
             | Request::ClientRemove(_)
-            | Request::MirrorServices(_)
     )
 }
 
@@ -72,10 +71,6 @@ impl World {
         let receives = !self.pool(site, pool)?.peers.is_empty();
         let daemon = self.sites.get(site).filter(|s| receives && s.daemon.state != DaemonState::Stopped);
         Ok(daemon.map(|s| s.daemon_address()).into_iter().collect())
-    }
-
-    pub(super) fn mirror_services(&self, site: &str) -> u32 {
-        u32::from(self.sites.get(site).is_some_and(|s| s.daemon.state != DaemonState::Stopped))
     }
 
     pub(super) fn profile_set(&mut self, site: &str, profile: ErasureProfile) -> Answer<()> {

@@ -192,6 +192,20 @@ impl World {
         Ok(())
     }
 
+    pub(super) fn snap_revert_changes(
+        &mut self,
+        site: &str,
+        pool: &str,
+        image: &str,
+        snap: &str,
+    ) -> Answer<u64> {
+        self.snap_to_write_back(site, pool, image, snap)?;
+        let wanted = self.effective(site, pool, image, Some(snap))?;
+        let present = self.effective(site, pool, image, None)?;
+        self.snap_restore(site, pool, image, snap)?;
+        Ok(wanted.differing(&present))
+    }
+
     pub(super) fn clone_image(
         &mut self,
         site: &str,

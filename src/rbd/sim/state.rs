@@ -223,6 +223,8 @@ pub(super) struct SiteState {
     pub(super) connected: BTreeSet<u64>,
     /// Schedules of mirror snapshots, by pool and image id. Nobody carries them out.
     pub(super) schedules: BTreeMap<(String, String), BTreeSet<Schedule>>,
+    /// Those of pools, by name, and that of all pools, by nothing.
+    pub(super) wide_schedules: BTreeMap<String, BTreeSet<Schedule>>,
 }
 
 impl SiteState {
@@ -329,6 +331,7 @@ impl World {
                     replayers: BTreeMap::new(),
                     connected: BTreeSet::new(),
                     schedules: BTreeMap::new(),
+                    wide_schedules: BTreeMap::new(),
                     name: spec.name,
                 },
             );

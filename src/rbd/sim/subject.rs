@@ -36,7 +36,13 @@ impl Subject {
             | Request::SiteNameSet(_)
             | Request::ClientExists(_)
             | Request::ClientRemove(_)
+            | Request::LevelSchedules(_)
+            | Request::LevelScheduleAdd(_)
+            | Request::LevelScheduleRemove(_)
+            | Request::LevelDue(_)
             | Request::MirrorServices(_)
+            | Request::OrchestratorApply(_)
+            | Request::OrchestratorAct(_)
             | Request::ConfGet(_) => Subject::default(),
             Request::PoolEnsure(r) => pool(&r.pool),
             Request::PoolInit(r) => pool(&r.pool),
@@ -48,6 +54,7 @@ impl Subject {
             Request::ProbeOsd(r) => pool(&r.pool),
             Request::PoolStats(r) => pool(&r.pool),
             Request::ImageList(r) => pool(&r.pool),
+            Request::ImageDirectory(r) => pool(&r.pool),
             Request::TrashList(r) => pool(&r.pool),
             Request::MirrorPoolMode(r) => pool(&r.pool),
             Request::MirrorDaemons(r) => pool(&r.pool),
@@ -102,6 +109,7 @@ impl Subject {
             Request::SyncPointsRemove(r) => on(&r.pool, &r.image, true),
             Request::SnapRollback(r) => on(&r.pool, &r.image, true),
             Request::SnapRestore(r) => on(&r.pool, &r.image, true),
+            Request::SnapRevertChanges(r) => on(&r.pool, &r.image, true),
             Request::TrashMove(r) => on(&r.pool, &r.image, true),
             Request::MirrorEnable(r) => on(&r.pool, &r.image, true),
             Request::MirrorDisable(r) => on(&r.pool, &r.image, true),

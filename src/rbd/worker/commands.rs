@@ -9,7 +9,7 @@ use std::thread;
 
 use super::stream::Link;
 use super::survey::mirroring;
-use super::{about, link, monitor, schedule, together};
+use super::{about, levels, link, monitor, schedule, services, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -189,7 +189,8 @@ pub(super) fn execute(
         Request::SnapRestore(c) => {
             let io = pool(&c.pool)?;
             let snap = Image::open_read_only(&io, &c.image, Some(&c.snap))?;
-            Reply::SnapRestore(restore(&Image::open(&io, &c.image)?, &snap, &c.image, progress)?)
+            let image = Image::open(&io, &c.image)?;
+            Reply::SnapRestore(locked(&image, &c.image, |image| image.restore(&snap, progress))?)
         }
 
         Request::TrashMove(c) => Reply::TrashMove(pool(&c.pool)?.trash_move(&c.image, c.delay)?),
@@ -270,7 +271,25 @@ pub(super) fn execute(
         Request::PeerRemove(c) => Reply::PeerRemove(pool(&c.pool)?.remove_peer(&c.uuid)?),
         Request::ClientExists(c) => Reply::ClientExists(link::client_exists(cluster, &c.user)?),
         Request::ClientRemove(c) => Reply::ClientRemove(link::remove_client(cluster, &c.user)?),
-        Request::MirrorServices(_) => Reply::MirrorServices(link::mirror_services(cluster)?),
+        Request::LevelSchedules(c) => Reply::LevelSchedules(levels::list(cluster, &c.level)?),
+        Request::LevelScheduleAdd(c) => Reply::LevelScheduleAdd(levels::add(cluster, &c.level, &c.schedule)?),
+        Request::LevelScheduleRemove(c) => {
+            Reply::LevelScheduleRemove(levels::remove(cluster, &c.level, c.schedule.as_ref())?)
+        }
+        Request::LevelDue(c) => Reply::LevelDue(levels::due(cluster, &c.level)?),
+        Request::SnapRevertChanges(c) => {
+            let io = pool(&c.pool)?;
+            let snap = Image::open_read_only(&io, &c.image, Some(&c.snap))?;
+            let image = Image::open(&io, &c.image)?;
+            let back = |image: &Image<'_>| image.revert_changes(&snap, &c.snap, progress);
+            Reply::SnapRevertChanges(locked(&image, &c.image, back)?)
+        }
+        Request::ImageDirectory(c) => Reply::ImageDirectory(pool(&c.pool)?.directory()?),
+        Request::MirrorServices(_) => Reply::MirrorServices(services::mirror_daemons(cluster)?),
+        Request::OrchestratorApply(c) => {
+            Reply::OrchestratorApply(services::apply(cluster, c.placement.as_deref())?)
+        }
+        Request::OrchestratorAct(c) => Reply::OrchestratorAct(services::act(cluster, c.act)?),
     })
 }
 
@@ -367,16 +386,23 @@ fn require_primary(image: &Image<'_>, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Restores under the lock, which nobody gets meanwhile. Without it a write would wait for a lock that is not
+/// Works under the lock, which nobody gets meanwhile. Without it a write would wait for a lock that is not
 /// given up for as long as it is held; and a handle that has once taken the lock writes only while it has it.
-fn restore(image: &Image<'_>, snap: &Image<'_>, name: &str, progress: Progress<'_>) -> Result<(), Failure> {
+fn locked<T>(
+    image: &Image<'_>,
+    name: &str,
+    work: impl FnOnce(&Image<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     require_primary(image, name)?;
     let locks = image.features()? & features::EXCLUSIVE_LOCK != 0;
     if locks {
         image.lock()?;
     }
-    image.restore(snap, progress)?;
-    if locks { image.unlock() } else { Ok(()) }
+    let done = work(image)?;
+    if locks {
+        image.unlock()?;
+    }
+    Ok(done)
 }
 
 /// Whether this side takes a writer now.

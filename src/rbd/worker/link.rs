@@ -158,19 +158,6 @@ pub(super) fn remove_client(cluster: &Cluster, user: &str) -> Result<(), Failure
     Ok(())
 }
 
-/// Daemons in the service map.
-pub(super) fn mirror_services(cluster: &Cluster) -> Result<u32, Failure> {
-    let map = ask(cluster, json!({"prefix": "service dump", "format": "json"}))?;
-    Ok(read_services(&map))
-}
-
-fn read_services(map: &Value) -> u32 {
-    let daemons = map.pointer("/services/rbd-mirror/daemons").and_then(Value::as_object);
-    // Beside the daemons, by their numbers, there is a summary.
-    let count = daemons.map_or(0, |all| all.values().filter(|value| value.is_object()).count());
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -191,11 +178,5 @@ mod tests {
         assert_eq!((osds[0].class.as_str(), osds[0].within["host"].as_str()), ("ssd", "h1"));
         assert_eq!((osds[0].within["rack"].as_str(), osds[0].within["root"].as_str()), ("r1", "default"));
         assert!(read_tree(&json!({})).is_none());
-    }
-
-    #[test]
-    fn daemons_are_counted_without_the_summary() {
-        let map = json!({"services": {"rbd-mirror": {"daemons": {"summary": "", "4117": {}, "4120": {}}}}});
-        assert_eq!((read_services(&map), read_services(&json!({"services": {}}))), (2, 0));
     }
 }
