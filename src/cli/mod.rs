@@ -19,7 +19,10 @@ mod drain;
 mod follow;
 mod operation;
 mod output;
+mod rbd;
+mod replicate;
 mod replication;
+mod schedule;
 mod service;
 mod site;
 mod target;
@@ -92,6 +95,14 @@ pub enum Category {
     /// Ceph clusters, and how each host reaches them
     #[command(subcommand, arg_required_else_help = true)]
     Site(site::Action),
+    /// Images themselves: whose one is, which are half gone
+    #[command(subcommand, arg_required_else_help = true)]
+    Rbd(rbd::Action),
+    /// Give images that Cinder does not know a copy on the other site
+    Replicate(replicate::Replicate),
+    /// When mirror snapshots are made, as set for all pools, a pool or an image
+    #[command(subcommand, arg_required_else_help = true)]
+    Schedule(schedule::Action),
     /// Rows of Cinder's services
     #[command(subcommand, arg_required_else_help = true)]
     Service(service::Action),
@@ -240,6 +251,9 @@ pub async fn run(arguments: Arguments) -> Result<Report> {
         Category::Operation(action) => operation::run(&context, action).await,
         Category::Backend(action) => backend::run(&context, &action).await,
         Category::Site(action) => site::run(&context, action).await,
+        Category::Rbd(action) => rbd::run(&context, action).await,
+        Category::Replicate(arguments) => replicate::run(&context, arguments).await,
+        Category::Schedule(action) => schedule::run(&context, action).await,
         Category::Service(action) => service::run(&context, action).await,
         Category::Cluster(action) => cluster::run(&context, &action).await,
         Category::Db(action) => db::run(&context, &action).await,

@@ -96,6 +96,8 @@ fn scoria(reader: &Reader<'_>) -> ScoriaConfig {
         operation_retention: reader.seconds(scope, "scoria_operation_retention"),
         lease: reader.seconds(scope, "scoria_lease_seconds"),
         site_dir: PathBuf::from(reader.text(scope, "scoria_site_dir")),
+        mirror_daemon_dir: PathBuf::from(reader.text(scope, "scoria_mirror_daemon_dir")),
+        mirror_daemon_path: PathBuf::from(reader.text(scope, "scoria_mirror_daemon_path")),
     }
 }
 

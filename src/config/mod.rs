@@ -199,6 +199,10 @@ pub struct ScoriaConfig {
     pub lease: Duration,
     /// `scoria_site_dir` (`/etc/scoria/sites`): conf and keyring of sites whose content was given to Scoria.
     pub site_dir: PathBuf,
+    /// `scoria_mirror_daemon_dir` (`$state_path/rbd-mirror`): of the rbd-mirror daemons that the service runs itself.
+    pub mirror_daemon_dir: PathBuf,
+    /// `scoria_mirror_daemon_path` (`rbd-mirror`): the program.
+    pub mirror_daemon_path: PathBuf,
 }
 
 /// `[database] connection` in SQLAlchemy form, taken apart.

@@ -328,6 +328,8 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Sc, "scoria_operation_retention", from(0), Some("86400"), "Seconds that finished operations stay in the journal."),
     opt(Sc, "scoria_lease_seconds", between(5, 300), Some("10"), "Lease of a running operation; renewed every fifth of it."),
     opt(Sc, "scoria_site_dir", Text, Some("/etc/scoria/sites"), "Directory of the files that Scoria keeps for Ceph sites; the service's user must be able to write there."),
+    opt(Sc, "scoria_mirror_daemon_dir", Text, Some("$state_path/rbd-mirror"), "Directory of the rbd-mirror daemons that the service runs itself: conf, key, log and lock of each."),
+    opt(Sc, "scoria_mirror_daemon_path", Text, Some("rbd-mirror"), "The rbd-mirror program that they are started from."),
     // A backend: general.
     opt(Be, "volume_driver", Text, None, "cinder.volume.drivers.rbd.RBDDriver or unset: Scoria serves only Ceph RBD."),
     opt(Be, "backend_host", Text, None, "Host part of this backend's service host, instead of [DEFAULT] host.").section_only(),

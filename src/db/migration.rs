@@ -33,6 +33,11 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 7, name: "sites", sql: include_str!("../../migrations/0007_sites.sql") },
     Migration { version: 8, name: "adoption", sql: include_str!("../../migrations/0008_adoption.sql") },
     Migration { version: 9, name: "peer_links", sql: include_str!("../../migrations/0009_peer_links.sql") },
+    Migration {
+        version: 10,
+        name: "mirror_daemons",
+        sql: include_str!("../../migrations/0010_mirror_daemons.sql"),
+    },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

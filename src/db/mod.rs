@@ -35,6 +35,7 @@ pub mod lag;
 pub mod manageable;
 pub mod message;
 pub mod migration;
+pub mod mirror_daemon;
 pub mod moving;
 pub mod peer_link;
 pub mod quota;

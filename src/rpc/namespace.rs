@@ -27,7 +27,7 @@ pub struct Namespace {
 pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
-    Namespace { name: Some("site"), version: (1, 1), methods: SITE },
+    Namespace { name: Some("site"), version: (1, 2), methods: SITE },
 ];
 
 /// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
@@ -57,6 +57,19 @@ static SITE: &[Spec] = &[
     spec("site.connect", (1, 1), Kind::Call, Journal::No, d::site_connect),
     spec("site.disconnect", (1, 1), Kind::Call, Journal::No, d::site_disconnect),
     spec("site.list_links", (1, 1), Kind::Call, Journal::No, d::site_list_links),
+    spec("site.daemon_status", (1, 2), Kind::Call, Journal::No, d::site_daemon_status),
+    spec("site.daemon_start", (1, 2), Kind::Call, Journal::No, d::site_daemon_start),
+    spec("site.daemon_stop", (1, 2), Kind::Call, Journal::No, d::site_daemon_stop),
+    spec("site.daemon_restart", (1, 2), Kind::Call, Journal::No, d::site_daemon_restart),
+    spec("site.schedule_add", (1, 2), Kind::Call, Journal::No, d::site_schedule_add),
+    spec("site.schedule_remove", (1, 2), Kind::Call, Journal::No, d::site_schedule_remove),
+    spec("site.schedule_list", (1, 2), Kind::Call, Journal::No, d::site_schedule_list),
+    spec("site.schedule_status", (1, 2), Kind::Call, Journal::No, d::site_schedule_status),
+    spec("site.replicate", (1, 2), Kind::Call, Journal::No, d::site_replicate),
+    spec("site.which_volume", (1, 2), Kind::Call, Journal::No, d::site_which_volume),
+    spec("site.half_deleted", (1, 2), Kind::Call, Journal::No, d::site_half_deleted),
+    spec("site.switch", (1, 2), Kind::Call, Journal::No, d::site_switch),
+    spec("site.revert", (1, 2), Kind::Call, Journal::No, d::site_revert),
 ];
 
 impl Namespace {

@@ -21,6 +21,7 @@ use crate::rbd::protocol::ProbeMon;
 use crate::rbd::{Ceph, Site};
 use crate::rpc::method::{AdminKeys, SiteCall};
 use crate::rpc::{Accept, Call, Handler, Method, Rpc, Server, fault};
+use crate::site::daemon::{DaemonOrder, Programs, Supervisor};
 use crate::site::{self, Finding, Gap, Given, Order, Ordered, PREFIX, Report, Request, Sites, Worked};
 
 /// How often orders are looked for.
@@ -31,6 +32,8 @@ const UNKNOWN: Duration = Duration::from_secs(30);
 const KNOWN: Duration = Duration::from_secs(600);
 /// A look whether a site answers at all, which costs no worker its life.
 const PROBE: Duration = Duration::from_secs(3);
+/// How often the daemons of this host are looked at.
+const MINDED: Duration = Duration::from_secs(1);
 /// How often the files of this host are looked at.
 const TIDY: Duration = Duration::from_secs(60);
 
@@ -56,11 +59,17 @@ impl SiteService {
     ) -> Result<SiteService> {
         let worked: Vec<Worked> = config.backends.iter().flat_map(Worked::of).collect();
         let dir = config.scoria.site_dir.clone();
-        let sites = Arc::new(Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, worked));
+        let programs = Programs {
+            rbd_mirror: config.scoria.mirror_daemon_path.clone(),
+            ..Programs::under(config.scoria.mirror_daemon_dir.clone())
+        };
+        let sites = Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, worked);
+        let sites = Arc::new(sites.running(programs).naming(&config.volume_name_template));
         sites.settle_uses().await?;
         let (stop, tasks, running) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
         tasks.spawn(until(stop.clone(), orders(sites.clone(), running.clone())));
         tasks.spawn(until(stop.clone(), tidy(sites.clone())));
+        tasks.spawn(until(stop.clone(), supervise(Supervisor::new(sites.clone()))));
         for worked in sites.worked.clone() {
             tasks.spawn(until(stop.clone(), follow(sites.clone(), worked)));
         }
@@ -166,6 +175,16 @@ async fn tidy(sites: Arc<Sites>) {
     }
 }
 
+/// Keeps the daemons that this host's service runs. They go on when it stops.
+async fn supervise(supervisor: Supervisor) {
+    loop {
+        if let Err(error) = supervisor.look().await {
+            warn!(%error, "could not look after rbd-mirror daemons");
+        }
+        tokio::time::sleep(MINDED).await;
+    }
+}
+
 /// Answers namespace `site`.
 pub struct SiteHandler {
     /// Of this host.
@@ -218,6 +237,26 @@ impl SiteHandler {
             SiteCall::Links { name } => {
                 let links = db.read("links", async |conn| site::links(conn, name.as_deref()).await).await?;
                 to_value(&links)
+            }
+            SiteCall::Daemon { name, action, by, given, placement, dry_run, order } => {
+                self.order(order, given, |files| {
+                    Ok(Order::Daemon(DaemonOrder { name, action, by, files, placement, dry_run }))
+                })
+                .await
+            }
+            SiteCall::Schedule { schedule, order } => {
+                self.order(order, None, |_| Ok(Order::Schedule(schedule))).await
+            }
+            SiteCall::Replicate { replicate, order } => {
+                self.order(order, None, |_| Ok(Order::Replicate(replicate))).await
+            }
+            SiteCall::Which { which, order } => self.order(order, None, |_| Ok(Order::Which(which))).await,
+            SiteCall::Half { half, order } => self.order(order, None, |_| Ok(Order::Half(half))).await,
+            SiteCall::Switch { switch, order } => {
+                self.order(order, None, |_| Ok(Order::Switch(switch))).await
+            }
+            SiteCall::Revert { revert, order } => {
+                self.order(order, None, |_| Ok(Order::Revert(revert))).await
             }
             SiteCall::List => to_value(&db.read("sites", async |conn| site::all(conn).await).await?),
             SiteCall::Show { name } => {

@@ -267,7 +267,7 @@ fn keyring_text(user: &str, key: &CephKey) -> String {
 
 /// A conf that leads to `keyring` for `user`. What it said of keys and keyrings itself is left out: a key in it would
 /// be one more copy, and another keyring would be another client.
-fn conf_text(conf: &str, user: &str, keyring: &Path) -> String {
+pub(super) fn conf_text(conf: &str, user: &str, keyring: &Path) -> String {
     let mut text = String::new();
     for line in conf.lines().take_while(|line| line.trim() != OURS) {
         let name = line.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -11,13 +11,21 @@
 
 mod caps;
 mod compute;
+pub mod daemon;
+pub mod detective;
 mod files;
 mod found;
 mod given;
 mod link;
 mod operations;
 mod orders;
+mod owner;
 mod probe;
+mod reach;
+pub mod replicate;
+pub mod revert;
+pub mod schedule;
+pub mod switch;
 mod view;
 
 use std::collections::HashSet;
@@ -63,6 +71,10 @@ pub struct Sites {
     pub store: Store,
     /// What the backends of this host work with.
     pub worked: Vec<Worked>,
+    /// `volume_name_template`: which images are volumes.
+    pub volume_name: String,
+    /// How rbd-mirror is run on this host.
+    pub programs: daemon::Programs,
     /// Held while kept files and their row change, so that what was just installed is not removed as a leftover.
     pub(crate) files: Mutex<()>,
     /// Administrators' files of orders that this process has begun.
@@ -85,11 +97,25 @@ impl Sites {
             journal,
             ceph,
             notify,
+            volume_name: "volume-%s".to_owned(),
+            programs: daemon::Programs::under(dir.join("daemons")),
             store: Store::new(dir),
             worked,
             files: Mutex::default(),
             admins: std::sync::Mutex::default(),
         }
+    }
+
+    /// The same with daemons run by these programs, and kept there.
+    #[must_use]
+    pub fn running(self, programs: daemon::Programs) -> Sites {
+        Sites { programs, ..self }
+    }
+
+    /// The same with volumes named by `template` (`volume_name_template`).
+    #[must_use]
+    pub fn naming(self, template: &str) -> Sites {
+        Sites { volume_name: template.to_owned(), ..self }
     }
 
     /// Removes a draft whose order has ended.
@@ -149,6 +175,20 @@ pub fn user_name(text: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
+/// A step's resource: names of images may be longer than its column.
+pub(crate) fn item(image: &str) -> String {
+    match image.len() {
+        0..=64 => image.to_owned(),
+        _ => {
+            let tail: String = image.chars().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect();
+            let head: String = image.chars().take(20).collect();
+            let sum = image.bytes().fold(0_u64, |sum, b| sum.wrapping_mul(131).wrapping_add(u64::from(b)));
+            let text = format!("{head}~{sum:x}~{tail}");
+            text.chars().take(64).collect()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +204,12 @@ mod tests {
         assert_eq!(user_name("client.cinder").unwrap(), "cinder");
         assert_eq!(user_name("cinder").unwrap(), "cinder");
         assert!(user_name("client.").is_err() && user_name("a]b").is_err());
+    }
+
+    #[test]
+    fn a_step_has_room_for_any_name() {
+        assert_eq!(item("disk"), "disk");
+        let (a, b) = ("x".repeat(100), format!("{}y{}", "x".repeat(50), "x".repeat(49)));
+        assert!(item(&a).len() <= 64 && item(&a) != item(&b));
     }
 }

@@ -17,7 +17,7 @@ use super::{Sites, blocking, check_name, link};
 use crate::backend::peers::Priority;
 use crate::context::RequestContext;
 use crate::db::site::{self, HostRow, SiteRow};
-use crate::db::site_use;
+use crate::db::{mirror_daemon, site_use};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::rbd::Site;
@@ -106,6 +106,13 @@ async fn carry_out(sites: &Sites, operation: &Operation, order: &Order) -> Resul
         Order::Delete(order) => Box::pin(delete(sites, operation, order)).await,
         Order::Connect(order) => Box::pin(link::connect(sites, operation, order)).await,
         Order::Disconnect(order) => Box::pin(link::disconnect(sites, operation, order)).await,
+        Order::Schedule(order) => Box::pin(super::schedule::run(sites, order)).await.map(Some),
+        Order::Replicate(order) => Box::pin(super::replicate::run(sites, operation, order)).await.map(Some),
+        Order::Which(order) => Box::pin(super::detective::which(sites, order)).await.map(Some),
+        Order::Half(order) => Box::pin(super::detective::half(sites, operation, order)).await.map(Some),
+        Order::Switch(order) => Box::pin(super::switch::run(sites, operation, order)).await.map(Some),
+        Order::Revert(order) => Box::pin(super::revert::run(sites, operation, order)).await.map(Some),
+        Order::Daemon(order) => Box::pin(super::daemon::run(sites, operation, order)).await,
     }
 }
 
@@ -426,6 +433,7 @@ async fn delete(sites: &Sites, operation: &Operation, order: &Delete) -> Result<
         .complete(operation, &outcome, async |conn| {
             site::lock(conn, &row.name, &row.fsid).await?;
             let again = unused(conn, &order.name).await?;
+            mirror_daemon::forget(conn, &again.fsid).await?;
             site::delete(conn, &again.fsid).await
         })
         .await?;
@@ -450,6 +458,17 @@ async fn unused(conn: &mut crate::db::Conn, name: &str) -> Result<SiteRow> {
                 one.a,
                 one.b,
                 one.pool
+            ),
+        ));
+    }
+    let daemons = mirror_daemon::of_site(conn, &row.fsid).await?;
+    if let Some(daemon) = daemons.iter().find(|daemon| daemon.is_wanted()) {
+        return Err(Error::new(
+            Code::Invalid,
+            format!(
+                "The rbd-mirror of site {} is to run (by {} of host {}); stop it first: scoria-manage site daemon stop {} \
+                 --host {}",
+                row.name, daemon.means, daemon.host, row.name, daemon.host
             ),
         ));
     }

@@ -7,7 +7,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::daemon::{Action, DaemonOrder};
+use super::detective::{HalfOrder, WhichOrder};
 use super::link::{Connect, Disconnect};
+use super::replicate::ReplicateOrder;
+use super::revert::RevertOrder;
+use super::schedule::{ScheduleAct, ScheduleOrder};
+use super::switch::SwitchOrder;
 use crate::journal;
 
 /// What the method of every order begins with.
@@ -87,6 +93,27 @@ pub enum Order {
     /// See [`Disconnect`].
     #[serde(rename = "scoria.site.disconnect")]
     Disconnect(Box<Disconnect>),
+    /// See [`DaemonOrder`].
+    #[serde(rename = "scoria.site.daemon")]
+    Daemon(DaemonOrder),
+    /// See [`ScheduleOrder`].
+    #[serde(rename = "scoria.site.schedule")]
+    Schedule(ScheduleOrder),
+    /// See [`ReplicateOrder`].
+    #[serde(rename = "scoria.site.replicate")]
+    Replicate(ReplicateOrder),
+    /// See [`WhichOrder`].
+    #[serde(rename = "scoria.site.which_volume")]
+    Which(WhichOrder),
+    /// See [`HalfOrder`].
+    #[serde(rename = "scoria.site.half_deleted")]
+    Half(HalfOrder),
+    /// See [`SwitchOrder`].
+    #[serde(rename = "scoria.site.switch")]
+    Switch(SwitchOrder),
+    /// See [`RevertOrder`].
+    #[serde(rename = "scoria.site.revert")]
+    Revert(RevertOrder),
 }
 
 impl Order {
@@ -98,6 +125,13 @@ impl Order {
             Order::Delete(_) => "scoria.site.delete",
             Order::Connect(_) => "scoria.site.connect",
             Order::Disconnect(_) => "scoria.site.disconnect",
+            Order::Daemon(_) => "scoria.site.daemon",
+            Order::Schedule(_) => "scoria.site.schedule",
+            Order::Replicate(_) => "scoria.site.replicate",
+            Order::Which(_) => "scoria.site.which_volume",
+            Order::Half(_) => "scoria.site.half_deleted",
+            Order::Switch(_) => "scoria.site.switch",
+            Order::Revert(_) => "scoria.site.revert",
         }
     }
 
@@ -114,6 +148,13 @@ impl Order {
             Order::Delete(o) => &o.name,
             Order::Connect(o) => &o.b,
             Order::Disconnect(o) => &o.b,
+            Order::Daemon(o) => &o.name,
+            Order::Schedule(o) => &o.name,
+            Order::Replicate(o) => &o.name,
+            Order::Which(o) => o.site.as_deref().unwrap_or_default(),
+            Order::Half(o) => &o.name,
+            Order::Switch(o) => &o.name,
+            Order::Revert(o) => &o.name,
         }
     }
 
@@ -125,6 +166,13 @@ impl Order {
             Order::Delete(o) => o.dry_run,
             Order::Connect(o) => o.dry_run,
             Order::Disconnect(o) => o.dry_run,
+            Order::Daemon(o) => o.dry_run || o.action == Action::Status,
+            Order::Replicate(o) => o.dry_run,
+            Order::Which(_) => true,
+            Order::Half(o) => !o.finish,
+            Order::Switch(o) => o.dry_run,
+            Order::Revert(_) => false,
+            Order::Schedule(o) => matches!(o.act, ScheduleAct::List | ScheduleAct::Status),
         }
     }
 
@@ -133,9 +181,16 @@ impl Order {
         match self {
             Order::Register(o) => vec![&o.files],
             Order::Update(o) => o.files.iter().collect(),
-            Order::Delete(_) => vec![],
             Order::Connect(o) => o.admins(),
             Order::Disconnect(o) => o.admins(),
+            Order::Daemon(o) => o.files.iter().collect(),
+            Order::Delete(_)
+            | Order::Schedule(_)
+            | Order::Replicate(_)
+            | Order::Which(_)
+            | Order::Half(_)
+            | Order::Switch(_)
+            | Order::Revert(_) => vec![],
         }
     }
 }

@@ -222,7 +222,7 @@ pub(super) fn size_gib(bytes: u64, name: &str) -> Result<i32> {
 }
 
 /// The id in a name that was made by a template such as `volume-%s`.
-pub(super) fn id_in<'a>(name: &'a str, template: &str) -> Option<&'a str> {
+pub(crate) fn id_in<'a>(name: &'a str, template: &str) -> Option<&'a str> {
     let (before, after) = template.split_once("%s")?;
     name.strip_prefix(before)?.strip_suffix(after).filter(|id| uuid::Uuid::try_parse(id).is_ok())
 }

@@ -9,6 +9,28 @@ use crate::site;
 
 /// The answer of an operation.
 pub(super) fn report(operation: i64, document: &Value) -> Result<Report> {
+    if document.get("schedules_of").is_some() {
+        return super::super::schedule::report(operation, document);
+    }
+    if document.get("reverted").is_some() {
+        return super::super::rbd::reverted(operation, document);
+    }
+    if document.get("switched").is_some() {
+        return super::super::rbd::switched(operation, document);
+    }
+    if document.get("which").is_some() {
+        return super::super::rbd::which(operation, document);
+    }
+    if document.get("halves_of").is_some() {
+        return super::super::rbd::half(operation, document);
+    }
+    if document.get("replicated").is_some() {
+        return super::super::replicate::report(operation, document);
+    }
+    // Of an order for a daemon.
+    if document.get("action").is_some() {
+        return super::daemon::report(operation, document);
+    }
     let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default();
     let looked = document.get("report").cloned().and_then(|r| serde_json::from_value::<site::Report>(r).ok());
     let would = if document.get("dry_run") == Some(&Value::Bool(true)) { "would be " } else { "" };

@@ -6,6 +6,7 @@
 
 mod answer;
 mod compute;
+mod daemon;
 mod link;
 mod remote;
 mod show;
@@ -46,6 +47,16 @@ pub enum Action {
     Link {
         #[command(subcommand)]
         action: link::Action,
+    },
+    /// rbd-mirror of a site: how it is, start, stop, restart
+    #[command(subcommand, arg_required_else_help = true)]
+    Daemon(daemon::Daemons),
+    /// Make all mirrored images that are no volumes primary on a site
+    Switch {
+        /// The site
+        site: String,
+        #[command(flatten)]
+        how: super::rbd::How,
     },
     /// The libvirt secret that compute nodes need for a site
     LibvirtSecret(compute::LibvirtSecret),
@@ -153,6 +164,8 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         Action::Connect(arguments) => link::connect(context, *arguments).await,
         Action::Disconnect(arguments) => link::disconnect(context, *arguments).await,
         Action::Link { action } => link::show(context, action).await,
+        Action::Switch { site, how } => super::rbd::switch(context, site, None, how).await,
+        Action::Daemon(action) => daemon::run(context, action).await,
         Action::LibvirtSecret(arguments) => compute::libvirt_secret(context, arguments).await,
         Action::ClientConf(arguments) => compute::client_conf(context, arguments).await,
     }
@@ -263,6 +276,16 @@ async fn read(path: &Path) -> Result<String> {
     tokio::task::spawn_blocking(read)
         .await
         .map_err(|e| Error::internal("Reading ended early").caused_by(e))?
+}
+
+/// An order of another category, for the service of `named`, or of this host.
+pub(super) async fn order(
+    context: &Context,
+    named: Option<&str>,
+    order: Order,
+    wait: bool,
+) -> Result<Report> {
+    send(context, &host(context, named), order, wait).await
 }
 
 /// Writes an order down and watches it to its end, unless told not to.

@@ -39,7 +39,7 @@ pub(super) async fn send(
         args.insert("monitors".to_owned(), json!(given.monitors));
         args.insert("key".to_owned(), json!(given.key));
     }
-    let operation = deliver(context, host, (method, "1.0"), args).await?;
+    let operation = deliver(context, host, (method, version(method)), args).await?;
     watch(context, host, operation, true, wait).await
 }
 
@@ -78,4 +78,9 @@ pub(super) async fn deliver(
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// The version of the namespace that a method came with.
+fn version(method: &str) -> &'static str {
+    if method.starts_with("daemon_") { "1.2" } else { "1.0" }
 }

@@ -11,8 +11,8 @@
 mod about;
 mod commands;
 mod connections;
-mod link;
 mod levels;
+mod link;
 mod monitor;
 mod schedule;
 mod services;

@@ -6,7 +6,15 @@
 use super::Args;
 use crate::error::{Code, Error, Result};
 use crate::rbd::link::{ErasureProfile, Way};
+use crate::rbd::types::{Level, MirrorMode};
 use crate::rpc::dispatch::Method;
+use crate::site::daemon::{Action, Means};
+use crate::site::detective::clue::Clue;
+use crate::site::detective::{HalfOrder, WhichOrder};
+use crate::site::replicate::ReplicateOrder;
+use crate::site::revert::RevertOrder;
+use crate::site::schedule::{ScheduleAct, ScheduleOrder};
+use crate::site::switch::SwitchOrder;
 use crate::site::{
     CephKey, Connect, DataPool, Disconnect, Given, LinkMode, Make, Parts, Purge, read_key, user_name,
 };
@@ -47,6 +55,39 @@ pub enum SiteCall {
     },
     Links {
         name: Option<String>,
+    },
+    Daemon {
+        name: String,
+        action: Action,
+        by: Option<Means>,
+        given: Option<Given>,
+        placement: Option<String>,
+        dry_run: bool,
+        order: Option<String>,
+    },
+    Schedule {
+        schedule: ScheduleOrder,
+        order: Option<String>,
+    },
+    Replicate {
+        replicate: ReplicateOrder,
+        order: Option<String>,
+    },
+    Which {
+        which: WhichOrder,
+        order: Option<String>,
+    },
+    Half {
+        half: HalfOrder,
+        order: Option<String>,
+    },
+    Switch {
+        switch: SwitchOrder,
+        order: Option<String>,
+    },
+    Revert {
+        revert: RevertOrder,
+        order: Option<String>,
     },
     List,
     Show {
@@ -283,4 +324,127 @@ pub(crate) fn site_disconnect(args: &mut Args) -> Result<Method> {
 /// `list_links(site=None)`
 pub(crate) fn site_list_links(args: &mut Args) -> Result<Method> {
     site(SiteCall::Links { name: args.maybe_text("site")? })
+}
+
+fn daemon(args: &mut Args, action: Action) -> Result<Method> {
+    site(SiteCall::Daemon {
+        name: args.text("name")?,
+        action,
+        by: args.maybe_text("by")?.map(|text| Means::parse(&text)).transpose()?,
+        given: given(args)?,
+        placement: args.maybe_text("placement")?,
+        dry_run: args.flag("dry_run", false)?,
+        order: order(args)?,
+    })
+}
+
+/// `daemon_status(name, order=None)`
+pub(crate) fn site_daemon_status(args: &mut Args) -> Result<Method> {
+    daemon(args, Action::Status)
+}
+
+/// `daemon_start(name, by=None, user='cinder', conf=None, keyring=None, conf_text=None, monitors=None, key=None,
+/// placement=None, dry_run=False, order=None)`
+pub(crate) fn site_daemon_start(args: &mut Args) -> Result<Method> {
+    daemon(args, Action::Start)
+}
+
+/// `daemon_stop(name, …)`: the arguments of `daemon_start`.
+pub(crate) fn site_daemon_stop(args: &mut Args) -> Result<Method> {
+    daemon(args, Action::Stop)
+}
+
+/// `daemon_restart(name, …)`: the arguments of `daemon_start`.
+pub(crate) fn site_daemon_restart(args: &mut Args) -> Result<Method> {
+    daemon(args, Action::Restart)
+}
+
+fn schedule(args: &mut Args, act: ScheduleAct) -> Result<Method> {
+    let schedule = ScheduleOrder {
+        name: args.text("name")?,
+        act,
+        level: Level { pool: args.maybe_text("pool")?, image: args.maybe_text("image")? },
+        schedule: args.maybe_text("schedule")?,
+        recursive: args.flag("recursive", act == ScheduleAct::Status)?,
+    };
+    schedule.check()?;
+    site(SiteCall::Schedule { schedule, order: order(args)? })
+}
+
+/// `schedule_add(name, schedule, pool=None, image=None, order=None)`
+pub(crate) fn site_schedule_add(args: &mut Args) -> Result<Method> {
+    schedule(args, ScheduleAct::Add)
+}
+
+/// `schedule_remove(name, schedule=None, pool=None, image=None, order=None)`
+pub(crate) fn site_schedule_remove(args: &mut Args) -> Result<Method> {
+    schedule(args, ScheduleAct::Remove)
+}
+
+/// `schedule_list(name, pool=None, image=None, recursive=False, order=None)`
+pub(crate) fn site_schedule_list(args: &mut Args) -> Result<Method> {
+    schedule(args, ScheduleAct::List)
+}
+
+/// `schedule_status(name, pool=None, image=None, order=None)`
+pub(crate) fn site_schedule_status(args: &mut Args) -> Result<Method> {
+    schedule(args, ScheduleAct::Status)
+}
+
+/// `replicate(name, pool, image=None, mode='journal', dry_run=False, order=None)`
+pub(crate) fn site_replicate(args: &mut Args) -> Result<Method> {
+    let mode = match args.maybe_text("mode")?.as_deref() {
+        None | Some("journal") => MirrorMode::Journal,
+        Some("snapshot") => MirrorMode::Snapshot,
+        Some(_) => return Err(Error::new(Code::InvalidInput, "The mode is journal or snapshot")),
+    };
+    let replicate = ReplicateOrder {
+        name: args.text("name")?,
+        pool: args.text("pool")?,
+        image: args.maybe_text("image")?,
+        mode,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Replicate { replicate, order: order(args)? })
+}
+
+/// `which_volume(what, site=None, pool=None, order=None)`
+pub(crate) fn site_which_volume(args: &mut Args) -> Result<Method> {
+    let which = WhichOrder {
+        what: args.text("what")?,
+        site: args.maybe_text("site")?,
+        pool: args.maybe_text("pool")?,
+    };
+    Clue::read(&which.what)?;
+    site(SiteCall::Which { which, order: order(args)? })
+}
+
+/// `half_deleted(name, pool, finish=False, order=None)`
+pub(crate) fn site_half_deleted(args: &mut Args) -> Result<Method> {
+    let half =
+        HalfOrder { name: args.text("name")?, pool: args.text("pool")?, finish: args.flag("finish", false)? };
+    site(SiteCall::Half { half, order: order(args)? })
+}
+
+/// `switch(name, pool=None, image=None, unplanned=False, dry_run=False, order=None)`
+pub(crate) fn site_switch(args: &mut Args) -> Result<Method> {
+    let switch = SwitchOrder {
+        name: args.text("name")?,
+        pool: args.maybe_text("pool")?,
+        image: args.maybe_text("image")?,
+        unplanned: args.flag("unplanned", false)?,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Switch { switch, order: order(args)? })
+}
+
+/// `revert(name, pool, image, snapshot, order=None)`
+pub(crate) fn site_revert(args: &mut Args) -> Result<Method> {
+    let revert = RevertOrder {
+        name: args.text("name")?,
+        pool: args.text("pool")?,
+        image: args.text("image")?,
+        snap: args.text("snapshot")?,
+    };
+    site(SiteCall::Revert { revert, order: order(args)? })
 }
