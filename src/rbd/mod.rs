@@ -5,6 +5,7 @@
 //! a worker process ([`pool`]) which may be killed at any time, or to the in-memory simulator
 //! ([`sim`]). Both stand behind one trait, [`Ceph`], and one behaviour suite runs against both.
 
+pub mod delta;
 pub mod error;
 mod ffi;
 pub mod frame;
@@ -17,6 +18,7 @@ mod schedule;
 pub mod silence;
 pub mod sim;
 pub mod stream;
+pub mod sums;
 pub mod types;
 pub mod worker;
 

@@ -45,6 +45,9 @@ pub enum Class {
     /// Data that flows between the service and Ceph (an image that is downloaded, or uploaded), at the pace of the
     /// slower end: sessions share workers, or ten downloads would cost ten processes.
     Stream,
+    /// Data that is copied from image to image in parts, each of which may be asked for again: copies share workers, or
+    /// ten backups would cost ten processes.
+    Copy,
     /// Work that has to be begun anew when its worker is lost (flatten, copy): runs in a worker of its own,
     /// which no other call can bring down.
     Long,
@@ -61,6 +64,8 @@ impl Class {
             Class::Long => Duration::from_secs(3600),
             // Of one part: whoever fills or empties the other end may take as long as he likes.
             Class::Stream => Duration::from_secs(300),
+            // Of one piece, read on one site and written on another.
+            Class::Copy => Duration::from_secs(300),
         }
     }
 
@@ -69,7 +74,7 @@ impl Class {
     pub fn starts_anew_with_progress(self) -> bool {
         match self {
             Class::Probe | Class::Short => false,
-            Class::Removal | Class::Stream | Class::Long => true,
+            Class::Removal | Class::Stream | Class::Copy | Class::Long => true,
         }
     }
 }
@@ -182,6 +187,13 @@ commands! {
     /// Value of a ceph.conf option of the client (`rados_conf_get`), e.g. `rbd_default_features`.
     Short ConfGet { option: String } -> Option<String>;
 
+    /// The content of a small object (8 MiB at most); `None` when there is none.
+    Short ObjectRead { pool: String, object: String } -> Option<Vec<u8>>;
+    /// Writes a small object, whatever it was.
+    Short ObjectWrite { pool: String, object: String, data: Vec<u8> } -> ();
+    /// Removes an object; one that is gone is a success.
+    Short ObjectRemove { pool: String, object: String } -> ();
+
     // ---- images ------------------------------------------------------------------------------
 
     /// Names of the images of a pool.
@@ -207,6 +219,17 @@ commands! {
     /// Copies `length` bytes from `offset` on into an image of another site (or pool) that exists and is as large;
     /// what is zero is not written. Answers the bytes written. By the workers of the source's site.
     Long ImageTransfer { pool: String, image: String, dest_site: Connection, dest_pool: String, dest: String, offset: u64, length: u64 } -> u64;
+    /// Makes a part of an image of another site (or pool) read like a point of this one, and looks only at what can
+    /// differ: what has changed here after the snapshot `since` and there after its snapshot `dest_since`, which
+    /// must have the same content; without the two, all that exists on either side. From `offset` on as far as
+    /// `budget` bytes are read: the answer says where to go on. Bytes that the point does not have are zeros. By the
+    /// workers of the source's site.
+    Copy DeltaCopy { pool: String, image: String, snap: Option<String>, since: Option<String>, dest_site: Connection, dest_pool: String, dest: String, dest_since: Option<String>, offset: u64, budget: u64, sums: Sums } -> Copied;
+    /// Reads a point from `offset` on, as far as `budget` bytes are read, and compares it with a table of checksums.
+    Copy SumsCheck { pool: String, image: String, snap: Option<String>, table: String, offset: u64, budget: u64 } -> Checked;
+    /// Makes a table of checksums for `size` bytes in an object of the pool: a copy of the table `parent`, or, without
+    /// one, of nothing but zeros when `blank`, else of what is not known. One that is there already is kept.
+    Copy SumsBegin { pool: String, table: String, parent: Option<String>, size: u64, blank: bool } -> ();
     /// Copy-on-write clone of `pool/image@snap`.
     Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
     /// The same in clone format 2, which needs no protection and leaves the parent's pool as it is: for clones of
@@ -416,6 +439,7 @@ impl Request {
             Request::ImageTransfer(c) => Some(&c.dest_site),
             Request::PeerBootstrap(c) => Some(&c.source),
             Request::PeerAdd(c) => Some(&c.source),
+            Request::DeltaCopy(c) => Some(&c.dest_site),
             _ => None,
         }
     }

@@ -24,6 +24,43 @@ pub mod features {
     pub const NON_PRIMARY: u64 = 1024;
 }
 
+/// What a copy does with checksums of what it reads ([`super::sums`]): names of tables, which are objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// In the destination's pool: the checksums of what is read are written there.
+    pub write: Option<String>,
+    /// In the source's pool: what is read must have these checksums.
+    pub expect: Option<String>,
+}
+
+/// How far a copy from image to image has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// Everything before this offset is done.
+    pub reached: u64,
+    /// Nothing lies behind it.
+    pub complete: bool,
+    /// Bytes that were read from the source.
+    pub read: u64,
+    /// Bytes that were written.
+    pub written: u64,
+}
+
+/// How far a comparison with checksums has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Everything before this offset was looked at.
+    pub reached: u64,
+    /// Nothing lies behind it.
+    pub complete: bool,
+    /// Bytes that were compared.
+    pub compared: u64,
+    /// Bytes whose checksum nobody knows.
+    pub unknown: u64,
+    /// Offsets of pieces that are not what they were, the first of them.
+    pub wrong: Vec<u64>,
+}
+
 /// Capacity of a pool in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolCapacity {

@@ -64,34 +64,29 @@ impl Image<'_> {
         Ok(extents)
     }
 
-    /// Runs of bytes, as (offset, length), that may differ from what a snapshot of this image holds: written since
-    /// then, or taken away.
-    ///
-    /// Implements:
-    /// ```c
-    /// int rbd_diff_iterate2(rbd_image_t image, const char *fromsnapname, uint64_t ofs, uint64_t len, uint8_t include_parent, uint8_t whole_object, int (*cb)(uint64_t, size_t, int, void *), void *arg);
-    /// ```
-    pub(crate) fn changes_since(&self, snap: &str, length: u64) -> Result<Vec<(u64, u64)>, Failure> {
+    /// Runs of bytes, as (offset, length), that may read otherwise than in the snapshot `since` of the same image, in the
+    /// `length` bytes from `offset` on: written after it, or discarded. Implemented as [`Image::extents`].
+    pub(crate) fn changes(&self, since: &str, offset: u64, length: u64) -> Result<Vec<(u64, u64)>, Failure> {
         let call = "rbd_diff_iterate2";
-        let from = text(call, snap)?;
-        let mut changes: Vec<(u64, u64)> = Vec::new();
-        // SAFETY: open image and valid string; `changes` outlives the call, in which alone the callback runs, one
+        let since = text(call, since)?;
+        let mut extents: Vec<(u64, u64)> = Vec::new();
+        // SAFETY: open image, valid string; `extents` outlives the call, in which alone the callback runs, one
         // call after the other.
         let result = unsafe {
             (self.api().io.rbd_diff_iterate2)(
                 self.handle,
-                from.as_ptr(),
-                0,
+                since.as_ptr(),
+                offset,
                 length,
                 1,
                 0,
                 Some(on_change),
-                ptr::from_mut(&mut changes).cast(),
+                ptr::from_mut(&mut extents).cast(),
             )
         };
-        check(call, || format!("{}@{snap}", self.path()), result)?;
-        changes.sort_unstable();
-        Ok(changes)
+        check(call, || self.path(), result)?;
+        extents.sort_unstable();
+        Ok(extents)
     }
 
     /// Writes all of `data` and waits until it is on disk; EINVAL when it does not fit into the image.
@@ -154,5 +149,16 @@ unsafe extern "C" fn on_extent(offset: u64, length: usize, exists: c_int, arg: *
         let extents = unsafe { &mut *arg.cast::<Vec<(u64, u64)>>() };
         extents.push((offset, length as u64));
     }
+    0
+}
+
+/// Adds an extent, whether it exists or not, to the vector that `arg` points to.
+///
+/// # Safety
+/// As [`on_extent`].
+unsafe extern "C" fn on_change(offset: u64, length: usize, _exists: c_int, arg: *mut c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    let extents = unsafe { &mut *arg.cast::<Vec<(u64, u64)>>() };
+    extents.push((offset, length as u64));
     0
 }

@@ -25,6 +25,7 @@ functions! { Functions {
     fn rados_ioctx_destroy(io: rados_ioctx_t);
     fn rados_write_full(io: rados_ioctx_t, oid: *const c_char, buf: *const c_char, len: usize) -> c_int;
     fn rados_read(io: rados_ioctx_t, oid: *const c_char, buf: *mut c_char, len: usize, off: u64) -> c_int;
+    fn rados_write(io: rados_ioctx_t, oid: *const c_char, buf: *const c_char, len: usize, off: u64) -> c_int;
     fn rados_remove(io: rados_ioctx_t, oid: *const c_char) -> c_int;
 } }
 
@@ -381,18 +382,46 @@ impl IoCtx {
     }
 
     /// Reads up to `length` bytes from the start of an object.
+    pub(crate) fn read_object(&self, name: &str, length: usize) -> Result<Vec<u8>, Failure> {
+        self.read_object_at(name, 0, length)
+    }
+
+    /// Writes into an object from `offset` on; makes it when there is none.
+    ///
+    /// Implements:
+    /// ```c
+    /// int rados_write(rados_ioctx_t io, const char *oid, const char *buf, size_t len, uint64_t off);
+    /// ```
+    pub(crate) fn write_object_at(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        let call = "rados_write";
+        let oid = text(call, name)?;
+        // SAFETY: the data is as long as said.
+        let result = unsafe {
+            (self.api().rados.rados_write)(
+                self.handle,
+                oid.as_ptr(),
+                data.as_ptr().cast(),
+                data.len(),
+                offset,
+            )
+        };
+        check(call, || self.path(name), result)?;
+        Ok(())
+    }
+
+    /// Reads up to `length` bytes of an object from `offset` on.
     ///
     /// Implements:
     /// ```c
     /// int rados_read(rados_ioctx_t io, const char *oid, char *buf, size_t len, uint64_t off);
     /// ```
-    pub(crate) fn read_object(&self, name: &str, length: usize) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn read_object_at(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
         let call = "rados_read";
         let oid = text(call, name)?;
         let mut data = vec![0u8; length];
         // SAFETY: the buffer is as long as said.
         let result = unsafe {
-            (self.api().rados.rados_read)(self.handle, oid.as_ptr(), data.as_mut_ptr().cast(), length, 0)
+            (self.api().rados.rados_read)(self.handle, oid.as_ptr(), data.as_mut_ptr().cast(), length, offset)
         };
         let read = check(call, || self.path(name), result)?;
         data.truncate(usize::try_from(read).unwrap_or(0));

@@ -62,6 +62,10 @@ pub struct Settings {
     pub stream_workers_per_site: usize,
     /// Sessions per site at once. Each has a few parts in memory, here and in the worker.
     pub streams_per_site: usize,
+    /// Workers per site that share the copies from image to image, while there are any.
+    pub copy_workers_per_site: usize,
+    /// Such copies per site at once. Each has a few pieces in the worker's memory.
+    pub copies_per_site: usize,
     /// Long calls per site at once, each in a worker of its own.
     pub long_calls_per_site: usize,
     /// How long a worker that takes no short calls is kept without work.
@@ -85,6 +89,8 @@ impl Settings {
             removals_per_site: 16,
             stream_workers_per_site: 1,
             streams_per_site: 16,
+            copy_workers_per_site: 1,
+            copies_per_site: 16,
             long_calls_per_site: 8,
             idle: Duration::from_secs(30),
             back_off: Duration::from_millis(100),
@@ -150,6 +156,8 @@ pub enum Duty {
     Removal,
     /// Sessions through which data flows, many at once.
     Stream,
+    /// Copies from image to image, many at once.
+    Copy,
     /// Long calls, one at a time.
     Long,
 }
@@ -160,6 +168,7 @@ impl From<Class> for Duty {
             Class::Probe | Class::Short => Duty::Short,
             Class::Removal => Duty::Removal,
             Class::Stream => Duty::Stream,
+            Class::Copy => Duty::Copy,
             Class::Long => Duty::Long,
         }
     }

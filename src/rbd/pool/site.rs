@@ -25,6 +25,7 @@ pub(super) struct Site {
     short_calls: Arc<Semaphore>,
     removals: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
     long_calls: Arc<Semaphore>,
 }
 
@@ -36,6 +37,8 @@ struct State {
     removal: Vec<Arc<Process>>,
     /// Workers for data that flows.
     stream: Vec<Arc<Process>>,
+    /// Workers for copies from image to image.
+    copy: Vec<Arc<Process>>,
     /// Idle workers for long calls.
     idle_long: Vec<Arc<Process>>,
     /// Workers in a row that died before they answered anything.
@@ -69,6 +72,7 @@ impl Site {
             short_calls: calls(settings.workers_per_site.max(MIN_WORKERS) * per_worker),
             removals: calls(settings.removals_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
             streams: calls(settings.streams_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
+            copies: calls(settings.copies_per_site.clamp(1, MAX_CALLS_PER_WORKER)),
             long_calls: calls(settings.long_calls_per_site.max(1)),
         }
     }
@@ -84,6 +88,7 @@ impl Site {
             Class::Short => &self.short_calls,
             Class::Removal => &self.removals,
             Class::Stream => &self.streams,
+            Class::Copy => &self.copies,
             Class::Long => &self.long_calls,
         };
         let permit = Arc::clone(calls).acquire_owned();
@@ -181,6 +186,7 @@ impl Site {
             Duty::Short => settings.workers_per_site.max(MIN_WORKERS),
             Duty::Removal => settings.removal_workers_per_site,
             Duty::Stream => settings.stream_workers_per_site,
+            Duty::Copy => settings.copy_workers_per_site,
             Duty::Long => 0,
         };
         state.shared(duty).is_some_and(|workers| workers.len() < wanted) && state.may_start()
@@ -197,7 +203,8 @@ impl Site {
     /// Ends its workers when their calls have ended; one that a later call starts goes on.
     pub(super) fn retire(&self) {
         let state = lock(&self.state);
-        for worker in [&state.short, &state.removal, &state.stream, &state.idle_long].into_iter().flatten() {
+        let lists = [&state.short, &state.removal, &state.stream, &state.copy, &state.idle_long];
+        for worker in lists.into_iter().flatten() {
             worker.order(Order::Retire);
         }
     }
@@ -227,12 +234,15 @@ impl State {
             Duty::Short => Some(&mut self.short),
             Duty::Removal => Some(&mut self.removal),
             Duty::Stream => Some(&mut self.stream),
+            Duty::Copy => Some(&mut self.copy),
             Duty::Long => None,
         }
     }
 
     fn forget_unusable(&mut self) {
-        for list in [&mut self.short, &mut self.removal, &mut self.stream, &mut self.idle_long] {
+        for list in
+            [&mut self.short, &mut self.removal, &mut self.stream, &mut self.copy, &mut self.idle_long]
+        {
             list.retain(|worker| worker.usable());
         }
     }

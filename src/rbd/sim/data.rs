@@ -58,6 +58,24 @@ impl Data {
             .collect()
     }
 
+    /// Runs of bytes, as (offset, length), in blocks that differ from those of `former`, or that were written since
+    /// with what they held: a block that both share did not change.
+    pub(super) fn changes(&self, former: &Data, from: u64, to: u64) -> Vec<(u64, u64)> {
+        let numbers: std::collections::BTreeSet<u64> =
+            self.blocks.keys().chain(former.blocks.keys()).copied().collect();
+        numbers
+            .into_iter()
+            .filter(|n| match (self.blocks.get(n), former.blocks.get(n)) {
+                (Some(now), Some(then)) => !Arc::ptr_eq(now, then),
+                _ => true,
+            })
+            .filter_map(|n| {
+                let (start, end) = ((n * BLOCK).max(from), ((n + 1) * BLOCK).min(to));
+                (start < end).then(|| (start, end - start))
+            })
+            .collect()
+    }
+
     /// What a reader sees of this layer on top of `base`.
     pub(super) fn over(&self, base: &Data) -> Data {
         let mut blocks = base.blocks.clone();

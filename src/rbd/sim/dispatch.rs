@@ -80,6 +80,20 @@ impl World {
             Request::ClientRights(_) => Reply::ClientRights(self.client_rights()),
             Request::PoolAccess(r) => Reply::PoolAccess(self.pool_access(site, &r.pool)?),
             Request::ConfGet(r) => Reply::ConfGet(self.option(state, &r.option)),
+            Request::ObjectRead(r) => {
+                Reply::ObjectRead(self.pool(site, &r.pool)?.objects.get(&r.object).cloned())
+            }
+            Request::ObjectWrite(r) => {
+                self.pool_mut(site, &r.pool)?.objects.insert(r.object, r.data);
+                Reply::ObjectWrite(())
+            }
+            Request::ObjectRemove(r) => {
+                self.pool_mut(site, &r.pool)?.objects.remove(&r.object);
+                Reply::ObjectRemove(())
+            }
+            Request::DeltaCopy(r) => Reply::DeltaCopy(self.delta_copy(site, &r)?),
+            Request::SumsCheck(r) => Reply::SumsCheck(self.sums_check(site, &r)?),
+            Request::SumsBegin(r) => Reply::SumsBegin(self.sums_begin(site, &r)?),
             Request::ImageList(r) => {
                 Reply::ImageList(self.pool(site, &r.pool)?.names.keys().cloned().collect())
             }

@@ -30,6 +30,7 @@ mod cluster;
 mod config;
 pub mod crash;
 mod data;
+mod delta;
 mod dispatch;
 mod faults;
 mod images;

@@ -183,6 +183,8 @@ pub(super) struct PoolState {
     /// By image id, trash included.
     pub(super) images: BTreeMap<String, ImageState>,
     pub(super) names: BTreeMap<String, String>,
+    /// Plain objects that are none of an image.
+    pub(super) objects: BTreeMap<String, Vec<u8>>,
     pub(super) by_global_id: BTreeMap<String, String>,
     /// Ids of the images whose mirror snapshots have a schedule; empty for that of the whole pool.
     pub(super) scheduled: BTreeSet<String>,

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::stream::Link;
 use super::survey::mirroring;
-use super::{about, levels, link, monitor, schedule, services, together};
+use super::{about, delta, levels, link, monitor, schedule, services, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -55,6 +55,14 @@ pub(super) fn execute(
         Request::PoolAccess(c) => Reply::PoolAccess(about::access(&pool(&c.pool)?)?),
         Request::ConfGet(c) => Reply::ConfGet(cluster.conf_get(&c.option)?),
 
+        Request::ObjectRead(c) => {
+            Reply::ObjectRead(delta::read(&pool(&c.pool)?, &c.object, 0, MAX_READ as usize)?)
+        }
+        Request::ObjectWrite(c) => Reply::ObjectWrite(pool(&c.pool)?.write_object(&c.object, &c.data)?),
+        Request::ObjectRemove(c) => {
+            Reply::ObjectRemove(if_found(pool(&c.pool)?.remove_object(&c.object)).map(|_| ())?)
+        }
+
         Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),
         Request::ImageCreate(c) => {
             Reply::ImageCreate(pool(&c.pool)?.create(&c.image, c.size, c.features, c.order)?)
@@ -88,6 +96,11 @@ pub(super) fn execute(
             let (io, dest) = (pool(&c.pool)?, IoCtx::open(second.unwrap_or(cluster), &c.dest_pool)?);
             Reply::ImageTransfer(transfer(&io, &dest, c, progress)?)
         }
+        Request::DeltaCopy(c) => {
+            Reply::DeltaCopy(delta::copy(cluster, second.unwrap_or(cluster), c, progress)?)
+        }
+        Request::SumsCheck(c) => Reply::SumsCheck(delta::check(cluster, c, progress)?),
+        Request::SumsBegin(c) => Reply::SumsBegin(delta::begin(cluster, c)?),
         Request::ImageClone(c) => {
             let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
             let parent = (&io, c.image.as_str(), c.snap.as_str());
@@ -467,8 +480,10 @@ pub(super) fn filled(data: &[u8]) -> Vec<(usize, usize)> {
 }
 
 /// A read goes into one frame, as text: not more than 8 MiB at once.
+const MAX_READ: u64 = 8 << 20;
+
 fn read_length(length: u64, image: &str) -> Result<usize, Failure> {
-    const MAX: u64 = 8 << 20;
+    const MAX: u64 = MAX_READ;
     match usize::try_from(length) {
         Ok(fits) if length <= MAX => Ok(fits),
         _ => {

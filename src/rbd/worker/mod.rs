@@ -6,11 +6,12 @@
 //! closes: a service that died leaves no client behind that could still change an image.
 //!
 //! `threads` runs the calls, `connections` holds one client per site and user, `commands` maps each
-//! request to calls of `rbd::ffi`; `stream` is the data of images, `survey` looks at many of them, and `together` is the one that takes several images at once.
+//! request to calls of `rbd::ffi`; `stream` is the data of images, `delta` copies what differs between two of them, `survey` looks at many of them, and `together` is the one that takes several images at once.
 
 mod about;
 mod commands;
 mod connections;
+mod delta;
 mod levels;
 mod link;
 mod monitor;

@@ -1,0 +1,353 @@
+//! Copies from image to image that look only at what can differ, and the checksums of what they read.
+//!
+//! Threads read pieces side by side, each through a handle of its own; one writes, because two handles on one image
+//! would take the exclusive lock from each other. At most a few pieces are in memory, whatever the image's size.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use crate::rbd::delta::{self, Over, Piece};
+use crate::rbd::error::RbdErrorKind;
+use crate::rbd::ffi::{Cluster, Failure, Image, IoCtx, Progress};
+use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck};
+use crate::rbd::sums::{self, Digest, PIECE};
+use crate::rbd::types::{Checked, Copied};
+
+/// Bytes whose changes are asked for at once: their list must stay short.
+const STRETCH: u64 = 16 << 30;
+/// Threads that read.
+const READERS: usize = 3;
+/// Bytes of a table that are copied at once.
+const BLOCK: usize = 4 << 20;
+/// Pieces that are reported as wrong.
+const WRONG: usize = 16;
+
+/// What a reader has read of a piece.
+struct Read {
+    nth: usize,
+    data: Vec<u8>,
+    digest: Option<Digest>,
+}
+
+/// The image that is read: each thread opens it for itself.
+struct Source<'a> {
+    io: &'a IoCtx,
+    image: &'a str,
+    snap: Option<&'a str>,
+    /// Bytes that it has.
+    size: u64,
+    /// Whether checksums are wanted.
+    digests: bool,
+}
+
+/// See [`DeltaCopy`].
+pub(super) fn copy(
+    cluster: &Arc<Cluster>,
+    second: &Arc<Cluster>,
+    c: &DeltaCopy,
+    progress: Progress<'_>,
+) -> Result<Copied, Failure> {
+    let (io, dest_io) = (IoCtx::open(cluster, &c.pool)?, IoCtx::open(second, &c.dest_pool)?);
+    let source = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+    let dest = Image::open(&dest_io, &c.dest)?;
+    let ((size, _), (end, _)) = (source.stat()?, dest.stat()?);
+    if size > end {
+        let what = format!("{}/{} has {end} bytes, and {size} are to be copied", c.dest_pool, c.dest);
+        return Err(Failure::new("rbd_write", what, -i64::from(libc::EINVAL)));
+    }
+    let over = if c.dest_since.is_some() { Over::Anything } else { Over::Zeros };
+    let from = Source {
+        io: &io,
+        image: &c.image,
+        snap: c.snap.as_deref(),
+        size,
+        digests: c.sums.write.is_some() || c.sums.expect.is_some(),
+    };
+    let mut copied = Copied { reached: c.offset, ..Copied::default() };
+    while copied.reached < end && copied.read < c.budget {
+        let (at, stretch) = (copied.reached, STRETCH.min(end - copied.reached));
+        let here = stretch.min(size.saturating_sub(at));
+        let runs = match &c.since {
+            _ if here == 0 => Vec::new(),
+            Some(since) => source.changes(since, at, here)?,
+            None => source.extents(at, here)?,
+        };
+        let there = match &c.dest_since {
+            Some(since) => dest.changes(since, at, stretch)?,
+            None => dest.extents(at, stretch)?,
+        };
+        let mut pieces = delta::pieces(&runs, &there);
+        let mut expected = BTreeMap::new();
+        if let Some(table) = &c.sums.expect {
+            expected = known(&io, table, at, at + stretch)?;
+            let noted = expected.iter().filter(|(_, d)| **d != Digest::ZEROS && **d != Digest::UNKNOWN);
+            pieces = delta::with(pieces, noted.map(|(index, _)| *index));
+        }
+        let budget = (c.budget - copied.read).div_ceil(PIECE);
+        let all = pieces.len();
+        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+        let mut digests = BTreeMap::new();
+        each(&from, &pieces, |piece, mut read| {
+            if let (Some(found), Some(noted)) = (read.digest, expected.get(&piece.index))
+                && !found.fits(*noted)
+            {
+                return Err(spoilt(c, piece.index));
+            }
+            let offset = piece.index * PIECE;
+            copied.read += read.data.len() as u64;
+            digests.extend(read.digest.map(|digest| (piece.index, digest)));
+            // What the source does not have any more is zero in the destination.
+            let length = usize::try_from(PIECE.min(end - offset)).unwrap_or(0);
+            read.data.resize(length, 0);
+            let old = match piece.wants_old(&read.data, over) {
+                true => Some(dest.read(offset, length)?),
+                false => None,
+            };
+            for (from, to) in piece.writes(&read.data, old.as_deref()) {
+                dest.put(offset + from as u64, read.data.get(from..to).unwrap_or_default())?;
+                copied.written += (to - from) as u64;
+            }
+            progress(offset, end);
+            Ok(())
+        })?;
+        if let Some(table) = &c.sums.write {
+            note(&dest_io, table, &digests)?;
+        }
+        copied.reached = match pieces.last() {
+            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
+            _ => at + stretch,
+        };
+        // Also when there is nothing to write for long.
+        progress(copied.reached, end);
+    }
+    dest.flush()?;
+    copied.reached = copied.reached.min(end);
+    copied.complete = copied.reached >= end;
+    Ok(copied)
+}
+
+fn spoilt(c: &DeltaCopy, piece: u64) -> Failure {
+    let what = format!(
+        "{}/{} does not hold what was written {} bytes from its beginning: its checksum is another",
+        c.pool,
+        c.image,
+        piece * PIECE
+    );
+    Failure::new("checksum", what, -i64::from(libc::EILSEQ))
+}
+
+/// See [`SumsCheck`].
+pub(super) fn check(
+    cluster: &Arc<Cluster>,
+    c: &SumsCheck,
+    progress: Progress<'_>,
+) -> Result<Checked, Failure> {
+    let io = IoCtx::open(cluster, &c.pool)?;
+    let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+    let (size, _) = image.stat()?;
+    let from = Source { io: &io, image: &c.image, snap: c.snap.as_deref(), size, digests: true };
+    let mut checked = Checked { reached: c.offset, ..Checked::default() };
+    while checked.reached < size && checked.compared + checked.unknown < c.budget {
+        let (at, stretch) = (checked.reached, STRETCH.min(size - checked.reached));
+        let expected = known(&io, &c.table, at, at + stretch)?;
+        let noted = expected.iter().filter(|(_, d)| **d != Digest::ZEROS && **d != Digest::UNKNOWN);
+        let mut pieces = delta::with(
+            delta::pieces(&image.extents(at, stretch)?, &[]),
+            noted.map(|(index, _)| *index).collect::<Vec<_>>().into_iter(),
+        );
+        let budget = (c.budget - checked.compared - checked.unknown).div_ceil(PIECE);
+        let all = pieces.len();
+        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+        each(&from, &pieces, |piece, read| {
+            let bytes = read.data.len() as u64;
+            match (expected.get(&piece.index), read.digest) {
+                (Some(noted), _) if *noted == Digest::UNKNOWN => checked.unknown += bytes,
+                (Some(noted), Some(found)) => {
+                    checked.compared += bytes;
+                    if !found.fits(*noted) && checked.wrong.len() < WRONG {
+                        checked.wrong.push(piece.index * PIECE);
+                    }
+                }
+                _ => checked.unknown += bytes,
+            }
+            progress(piece.index * PIECE, size);
+            Ok(())
+        })?;
+        checked.reached = match pieces.last() {
+            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
+            _ => at + stretch,
+        };
+        progress(checked.reached, size);
+    }
+    checked.wrong.sort_unstable();
+    checked.reached = checked.reached.min(size);
+    checked.complete = checked.reached >= size;
+    Ok(checked)
+}
+
+/// See [`SumsBegin`].
+pub(super) fn begin(cluster: &Arc<Cluster>, c: &SumsBegin) -> Result<(), Failure> {
+    let io = IoCtx::open(cluster, &c.pool)?;
+    let length = sums::length(c.size);
+    if length > sums::LARGEST {
+        let what = format!("{}/{}: a table of {length} bytes is too large for one object", c.pool, c.table);
+        return Err(Failure::new("rados_write", what, -i64::from(libc::EFBIG)));
+    }
+    // The header is written last: what has it is whole.
+    if sums::is_table(&read(&io, &c.table, 0, sums::HEADER.len())?.unwrap_or_default()) {
+        return Ok(());
+    }
+    let fill = if c.blank { Digest::ZEROS } else { Digest::UNKNOWN }.0[0];
+    let parent = match &c.parent {
+        Some(parent) if sums::is_table(&read(&io, parent, 0, sums::HEADER.len())?.unwrap_or_default()) => {
+            Some(parent)
+        }
+        _ => None,
+    };
+    let mut at = sums::HEADER.len() as u64;
+    while at < length {
+        let wanted = usize::try_from(length - at).unwrap_or(BLOCK).min(BLOCK);
+        let mut block = match parent {
+            Some(parent) => read(&io, parent, at, wanted)?.unwrap_or_default(),
+            None => vec![fill; wanted],
+        };
+        // An image that has grown since: what is new was zeros.
+        block.resize(wanted, Digest::ZEROS.0[0]);
+        io.write_object_at(&c.table, at, &block)?;
+        at += wanted as u64;
+    }
+    io.write_object_at(&c.table, 0, sums::HEADER)
+}
+
+/// The checksums of the pieces between two offsets; none for a table that is not there.
+fn known(io: &IoCtx, table: &str, from: u64, to: u64) -> Result<BTreeMap<u64, Digest>, Failure> {
+    let (first, last) = (from / PIECE, sums::pieces(to));
+    let length = usize::try_from((last - first) * sums::DIGEST).unwrap_or(0);
+    if !sums::is_table(&read(io, table, 0, sums::HEADER.len())?.unwrap_or_default()) {
+        return Ok(BTreeMap::new());
+    }
+    let bytes = read(io, table, sums::place(first), length)?.unwrap_or_default();
+    Ok((first..).zip(sums::digests(&bytes)).collect())
+}
+
+/// Writes checksums down, those of neighbours at once.
+fn note(io: &IoCtx, table: &str, digests: &BTreeMap<u64, Digest>) -> Result<(), Failure> {
+    let mut run: (u64, Vec<u8>) = (0, Vec::new());
+    for (index, digest) in digests {
+        let next = run.0 + run.1.len() as u64 / sums::DIGEST;
+        if !run.1.is_empty() && next != *index {
+            io.write_object_at(table, sums::place(run.0), &run.1)?;
+            run.1.clear();
+        }
+        if run.1.is_empty() {
+            run.0 = *index;
+        }
+        run.1.extend_from_slice(&digest.0);
+    }
+    if run.1.is_empty() { Ok(()) } else { io.write_object_at(table, sums::place(run.0), &run.1) }
+}
+
+/// A part of an object; `None` when there is none.
+pub(super) fn read(io: &IoCtx, name: &str, at: u64, length: usize) -> Result<Option<Vec<u8>>, Failure> {
+    match io.read_object_at(name, at, length) {
+        Ok(data) => Ok(Some(data)),
+        Err(failure) if failure.kind() == RbdErrorKind::NotFound => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Reads pieces side by side and hands them over one after the other, in no order.
+fn each(
+    source: &Source<'_>,
+    pieces: &[Piece],
+    mut take: impl FnMut(&Piece, Read) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let (sender, receiver) = sync_channel::<Result<Read, Failure>>(1);
+    thread::scope(|scope| {
+        for n in 0..READERS.min(pieces.len()) {
+            let (sender, next, stop) = (sender.clone(), &next, &stop);
+            let reader = thread::Builder::new().name(format!("reader {n}"));
+            let started = reader.spawn_scoped(scope, move || fetch(source, pieces, next, stop, &sender));
+            if let Err(error) = started
+                && n == 0
+            {
+                let what = format!("no thread to read with: {error}");
+                return Err(Failure::new("rbd_open_read_only", what, -i64::from(libc::EAGAIN)));
+            }
+        }
+        drop(sender);
+        let outcome = drain(&receiver, pieces, &mut take);
+        stop.store(true, Ordering::Relaxed);
+        // Whoever waits to hand something over must not wait for ever.
+        drop(receiver);
+        outcome
+    })
+}
+
+fn drain(
+    receiver: &Receiver<Result<Read, Failure>>,
+    pieces: &[Piece],
+    take: &mut impl FnMut(&Piece, Read) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut left = pieces.len();
+    while left > 0 {
+        match receiver.recv() {
+            Ok(read) => {
+                let read = read?;
+                if let Some(piece) = pieces.get(read.nth) {
+                    take(piece, read)?;
+                }
+                left -= 1;
+            }
+            // All readers have ended, and something is missing.
+            Err(_) => {
+                let what = "a thread that read pieces has ended".to_owned();
+                return Err(Failure::new("rbd_read", what, -i64::from(libc::EIO)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fetch(
+    source: &Source<'_>,
+    pieces: &[Piece],
+    next: &AtomicUsize,
+    stop: &AtomicBool,
+    sender: &SyncSender<Result<Read, Failure>>,
+) {
+    let image = match Image::open_read_only(source.io, source.image, source.snap) {
+        Ok(image) => image,
+        Err(failure) => {
+            // Nobody listens any more when another one has failed before.
+            let _ = sender.send(Err(failure));
+            return;
+        }
+    };
+    while !stop.load(Ordering::Relaxed) {
+        let nth = next.fetch_add(1, Ordering::Relaxed);
+        let Some(piece) = pieces.get(nth) else { return };
+        let offset = piece.index * PIECE;
+        let length = usize::try_from(PIECE.min(source.size.saturating_sub(offset))).unwrap_or(0);
+        let data = match length {
+            0 => Ok(Vec::new()),
+            _ => image.read(offset, length),
+        };
+        let read = data.map(|data| {
+            let digest = source.digests.then(|| Digest::of(&data));
+            Read { nth, data, digest }
+        });
+        let failed = read.is_err();
+        if sender.send(read).is_err() || failed {
+            return;
+        }
+    }
+}
