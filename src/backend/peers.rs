@@ -119,15 +119,36 @@ pub struct Reschedule {
     pub filter_properties: Value,
 }
 
-/// A backend's capability report.
+/// A backend's capability report, or a backup service's.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Capabilities {
+    /// Of whom it is.
+    pub service: Reporter,
     /// `host@backend`.
     pub host: String,
     /// `cluster@backend`, in a Cinder cluster.
     pub cluster: Option<String>,
     /// The stats, as `get_capabilities` answers them.
     pub capabilities: Map<String, Value>,
+}
+
+/// Who reports: `service_name` of the scheduler's RPC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reporter {
+    #[default]
+    Volume,
+    Backup,
+}
+
+impl Reporter {
+    /// The word in the message.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reporter::Volume => "volume",
+            Reporter::Backup => "backup",
+        }
+    }
 }
 
 /// The other volume services.
@@ -193,6 +214,23 @@ pub struct RestoreBackup {
     pub volume_id: String,
 }
 
+/// cinder-backup's `import_record`, handed to another service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImportRecord {
+    /// As in [`ContinueBackup`].
+    pub unique_id: String,
+    /// Who is asked.
+    pub host: String,
+    /// The Backup object, as it came.
+    pub backup: Value,
+    /// Driver of the record.
+    pub service: String,
+    /// The record.
+    pub url: String,
+    /// Who may be asked after him.
+    pub hosts: Vec<String>,
+}
+
 /// The backup services.
 #[async_trait]
 pub trait BackupPeers: Send + Sync {
@@ -207,6 +245,12 @@ pub trait BackupPeers: Send + Sync {
     /// # Errors
     /// [`crate::error::Code::Broker`] when the broker did not confirm it.
     async fn restore_backup(&self, context: &RequestContext, order: RestoreBackup) -> Result<()>;
+
+    /// Has a record taken in.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`] when the broker did not confirm it.
+    async fn import_record(&self, context: &RequestContext, order: ImportRecord) -> Result<()>;
 }
 
 #[cfg(test)]
@@ -244,6 +288,7 @@ pub mod testing {
         },
         ContinueBackup(ContinueBackup),
         RestoreBackup(RestoreBackup),
+        ImportRecord(ImportRecord),
     }
 
     /// Implements every trait of this module.
@@ -372,6 +417,11 @@ pub mod testing {
 
         async fn restore_backup(&self, _: &RequestContext, order: RestoreBackup) -> Result<()> {
             self.say(Said::RestoreBackup(order));
+            Ok(())
+        }
+
+        async fn import_record(&self, _: &RequestContext, order: ImportRecord) -> Result<()> {
+            self.say(Said::ImportRecord(order));
             Ok(())
         }
     }

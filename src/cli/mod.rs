@@ -11,6 +11,7 @@
 
 mod advice;
 mod backend;
+mod backup;
 mod cluster;
 mod config;
 mod confirm;
@@ -86,6 +87,9 @@ pub enum Category {
     /// Images of deleted volumes that can be had back (enable_deferred_deletion)
     #[command(subcommand, arg_required_else_help = true)]
     Trash(trash::Action),
+    /// Backups, and whether their data is what was written
+    #[command(subcommand, arg_required_else_help = true)]
+    Backup(backup::Action),
     /// The journal: what the services are doing and have done
     #[command(subcommand, arg_required_else_help = true)]
     Operation(operation::Action),
@@ -248,6 +252,7 @@ pub async fn run(arguments: Arguments) -> Result<Report> {
     match category {
         Category::Replication(action) => replication::run(&context, action).await,
         Category::Trash(action) => trash::run(&context, action).await,
+        Category::Backup(action) => backup::run(&context, action).await,
         Category::Operation(action) => operation::run(&context, action).await,
         Category::Backend(action) => backend::run(&context, &action).await,
         Category::Site(action) => site::run(&context, action).await,

@@ -68,6 +68,7 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         notifications,
         log: log(reader),
         backends,
+        backup: super::backup::backup(reader),
         openstack: super::openstack::openstack(reader),
         image: super::openstack::image(reader),
         scoria: scoria(reader),
@@ -75,7 +76,7 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
 }
 
 /// A `[DEFAULT]` text that must not be empty.
-fn required(reader: &Reader<'_>, option: &str) -> String {
+pub(super) fn required(reader: &Reader<'_>, option: &str) -> String {
     let value = reader.text(Scope::Global(Defaults), option);
     if value.is_empty() {
         reader.report(Severity::Error, None, ("DEFAULT", option), "must not be empty");

@@ -9,6 +9,7 @@
 
 mod again;
 mod backend;
+mod backup;
 mod build;
 pub mod ini;
 mod interpolate;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use again::Sources;
+pub use backup::BackupConfig;
 pub use keys::{BarbicanConfig, KeyBackend, KeyManagerConfig};
 pub use openstack::{
     Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
@@ -178,6 +180,8 @@ pub struct Config {
     pub log: LogConfig,
     /// One per name of `enabled_backends` that is on Ceph RBD, in that order.
     pub backends: Vec<BackendConfig>,
+    /// The backup service's.
+    pub backup: BackupConfig,
     /// Keystone, glance and nova.
     pub openstack: OpenStackConfig,
     /// What is done with images.

@@ -1,5 +1,6 @@
 //! The `backups` table, as far as the volume service has a part in it: it provides what a backup is made
-//! from, and begins the restoration of a backup into a volume that it creates.
+//! from, and begins the restoration of a backup into a volume that it creates. What the backup service does to it is
+//! in [`super::backup_work`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +24,7 @@ const BINARY: &str = "cinder-backup";
 
 #[derive(Debug, Queryable, Selectable)]
 #[diesel(table_name = backups, check_for_backend(Mysql))]
-struct BackupRow {
+pub(super) struct BackupRow {
     id: String,
     user_id: Option<String>,
     project_id: Option<String>,
@@ -52,7 +53,7 @@ struct BackupRow {
 }
 
 impl BackupRow {
-    fn into_model(self, metadata: BTreeMap<String, String>) -> Backup {
+    pub(super) fn into_model(self, metadata: BTreeMap<String, String>) -> Backup {
         Backup {
             id: self.id,
             user_id: self.user_id,

@@ -19,6 +19,7 @@ pub mod attachment;
 pub mod audit;
 pub mod backend_site;
 pub mod backup;
+pub mod backup_work;
 pub mod cluster;
 mod connection;
 pub mod displaced;

@@ -18,7 +18,7 @@ use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use super::schema::{groups, quota_usages, reservations, snapshots, volumes};
+use super::schema::{backups, groups, quota_usages, reservations, snapshots, volumes};
 use super::{Conn, now, volume_type};
 use crate::config::Config;
 use crate::error::Result;
@@ -71,6 +71,8 @@ enum Resource {
     Gigabytes,
     Snapshots,
     Groups,
+    Backups,
+    BackupGigabytes,
 }
 
 impl Resource {
@@ -80,6 +82,8 @@ impl Resource {
             Resource::Gigabytes => "gigabytes",
             Resource::Snapshots => "snapshots",
             Resource::Groups => "groups",
+            Resource::Backups => "backups",
+            Resource::BackupGigabytes => "backup_gigabytes",
         }
     }
 }
@@ -120,6 +124,12 @@ impl Release {
     /// A group, without its volumes.
     pub fn group() -> Self {
         Release { deltas: vec![(Resource::Groups, -1)], volume_type_id: None }
+    }
+
+    /// A backup of a volume of `size` GiB.
+    pub fn backup(size: i32) -> Self {
+        let deltas = vec![(Resource::Backups, -1), (Resource::BackupGigabytes, -size)];
+        Release { deltas, volume_type_id: None }
     }
 
     /// Gigabytes of a volume that turned out smaller, or whose growth failed after it was counted.
@@ -369,7 +379,7 @@ async fn select_usages(conn: &mut Conn, project_id: &str, lines: &[Line]) -> Res
     Ok(rows.into_iter().filter_map(|u| Some((u.resource.clone()?, u))).collect())
 }
 
-/// What a project really uses (`_sync_volumes`, `_sync_gigabytes`, `_sync_snapshots`).
+/// What a project really uses (`_sync_volumes`, `_sync_gigabytes`, `_sync_snapshots`, `_sync_backups`).
 async fn count(conn: &mut Conn, project_id: &str, line: &Line, rules: &QuotaRules) -> Result<i32> {
     let mut volume_query = volumes::table
         .filter(volumes::deleted.eq(false))
@@ -402,6 +412,22 @@ async fn count(conn: &mut Conn, project_id: &str, line: &Line, rules: &QuotaRule
                 .filter(groups::deleted.eq(false))
                 .filter(groups::project_id.eq(project_id))
                 .count()
+                .get_result(conn)
+                .await?
+        }
+        Resource::Backups => {
+            backups::table
+                .filter(backups::deleted.eq(false))
+                .filter(backups::project_id.eq(project_id))
+                .count()
+                .get_result(conn)
+                .await?
+        }
+        Resource::BackupGigabytes => {
+            backups::table
+                .filter(backups::deleted.eq(false))
+                .filter(backups::project_id.eq(project_id))
+                .select(sql::<BigInt>("CAST(COALESCE(SUM(size), 0) AS SIGNED)"))
                 .get_result(conn)
                 .await?
         }

@@ -11,8 +11,10 @@ use super::{Conn, InScope, cluster, fitting, now, volume};
 use crate::error::{Code, Error, Result};
 use crate::model::{Scope, Service, Versions};
 
-/// The only binary that Scoria registers so far.
+/// `scoria-volume`'s rows.
 pub const BINARY: &str = "cinder-volume";
+/// `scoria-backup`'s rows.
+pub const BACKUP_BINARY: &str = "cinder-backup";
 /// RPC version of `cinder-volume` in Cinder 29 (reference objects.md 6.3).
 pub const RPC_VERSION: &str = "3.20";
 /// Versioned-object history of Cinder 29.
@@ -196,6 +198,62 @@ pub async fn register(conn: &mut Conn, registration: &Registration) -> Result<Re
         created: true,
         added_to_cluster: registration.cluster.is_some(),
     })
+}
+
+/// The row of a backup service on this host, found or created with the versions of Cinder 29
+/// (`cinder/service.py`, `Service.__init__`).
+///
+/// # Errors
+/// `Database`.
+pub async fn register_backup(
+    conn: &mut Conn,
+    host: &str,
+    zone: &str,
+    rpc_version: &str,
+    enable: bool,
+) -> Result<Service> {
+    let find = async |conn: &mut Conn| -> Result<Option<Service>> {
+        let rows: Vec<ServiceRow> = services::table
+            .filter(services::host.eq(host))
+            .filter(services::binary.eq(BACKUP_BINARY))
+            .filter(services::deleted.eq(false))
+            .select(ServiceRow::as_select())
+            .order(services::id)
+            .load(conn)
+            .await?;
+        Ok(rows.into_iter().map(Service::from).find(|s| s.host == host))
+    };
+    if let Some(found) = find(conn).await? {
+        let changes = ServiceChanges {
+            rpc_current_version: Some(rpc_version.to_owned()),
+            object_current_version: Some(OBJECT_VERSION.to_owned()),
+            availability_zone: Some(zone.to_owned()),
+            ..ServiceChanges::default()
+        };
+        update(conn, found.id, &changes).await?;
+        return get(conn, found.id).await;
+    }
+    let at = now();
+    diesel::insert_into(services::table)
+        .values((
+            services::uuid.eq(Uuid::new_v4().to_string()),
+            services::host.eq(host),
+            services::binary.eq(BACKUP_BINARY),
+            services::topic.eq(BACKUP_BINARY),
+            services::report_count.eq(0),
+            services::disabled.eq(!enable),
+            services::availability_zone.eq(zone),
+            services::rpc_current_version.eq(rpc_version),
+            services::object_current_version.eq(OBJECT_VERSION),
+            services::replication_status.eq("not-capable"),
+            services::frozen.eq(false),
+            services::deleted.eq(false),
+            services::created_at.eq(at),
+            services::updated_at.eq(at),
+        ))
+        .execute(conn)
+        .await?;
+    find(conn).await?.ok_or_else(|| not_found(host))
 }
 
 /// A service that joins takes the cluster's replication fields (unless its own failover failed); the

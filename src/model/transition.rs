@@ -119,6 +119,12 @@ pub enum VolumeEvent {
     CopiedForBackup,
     /// It is made and empty, and cinder-backup fills it: the row stays `creating`.
     HandedOver,
+    /// A backup of the volume is made, or given up by its orderer: back to what it was.
+    BackedUp,
+    /// It has the content of a backup.
+    RestoredFromBackup,
+    /// The restoration was called off, and nobody knows how far it came.
+    RestoreCancelled,
 }
 
 /// One arrow of the table.
@@ -193,6 +199,9 @@ pub fn volume(event: VolumeEvent) -> Transition {
         BackupFailed => (&["backing-up"], None),
         CopiedForBackup => (&["creating", "backing-up"], Some("backing-up")),
         HandedOver => (&["creating"], None),
+        BackedUp => (&["backing-up"], None),
+        RestoredFromBackup => (&["restoring-backup", "creating"], Some("available")),
+        RestoreCancelled => (&["restoring-backup", "creating"], Some("error")),
     };
     Transition { from, to }
 }
@@ -297,13 +306,25 @@ pub fn group_snapshot(event: GroupSnapshotEvent) -> Transition {
     Transition { from, to }
 }
 
-/// What happened to a backup, as far as the volume service has a say in it.
+/// What happened to a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BackupEvent {
     /// There is no device to back up from.
     DeviceFailed,
     /// A new volume is being filled from it; several may be at once.
     RestorationBegun,
+    /// It is made.
+    Created,
+    /// It could not be made.
+    CreateFailed,
+    /// A volume was filled from it, or could not be.
+    RestoreEnded,
+    /// It could not be deleted: Ceph refused or failed.
+    DeleteFailed,
+    /// It was not tried: the backup service does not work, or the backup is of another driver.
+    DeleteRefused,
+    /// A record of it was taken in.
+    Imported,
 }
 
 /// The table of backups.
@@ -313,5 +334,12 @@ pub fn backup(event: BackupEvent) -> Transition {
         BackupEvent::RestorationBegun => {
             Transition { from: &["available", "restoring"], to: Some("restoring") }
         }
+        BackupEvent::Created | BackupEvent::Imported => {
+            Transition { from: &["creating"], to: Some("available") }
+        }
+        BackupEvent::CreateFailed => Transition { from: &["creating"], to: Some("error") },
+        BackupEvent::RestoreEnded => Transition { from: &["restoring"], to: Some("available") },
+        BackupEvent::DeleteFailed => Transition { from: &["deleting"], to: Some("error") },
+        BackupEvent::DeleteRefused => Transition { from: &["deleting"], to: Some("error_deleting") },
     }
 }

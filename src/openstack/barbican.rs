@@ -1,4 +1,4 @@
-//! Barbican: the bytes of a key.
+//! Barbican: the bytes of a key, and copies of it.
 //!
 //! A key belongs to the project of the user who made the volume, and Barbican gives it to nobody else: it is
 //! asked with the user's token. After a crash that token is gone, and the service user stands in for him, who
@@ -7,8 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{HeaderMap, HeaderValue};
-use secrecy::SecretSlice;
+use reqwest::{Client, RequestBuilder};
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretSlice};
+use serde_json::{Value, json};
 
 use super::auth::Auth;
 use super::catalog::Catalog;
@@ -22,6 +27,7 @@ const VERSION: &str = "v1";
 /// How a payload is asked for.
 const BYTES: &str = "application/octet-stream";
 const TEXT: &str = "text/plain";
+const JSON: &str = "application/json";
 /// How long Barbican may be silent. castellan waits for ever.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -49,12 +55,7 @@ impl Barbican {
         context: &RequestContext,
         id: &str,
     ) -> Result<SecretSlice<u8>, Failure> {
-        // It is put into a path.
-        if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-            return Err(Failure::Refused { status: 404, text: "that is no id of a secret".to_owned() });
-        }
-        let version = self.config.version.as_deref().unwrap_or(VERSION);
-        let url = format!("{}/{version}/secrets/{id}/payload", base(&self.endpoint(context).await?));
+        let url = format!("{}/payload", self.secret(context, id).await?);
         let payload = match self.get(context, &url, BYTES).await {
             // A certificate may have been stored as text; a key has not.
             Err(Failure::Refused { status: 406, .. }) => self.get(context, &url, TEXT).await?.body,
@@ -66,19 +67,84 @@ impl Barbican {
         Ok(SecretSlice::from(payload.to_vec()))
     }
 
-    /// A refused token of ours is renewed once.
+    /// Stores the secret once more, with what describes it; answers the id of the copy (castellan, `store`).
+    ///
+    /// # Errors
+    /// As [`Barbican::payload`]; `Malformed` when Barbican does not say where it is.
+    pub(super) async fn copy(&self, context: &RequestContext, id: &str) -> Result<String, Failure> {
+        let described = self.get(context, &self.secret(context, id).await?, JSON).await?.json()?;
+        let payload = self.payload(context, id).await?;
+        let encoded = Zeroizing::new(STANDARD.encode(payload.expose_secret()));
+        let mut copy = json!({
+            "payload": &*encoded,
+            "payload_content_type": BYTES,
+            "payload_content_encoding": "base64",
+        });
+        for field in ["name", "algorithm", "bit_length", "mode", "secret_type"] {
+            if let Some(value) = described.get(field).filter(|value| !value.is_null()) {
+                copy[field] = value.clone();
+            }
+        }
+        let body = Zeroizing::new(copy.to_string());
+        drop(copy);
+        let url = self.secrets(context).await?;
+        let answer = self
+            .send(context, JSON, |client| {
+                client.post(&url).header("content-type", JSON).body(body.as_bytes().to_vec())
+            })
+            .await?
+            .json()?;
+        let made = answer.get("secret_ref").and_then(Value::as_str).and_then(|url| url.rsplit('/').next());
+        match made.filter(|id| is_id(id)) {
+            Some(id) => Ok(id.to_owned()),
+            None => Err(Failure::Malformed("the answer names no secret_ref".to_owned())),
+        }
+    }
+
+    /// Deletes a secret.
+    ///
+    /// # Errors
+    /// `Refused` with 404 when there is none.
+    pub(super) async fn delete(&self, context: &RequestContext, id: &str) -> Result<(), Failure> {
+        let url = self.secret(context, id).await?;
+        self.send(context, JSON, |client| client.delete(&url)).await.map(drop)
+    }
+
+    async fn secrets(&self, context: &RequestContext) -> Result<String, Failure> {
+        let version = self.config.version.as_deref().unwrap_or(VERSION);
+        Ok(format!("{}/{version}/secrets", base(&self.endpoint(context).await?)))
+    }
+
+    async fn secret(&self, context: &RequestContext, id: &str) -> Result<String, Failure> {
+        // It is put into a path.
+        if !is_id(id) {
+            return Err(Failure::Refused { status: 404, text: "that is no id of a secret".to_owned() });
+        }
+        Ok(format!("{}/{id}", self.secrets(context).await?))
+    }
+
     async fn get(
         &self,
         context: &RequestContext,
         url: &str,
         accept: &'static str,
     ) -> Result<Answer, Failure> {
+        self.send(context, accept, |client| client.get(url)).await
+    }
+
+    /// A refused token of ours is renewed once.
+    async fn send(
+        &self,
+        context: &RequestContext,
+        accept: &'static str,
+        request: impl Fn(&Client) -> RequestBuilder + Send + Sync,
+    ) -> Result<Answer, Failure> {
         let client = self.connections.client(&self.config.tls).await?;
         let speaker = self.auth.user(context, None)?;
         let mut again = true;
         loop {
             let tokens = speaker.tokens().await?;
-            let request = client.get(url).headers(headers(context, accept)).headers(tokens.headers.clone());
+            let request = request(&client).headers(headers(context, accept)).headers(tokens.headers.clone());
             let answer = http::ask(request, LIMIT).await;
             let refused = answer.as_ref().is_err_and(|failure| failure.status() == Some(401));
             if !(refused && again && tokens.refused().await) {
@@ -106,6 +172,10 @@ impl Barbican {
         let text = format!("barbican_endpoint is not set, and no catalogue has a {SERVICE_TYPE} service");
         Err(Failure::NoEndpoint(text))
     }
+}
+
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
 /// A URL without its version, which catalogues of old have.

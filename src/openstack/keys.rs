@@ -2,7 +2,7 @@
 //!
 //! cinder-api has the key made when it accepts the volume, and destroyed when it accepts its deletion; clones
 //! get an id of their own for it. What is left for a volume service is to read it once, when an empty volume is
-//! formatted (`cinder/keymgr`, castellan).
+//! formatted (`cinder/keymgr`, castellan). The backup service keeps a copy of it for each backup.
 
 use std::sync::{Arc, Once};
 
@@ -58,6 +58,40 @@ impl Keys {
             Error::new(Code::KeyManager, text).detail(failure.to_string())
         })?;
         Ok(hex(key.expose_secret()))
+    }
+
+    /// Stores a key once more; answers the id of the copy (`clone_encryption_key`). The key of the configuration file is
+    /// its own copy.
+    ///
+    /// # Errors
+    /// `KeyManager`.
+    pub async fn copy(&self, context: &RequestContext, id: &str) -> Result<String> {
+        let copied = match (&self.backend, id) {
+            (_, FIXED_ID) => return Ok(FIXED_ID.to_owned()),
+            (KeyBackend::Barbican, _) => self.barbican.copy(context, id).await,
+            _ => self.key(context, id).await.map(|_| id.to_owned()),
+        };
+        copied.map_err(|failure| {
+            let text = "the key of the volume cannot be copied for its backup";
+            Error::new(Code::KeyManager, text).detail(failure.to_string())
+        })
+    }
+
+    /// Deletes a key (`delete_encryption_key`); one that is gone is a success.
+    ///
+    /// # Errors
+    /// `KeyManager`.
+    pub async fn forget(&self, context: &RequestContext, id: &str) -> Result<()> {
+        if id == FIXED_ID || self.backend != KeyBackend::Barbican {
+            return Ok(());
+        }
+        match self.barbican.delete(context, id).await {
+            Err(failure) if failure.status() != Some(404) => {
+                Err(Error::new(Code::KeyManager, format!("The key {id} cannot be deleted"))
+                    .detail(failure.to_string()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A certificate that somebody has stored there, in PEM or DER.

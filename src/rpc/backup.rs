@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use crate::backend::peers::{BackupPeers, ContinueBackup, RestoreBackup};
+use crate::backend::peers::{BackupPeers, ContinueBackup, ImportRecord, RestoreBackup};
 use crate::context::RequestContext;
 use crate::error::Result;
 use crate::rpc::objects::{self, Object, WireBackup};
@@ -44,6 +44,21 @@ pub fn restore_backup(order: &RestoreBackup, pins: Pins) -> Result<Request> {
     Ok(Request { method: "restore_backup", version: (2, 0), args })
 }
 
+/// `import_record`, handed on to the next service.
+///
+/// # Errors
+/// [`crate::error::Code::InvalidValue`] when the backup is no object.
+pub fn import_record(order: &ImportRecord) -> Result<Request> {
+    let backup = Object::expect(&order.backup, "BackupImport")?.to_value();
+    let args = json!({
+        "backup": backup,
+        "backup_service": order.service,
+        "backup_url": order.url,
+        "backup_hosts": order.hosts,
+    });
+    Ok(Request { method: "import_record", version: (2, 0), args })
+}
+
 fn server(host: &str) -> Destination {
     Destination::Server(Target { topic: BACKUP_TOPIC.to_owned(), server: host.to_owned() })
 }
@@ -57,6 +72,11 @@ impl BackupPeers for Peers {
 
     async fn restore_backup(&self, context: &RequestContext, order: RestoreBackup) -> Result<()> {
         let request = restore_backup(&order, self.pins(Binary::Backup))?;
+        self.cast_once(server(&order.host), Binary::Backup, context, request, &order.unique_id).await
+    }
+
+    async fn import_record(&self, context: &RequestContext, order: ImportRecord) -> Result<()> {
+        let request = import_record(&order)?;
         self.cast_once(server(&order.host), Binary::Backup, context, request, &order.unique_id).await
     }
 }

@@ -64,7 +64,7 @@ impl Call {
     /// # Errors
     /// As if there were no such namespace.
     pub fn by(self, routing_key: &str) -> Result<Call, Box<Refusal>> {
-        if namespace::is_served(self.name, routing_key) {
+        if namespace::is_served(self.name, self.version.0, routing_key) {
             return Ok(self);
         }
         let version = format!("{}.{}", self.version.0, self.version.1);

@@ -105,6 +105,8 @@ pub enum Method {
     Question(Inquiry),
     /// Of namespace `site`.
     Site(Box<m::SiteCall>),
+    /// Of cinder-backup's RPC API.
+    Backup(Box<m::BackupCall>),
 }
 
 /// What a request is about, in the words of `workers.resource_type` and of user messages.
@@ -185,6 +187,7 @@ impl Method {
             ManageExisting(a) => Resource::Volume(&a.volume.volume.id),
             ManageExistingSnapshot(a) => Resource::Snapshot(&a.snapshot.snapshot.id),
             GetBackupDevice(a) => Resource::Backup(&a.backup.id),
+            Backup(call) => Resource::Backup(call.backup_id()?),
             Failover { .. }
             | FailoverCompleted { .. }
             | FreezeHost
@@ -346,18 +349,19 @@ pub fn journaled(spec: &Spec, is_call: bool) -> bool {
 /// namespace or version is as good as none, and only then is the name looked up.
 pub fn find(inner: &Inner) -> Result<(&'static Spec, (u32, u32))> {
     let text = inner.version.as_deref().unwrap_or("1.0");
-    let namespace = match &inner.namespace {
-        None => Namespace::find(None),
-        Some(Value::String(name)) => Namespace::find(Some(name)),
+    let name = match &inner.namespace {
+        None => Some(None),
+        Some(Value::String(name)) => Some(Some(name.as_str())),
         Some(_) => None,
     };
-    let version = parse_version(text)
-        .filter(|v| namespace.is_some_and(|n| v.0 == n.version.0 && v.1 <= n.version.1))
-        .ok_or_else(|| fault::unsupported_version(text, &inner.method))?;
-    namespace
-        .and_then(|n| n.method(&inner.method))
-        .map(|s| (s, version))
-        .ok_or_else(|| fault::no_such_method(&inner.method))
+    let found = parse_version(text).zip(name).and_then(|(version, name)| {
+        // cinder-volume's methods and cinder-backup's have no namespace, and versions of their own.
+        let namespace = Namespace::of(name, version.0)?;
+        (version.1 <= namespace.version.1).then_some((namespace, version))
+    });
+    let (namespace, version) = found.ok_or_else(|| fault::unsupported_version(text, &inner.method))?;
+    let method = namespace.method(&inner.method).map(|s| (s, version));
+    method.ok_or_else(|| fault::no_such_method(&inner.method))
 }
 
 /// Decodes the arguments.
@@ -403,7 +407,7 @@ mod tests {
             let found = find(&inner(json!({"method": "failover", "version": version}))).unwrap();
             assert_eq!(found.0.name, "failover");
         }
-        for version in ["3.21", "4.0", "2.0", "1.0", "", "x", "3"] {
+        for version in ["3.21", "4.0", "2.5", "1.0", "", "x", "3"] {
             assert_eq!(
                 code(json!({"method": "failover", "version": version})),
                 Code::UnsupportedVersion,

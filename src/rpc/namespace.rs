@@ -1,7 +1,7 @@
-//! Whose methods a request names: cinder-volume's, or those that only Scoria has.
+//! Whose methods a request names: cinder-volume's, cinder-backup's, or those that only Scoria has.
 //!
-//! oslo.messaging tells methods of the same name apart by a namespace with a version of its own. cinder-volume's
-//! have none and come by its topics. Scoria's come by a topic of their own, to a server that is named: a failover
+//! oslo.messaging tells methods of the same name apart by a namespace with a version of its own. cinder-volume's and
+//! cinder-backup's have none and come by their topics; their versions begin with another number. Scoria's come by a topic of their own, to a server that is named: a failover
 //! must never reach whichever backend happens to listen, as a message to a bare topic does.
 
 use super::dispatch::{Journal, Kind, METHODS, Spec, VERSION, spec};
@@ -14,7 +14,7 @@ pub const TOPIC: &str = "scoria";
 /// Methods that belong together.
 #[derive(Debug)]
 pub struct Namespace {
-    /// On the wire; `None`: cinder-volume's.
+    /// On the wire; `None`: cinder-volume's, and cinder-backup's.
     pub name: Option<&'static str>,
     /// The newest version served.
     pub version: (u32, u32),
@@ -26,6 +26,7 @@ pub struct Namespace {
 /// All that are served. A new one is a line here and a decoder for each method.
 pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
+    Namespace { name: None, version: super::backup::VERSION, methods: BACKUP },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
     Namespace { name: Some("site"), version: (1, 2), methods: SITE },
 ];
@@ -41,6 +42,21 @@ static REPLICATION: &[Spec] = &[
     spec("replication.status", (1, 0), Kind::Call, Journal::No, d::replication_status),
     spec("replication.preflight", (1, 0), Kind::Call, Journal::No, d::ask_preflight),
     spec("replication.plan", (1, 0), Kind::Call, Journal::No, d::ask_plan),
+];
+
+/// cinder-backup's RPC API 2.4 (`cinder/backup/rpcapi.py`).
+pub static BACKUP: &[Spec] = &[
+    spec("create_backup", (2, 0), Kind::Cast, Journal::Yes, d::create_backup),
+    spec("continue_backup", (2, 3), Kind::Cast, Journal::Yes, d::continue_backup),
+    spec("restore_backup", (2, 4), Kind::Cast, Journal::Yes, d::restore_backup),
+    spec("delete_backup", (2, 0), Kind::Cast, Journal::Yes, d::delete_backup),
+    spec("export_record", (2, 0), Kind::Call, Journal::No, d::export_record),
+    spec("import_record", (2, 0), Kind::Cast, Journal::Yes, d::import_record),
+    spec("reset_status", (2, 0), Kind::Cast, Journal::Yes, d::reset_status),
+    spec("check_support_to_force_delete", (2, 0), Kind::Call, Journal::No, d::check_support_to_force_delete),
+    spec("publish_service_capabilities", (2, 2), Kind::Fanout, Journal::No, d::publish_service_capabilities),
+    spec("set_log_levels", (2, 1), Kind::Cast, Journal::No, d::set_log_levels),
+    spec("get_log_levels", (2, 1), Kind::Call, Journal::No, d::get_log_levels),
 ];
 
 /// Orders for Ceph sites, and what is known of them, by a host. They may hold a key, so none is journalled as it comes,
@@ -73,9 +89,9 @@ static SITE: &[Spec] = &[
 ];
 
 impl Namespace {
-    /// The namespace of that name.
-    pub fn find(name: Option<&str>) -> Option<&'static Namespace> {
-        NAMESPACES.iter().find(|n| n.name == name)
+    /// The namespace of that name whose versions begin with `major`.
+    pub fn of(name: Option<&str>, major: u32) -> Option<&'static Namespace> {
+        NAMESPACES.iter().find(|n| n.name == name && n.version.0 == major)
     }
 
     /// Its method of that name on the wire.
@@ -89,10 +105,17 @@ impl Namespace {
     }
 }
 
-/// Whether a method, by its name in the table, is served where messages with this routing key arrive.
-pub fn is_served(name: &str, routing_key: &str) -> bool {
-    let own = routing_key.strip_prefix(TOPIC).is_some_and(|rest| rest.starts_with('.'));
-    name.contains('.') == own
+/// Whether a method, by its name in the table and the first number of its version, is served where messages with
+/// this routing key arrive. One without a key came by a fanout, to whoever listens to its topic.
+pub fn is_served(name: &str, major: u32, routing_key: &str) -> bool {
+    let of = |topic: &str| {
+        let rest = routing_key.strip_prefix(topic);
+        (rest.is_some_and(str::is_empty), rest.is_some_and(|rest| rest.starts_with('.')))
+    };
+    let own = of(TOPIC).1;
+    let (bare, server) = of(super::topology::BACKUP_TOPIC);
+    let backup = !name.contains('.') && major == super::backup::VERSION.0;
+    name.contains('.') == own && (routing_key.is_empty() || backup == (bare || server))
 }
 
 #[cfg(test)]
@@ -130,6 +153,9 @@ mod tests {
         {
             let refused = read("failover", namespace, version, json!({})).unwrap_err();
             assert_eq!(refused, Code::UnsupportedVersion);
+        }
+        for method in ["failover", "restore_backups"] {
+            assert_eq!(read(method, None, "2.0", json!({})).unwrap_err(), Code::NoSuchMethod);
         }
         for method in ["replication.failover", "create_volume"] {
             assert_eq!(read(method, Some("replication"), "1.0", json!({})).unwrap_err(), Code::NoSuchMethod);
@@ -171,13 +197,24 @@ mod tests {
 
     #[test]
     fn a_method_is_served_on_its_own_topic_alone() {
-        assert!(is_served("failover", "cinder-volume.h@b.h") && is_served("failover", "cinder-volume"));
-        assert!(is_served("replication.failover", "scoria.h@b"));
-        assert!(!is_served("replication.failover", "cinder-volume.h@b.h"));
+        assert!(is_served("failover", 3, "cinder-volume.h@b.h") && is_served("failover", 3, "cinder-volume"));
+        assert!(is_served("replication.failover", 1, "scoria.h@b"));
+        assert!(!is_served("replication.failover", 1, "cinder-volume.h@b.h"));
         assert!(
-            !is_served("replication.failover", "scoria") && !is_served("replication.failover", "scoriable.x")
+            !is_served("replication.failover", 1, "scoria")
+                && !is_served("replication.failover", 1, "scoriable.x")
         );
-        assert!(!is_served("failover", "scoria.h@b"));
+        assert!(!is_served("failover", 3, "scoria.h@b"));
+        for key in ["cinder-backup", "cinder-backup.h", ""] {
+            assert!(is_served("create_backup", 2, key), "{key}");
+        }
+        for key in ["cinder-volume.h@b.h", "scoria.h", "cinder-backups"] {
+            assert!(!is_served("create_backup", 2, key), "{key}");
+        }
+        assert!(
+            !is_served("set_log_levels", 3, "cinder-backup.h")
+                && is_served("set_log_levels", 2, "cinder-backup.h")
+        );
     }
 
     #[test]

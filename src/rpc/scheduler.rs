@@ -170,7 +170,7 @@ fn timestamp(at: NaiveDateTime) -> String {
 /// `update_service_capabilities`, with cluster and time since 3.3.
 pub fn update_capabilities(report: &Capabilities, at: NaiveDateTime, pins: Pins) -> Request {
     let mut args = json!({
-        "service_name": "volume",
+        "service_name": report.service.as_str(),
         "host": report.host,
         "capabilities": report.capabilities,
     });
@@ -187,7 +187,7 @@ pub fn update_capabilities(report: &Capabilities, at: NaiveDateTime, pins: Pins)
 /// for schedulers before 3.1, who do not have it.
 pub fn notify_capabilities(report: &Capabilities, at: NaiveDateTime, pins: Pins) -> Option<Request> {
     let backend = report.cluster.as_ref().unwrap_or(&report.host);
-    let mut args = json!({"service_name": "volume", "capabilities": report.capabilities});
+    let mut args = json!({"service_name": report.service.as_str(), "capabilities": report.capabilities});
     let version = if pins.accept((3, 5)) {
         args["backend"] = json!(backend);
         args["timestamp"] = json!(timestamp(at));

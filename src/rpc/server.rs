@@ -28,7 +28,7 @@ use crate::rpc::consumer::{Consumer, Received};
 use crate::rpc::dispatch::Resource;
 use crate::rpc::envelope::{Reply, ReplyTo};
 use crate::rpc::publisher::Publisher;
-use crate::rpc::topology::{self, FanoutNames, Queue};
+use crate::rpc::topology::{self, BACKUP_TOPIC, FanoutNames, Queue, Target};
 
 /// First and longest pause before a request is offered to the journal again.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -127,6 +127,16 @@ impl Rpc {
     /// Starts to serve what is asked of a host and not of a backend: Scoria's own namespaces alone.
     pub fn serve_own<H: Handler>(&self, host: &str, handler: Arc<H>) -> Server {
         let queues = topology::own_queues(self.consuming.config(), &self.control_exchange, host, None);
+        self.consume(host, vec![queues], handler)
+    }
+
+    /// Starts to serve the backup service of a host.
+    pub fn serve_backups<H: Handler>(&self, host: &str, handler: Arc<H>) -> Server {
+        let target = Target { topic: BACKUP_TOPIC.to_owned(), server: host.to_owned() };
+        let queues = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            topology::queues(self.consuming.config(), &self.control_exchange, &target, &mut names)
+        };
         self.consume(host, vec![queues], handler)
     }
 

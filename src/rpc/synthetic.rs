@@ -5,9 +5,9 @@ use serde_json::json;
 
 use crate::context::RequestContext;
 use crate::error::Result;
-use crate::model::Volume;
+use crate::model::{Backup, Volume};
 use crate::rpc::envelope::{self, CONTEXT_PREFIX};
-use crate::rpc::objects::volume_object;
+use crate::rpc::objects::{backup_object, volume_object};
 
 /// The journal's text of a `delete_volume` with cascade; [`crate::rpc::Call::from_journal`] reads it.
 ///
@@ -22,11 +22,44 @@ pub fn delete_volume(context: &RequestContext, unique_id: &str, volume: &Volume)
     Ok(serde_json::Value::Object(inner).to_string())
 }
 
+/// The journal's text of cinder-backup's `delete_backup`.
+///
+/// # Errors
+/// `Internal` when the backup cannot be written as an object.
+pub fn delete_backup(context: &RequestContext, unique_id: &str, backup: &Backup) -> Result<String> {
+    let arguments = json!({"backup": backup_object(backup)?.to_value()});
+    let mut inner = envelope::cast(context, "delete_backup", "2.0", arguments);
+    inner.insert("_unique_id".to_owned(), unique_id.into());
+    inner.remove(&format!("{CONTEXT_PREFIX}auth_token"));
+    Ok(serde_json::Value::Object(inner).to_string())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::rpc::method::BackupCall;
     use crate::rpc::{Call, Method};
+
+    #[test]
+    fn a_synthetic_deletion_of_a_backup_is_the_backup_services() {
+        let backup = Backup {
+            id: "b1".into(),
+            volume_id: "v1".into(),
+            status: "deleting".into(),
+            ..Backup::default()
+        };
+        let text = delete_backup(&RequestContext::admin(), "at-start-b1", &backup).unwrap();
+        let call = Call::from_journal(&text).unwrap();
+        assert_eq!(
+            (call.name, call.version, call.unique_id.as_str()),
+            ("delete_backup", (2, 0), "at-start-b1")
+        );
+        let Method::Backup(call) = call.method else { panic!("{}", call.name) };
+        assert!(
+            matches!(*call, BackupCall::Delete { backup } if backup.id == "b1" && backup.status == "deleting")
+        );
+    }
 
     #[test]
     fn a_synthetic_deletion_is_read_like_a_real_one_and_holds_no_token() {

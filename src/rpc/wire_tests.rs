@@ -10,7 +10,7 @@ use super::scheduler::Binary;
 use super::{Pins, Reply, backup, envelope, fault, notifier, scheduler, usage};
 use crate::backend::capacity::{self, Measured};
 use crate::backend::peers::{
-    Capabilities, ContinueBackup, Priority, Reschedule, RestoreBackup, SnapshotUsage, VolumeUsage,
+    Capabilities, ContinueBackup, Priority, Reporter, Reschedule, RestoreBackup, SnapshotUsage, VolumeUsage,
 };
 use crate::config::Config;
 use crate::context::RequestContext;
@@ -288,6 +288,7 @@ fn capability_reports() {
     let ours = our_capabilities();
     compare_capabilities(ours.clone(), &update["args"]["capabilities"], &[]);
     let mut report = Capabilities {
+        service: Reporter::Volume,
         host: text(&update["args"], "host").unwrap(),
         cluster: None,
         capabilities: ours.clone(),

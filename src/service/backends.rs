@@ -14,7 +14,7 @@ use super::handler::BackendHandler;
 use super::intake::Intake;
 use super::logging::LogHandle;
 use super::recovery::Recovery;
-use crate::backend::peers::Capabilities;
+use crate::backend::peers::{Capabilities, Reporter};
 use crate::backend::{Backend, Condition};
 use crate::config::Config;
 use crate::context::RequestContext;
@@ -250,6 +250,7 @@ async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken)
     loop {
         let capabilities = backend.refresh_report().await;
         let report = Capabilities {
+            service: Reporter::Volume,
             host: backend.host().to_owned(),
             cluster: backend.config.cluster.clone(),
             capabilities,

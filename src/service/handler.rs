@@ -4,10 +4,7 @@
 //! answer. What makes it safe is the frame around it: the journal entry is written before the broker
 //! hears of success, and it is closed whatever the operation did, or given back to whoever can finish it.
 
-use std::collections::HashSet;
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::Utc;
@@ -15,6 +12,7 @@ use futures::FutureExt;
 use serde_json::{Value, json};
 use tracing::warn;
 
+use super::frame::{self, Frame};
 use super::lanes::{Lane, Lanes};
 use super::logging::LogHandle;
 use super::{backups, defect, manageable, moving, ordering};
@@ -23,12 +21,12 @@ use crate::backend::{Backend, capacity};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::worker::{Claim, is_cleanable};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
 use crate::replication::{failover, foresight, group as replication, standing};
 use crate::rpc::method::{CreateVolume, Reimage};
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
-use crate::rpc::{Accept, Call, Handler, Method, Reply, Resource, synthetic};
+use crate::rpc::{Accept, Call, Handler, Method, synthetic};
 use crate::volume::{
     attach, cleanup, connect, create, delete, extend, manage, manage_snapshot, reimage, revert, snapshot,
     transfer, upload,
@@ -39,15 +37,15 @@ pub struct BackendHandler {
     backend: Arc<Backend>,
     log: LogHandle,
     lanes: Lanes,
-    /// Operations that have panicked and were given back once.
-    panicked: Mutex<HashSet<i64>>,
+    frame: Frame,
 }
 
 impl BackendHandler {
     /// A handler for `backend`, working on `size` calls and as many casts at once; `log` is changed by
     /// `set_log_levels`.
     pub fn new(backend: Arc<Backend>, log: LogHandle, size: usize) -> BackendHandler {
-        BackendHandler { backend, log, lanes: Lanes::new(size), panicked: Mutex::default() }
+        let frame = Frame::new(backend.journal.clone());
+        BackendHandler { backend, log, lanes: Lanes::new(size), frame }
     }
 
     /// Runs a request that is in the journal to its end: closes the entry, with the answer for a caller,
@@ -56,42 +54,14 @@ impl BackendHandler {
     /// # Errors
     /// What the operation failed with; `Cancelled` when somebody else will finish it.
     pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
-        let journal = &self.backend.journal;
         let lane = Lane::of(&call.method, call.reply.is_some());
-        let work = async {
+        let work = Box::pin(async {
             let _place = self.lanes.enter(lane).await;
             self.dispatch(call, Some(&operation)).await
-        };
-        let outcome = tokio::select! {
-            // What was lost while it waited must not begin.
-            biased;
-            () = operation.lost().cancelled() => Err(lost()),
-            outcome = AssertUnwindSafe(work).catch_unwind() => match outcome {
-                Ok(outcome) => outcome,
-                Err(_) => self.recover_from_panic(call, &operation).await,
-            },
-        };
-        if !journal.holds(&operation) {
-            return outcome;
-        }
-        match &outcome {
-            Err(error) if error.code() == Code::Cancelled => return outcome,
-            Err(error) if error.code() == Code::Database || error.code() == Code::Broker => {
-                warn!(operation.id = operation.id(), %error, "operation could not be recorded, it will be taken up again");
-                journal.give_back(&operation).await?;
-                return Err(lost());
-            }
-            _ => {}
-        }
-        let mut closed = match &outcome {
-            Ok(_) => Outcome::succeeded(),
-            Err(error) => Outcome::failed(error),
-        };
-        if call.reply.is_some() {
-            closed = closed.with_reply(Reply::new(outcome.as_ref().map(Value::clone)).to_value());
-        }
-        journal.finish(&operation, &closed).await?;
-        outcome
+        });
+        let settle =
+            || Box::pin(defect::settle(&self.backend, &call.context, &operation, &call.method)).boxed();
+        self.frame.run(call, &operation, work, settle).await
     }
 
     /// Makes Cinder's `workers` row ours that another member of the cluster had claimed: it would outlive the
@@ -102,26 +72,6 @@ impl BackendHandler {
     pub async fn claim_again(&self, call: &Call, operation: &Operation) -> Result<()> {
         let Some(claim) = claim(call, self.backend.service()?.id) else { return Ok(()) };
         operation.write("claim again", async |conn| db::worker::claim(conn, &claim).await.map(|_| ())).await
-    }
-
-    /// The panic itself has been logged by its hook. See [`defect`].
-    async fn recover_from_panic(&self, call: &Call, operation: &Operation) -> Result<Value> {
-        let journal = &self.backend.journal;
-        if !journal.holds(operation) {
-            // It had ended before: nothing is left to settle.
-            return Err(defect::failure());
-        }
-        let first = self.panicked.lock().unwrap_or_else(PoisonError::into_inner).insert(operation.id());
-        if first {
-            warn!(operation.id = operation.id(), "operation hit a defect, it will be taken up again");
-            journal.give_back(operation).await?;
-            return Err(lost());
-        }
-        let settle = defect::settle(&self.backend, &call.context, operation, &call.method);
-        match AssertUnwindSafe(settle).catch_unwind().await {
-            Ok(Ok(())) | Err(_) => Err(defect::failure()),
-            Ok(Err(error)) => Err(error),
-        }
     }
 
     async fn dispatch(&self, call: &Call, operation: Option<&Operation>) -> Result<Value> {
@@ -366,10 +316,6 @@ impl BackendHandler {
     }
 }
 
-fn lost() -> Error {
-    Error::new(Code::Cancelled, "The operation is finished by another owner")
-}
-
 fn create_request(a: &CreateVolume) -> create::Create {
     let spec = a.request_spec.as_deref();
     let reschedule = a.may_reschedule().then(|| Reschedule {
@@ -426,22 +372,10 @@ impl Handler for BackendHandler {
 
     async fn accept(&self, call: &Call) -> Result<Accept<Operation>> {
         let service = self.backend.service()?;
-        let timeout = call
-            .deadline
-            .map(|deadline| (deadline - Utc::now().naive_utc()).to_std().unwrap_or(Duration::ZERO));
         let new = NewOperation {
-            unique_id: call.unique_id.clone(),
-            method: call.name.to_owned(),
-            backend_host: self.backend.host().to_owned(),
             cluster: self.backend.config.cluster.clone(),
-            request: call.text.clone(),
-            resource: call.method.resource().map(|r: Resource<'_>| (r.kind().to_owned(), r.id().to_owned())),
             claim: claim(call, service.id),
-            reply: call
-                .reply
-                .as_ref()
-                .map(|r| journal::ReplyTo { queue: r.queue.clone(), msg_id: r.msg_id.clone() }),
-            timeout,
+            ..frame::entry(call, self.backend.host())
         };
         Ok(match self.backend.journal.accept(new).await? {
             journal::Accept::New(operation) => Accept::New(operation),

@@ -8,6 +8,7 @@
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::rpc::Method;
+use crate::rpc::method::BackupCall;
 
 /// Which places a request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,16 @@ impl Lane {
             | Method::ReplicationStatus { .. }
             | Method::Question(_)
             | Method::Site(_) => Lane::Free,
+            Method::Backup(call) => match **call {
+                // `backup_max_operations` counts those that move data.
+                BackupCall::Create { .. } | BackupCall::Continue { .. } | BackupCall::Restore { .. } => {
+                    Lane::Cast
+                }
+                BackupCall::Delete { .. } | BackupCall::Import { .. } => Lane::Call,
+                BackupCall::Export { .. }
+                | BackupCall::ResetStatus { .. }
+                | BackupCall::SupportsForceDelete => Lane::Free,
+            },
             _ if is_call => Lane::Call,
             _ => Lane::Cast,
         }
@@ -57,8 +68,13 @@ pub struct Place<'a>(#[allow(dead_code)] Option<SemaphorePermit<'a>>);
 impl Lanes {
     /// `size` places in each lane.
     pub fn new(size: usize) -> Lanes {
-        let size = size.clamp(1, Semaphore::MAX_PERMITS);
-        Lanes { calls: Semaphore::new(size), casts: Semaphore::new(size) }
+        Lanes::of_sizes(size, size)
+    }
+
+    /// Lanes of different sizes.
+    pub fn of_sizes(calls: usize, casts: usize) -> Lanes {
+        let places = |size: usize| Semaphore::new(size.clamp(1, Semaphore::MAX_PERMITS));
+        Lanes { calls: places(calls), casts: places(casts) }
     }
 
     /// Waits for a place; first come, first served.

@@ -1,10 +1,13 @@
 //! What makes a process of the library: start-up, backends, recovery, drain, signals, logging.
 
 pub mod backends;
+pub mod backup;
 mod backups;
 pub mod clients;
 mod defect;
 mod drain;
+mod fencing;
+mod frame;
 mod group;
 pub mod handler;
 pub mod intake;
@@ -16,6 +19,7 @@ mod ordering;
 pub mod orders;
 mod overtaken;
 mod pins;
+pub mod program;
 pub mod recovery;
 pub mod sites;
 pub mod volume;

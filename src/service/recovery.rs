@@ -5,26 +5,25 @@
 //! former owner are fenced: a killed worker's watch and lock would otherwise outlive it and make the
 //! image look busy to its own successor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
-use tracing::{Instrument, Span, debug, error, info, info_span, warn};
+use tracing::{Instrument, Span, error, info, info_span, warn};
 
 use super::handler::{BackendHandler, rolled_back};
 use super::intake::Intake;
-use super::{backups, drain, orders, overtaken};
+use super::{backups, drain, fencing, orders, overtaken};
 use crate::backend::Backend;
 use crate::context::RequestContext;
 use crate::error::{Code, Result};
-use crate::journal::{Operation, RbdClient};
+use crate::journal::Operation;
 use crate::model::Scope;
 use crate::rbd::Site;
-use crate::rbd::protocol::BlocklistAdd;
 use crate::replication::orders::DRAIN;
 use crate::rpc::{Call, Method, Publisher, Reply, ReplyTo};
 use crate::volume::{attach, migrated};
@@ -33,8 +32,6 @@ use crate::volume::{attach, migrated};
 const EVERY: Duration = Duration::from_secs(2);
 /// After a lease has run out, for the clocks of two connections.
 const AFTER: Duration = Duration::from_millis(20);
-/// How long a dead client is kept out: longer than any request of it can still be on its way.
-const FENCE_SECONDS: u32 = 300;
 
 /// Finds and finishes abandoned operations of one backend.
 pub struct Recovery {
@@ -167,50 +164,8 @@ impl Recovery {
     }
 
     /// Fences the clients of all former owners, once each.
-    // Boxed, or the compiler takes minutes to see that all futures around this one can be sent to other threads.
     fn fence<'a>(&'a self, operations: &'a [Operation]) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            let journal = &self.backend.journal;
-            let own = journal.owner().instance;
-            let former: BTreeSet<&str> = operations
-                .iter()
-                .filter_map(|o| o.former())
-                .map(|o| o.instance.as_str())
-                .filter(|instance| *instance != own)
-                .collect();
-            let mut clients: BTreeMap<(String, String), RbdClient> = BTreeMap::new();
-            for instance in former {
-                match journal.clients_of(instance).await {
-                    Ok(found) => clients
-                        .extend(found.into_iter().map(|c| ((c.site_fsid.clone(), c.address.clone()), c))),
-                    Err(error) => warn!(%error, "could not read whom to fence"),
-                }
-            }
-            if clients.is_empty() {
-                return;
-            }
-            // A site that does not answer costs its deadline once, whatever the number of its clients.
-            let sites = self.sites().await;
-            // All at once: the monitors write down together what reaches them together.
-            let mut fences: Vec<BoxFuture<'_, ()>> = Vec::with_capacity(clients.len());
-            for client in clients.values() {
-                match sites.get(&client.site_fsid) {
-                    Some(site) => fences.push(Box::pin(self.fence_client(site, client))),
-                    None => debug!(
-                        client = client.address,
-                        "the site of a former client does not answer, or is not ours"
-                    ),
-                }
-            }
-            let began = Instant::now();
-            let count = fences.len();
-            join_all(fences).await;
-            info!(
-                clients = count,
-                fence_ms = began.elapsed().as_millis() as u64,
-                "former clients are seen to"
-            );
-        })
+        fencing::fence(&self.backend.journal, operations, Box::pin(self.sites()))
     }
 
     /// The sites of this backend that answer, by their fsid.
@@ -225,23 +180,6 @@ impl Recovery {
             }
         }
         sites
-    }
-
-    async fn fence_client(&self, site: &Site, client: &RbdClient) {
-        let fence = BlocklistAdd { address: client.address.clone(), seconds: FENCE_SECONDS };
-        match site.call_within(Duration::from_secs(10), fence).await {
-            Ok(()) => {
-                info!(site = site.name(), client = client.address, "fenced a client of a former instance");
-                if let Err(error) =
-                    self.backend.journal.forget_client(&client.site_fsid, &client.address).await
-                {
-                    warn!(%error, "could not forget a fenced client");
-                }
-            }
-            Err(error) => {
-                warn!(site = site.name(), client = client.address, %error, "could not fence a client of a former instance")
-            }
-        }
     }
 
     async fn finish(&self, operation: Operation) {

@@ -26,7 +26,7 @@ use crate::rbd::pool::{Settings, WorkerPool};
 use crate::rpc::{self, Notifier, Rpc};
 
 /// How long notifications that wait for the broker may delay the end.
-const FLUSH: Duration = Duration::from_secs(5);
+pub(super) const FLUSH: Duration = Duration::from_secs(5);
 /// How often the journal is purged.
 const PURGE: Duration = Duration::from_secs(600);
 
@@ -138,7 +138,11 @@ impl Service {
     }
 }
 
-fn workers(config: &Config, journal: &Journal, stopping: &CancellationToken) -> Result<Arc<WorkerPool>> {
+pub(super) fn workers(
+    config: &Config,
+    journal: &Journal,
+    stopping: &CancellationToken,
+) -> Result<Arc<WorkerPool>> {
     let path = Settings::worker_beside(config.scoria.worker_path.clone()).map_err(|e| {
         Error::new(Code::Config, "The path of this executable is not known; set scoria_worker_path")
             .caused_by(e)
@@ -150,13 +154,13 @@ fn workers(config: &Config, journal: &Journal, stopping: &CancellationToken) -> 
     Ok(pool)
 }
 
-async fn lease(journal: Journal, stopping: CancellationToken) {
+pub(super) async fn lease(journal: Journal, stopping: CancellationToken) {
     journal.lease_loop(stopping).await;
 }
 
 /// An owner that lost its lease kills its workers before anything else: somebody may be working on the
 /// same images already (design, invariant 1).
-async fn kill_on_loss(journal: Journal, pool: Arc<WorkerPool>, stopping: CancellationToken) {
+pub(super) async fn kill_on_loss(journal: Journal, pool: Arc<WorkerPool>, stopping: CancellationToken) {
     let mut losses = journal.losses();
     loop {
         tokio::select! {
@@ -168,7 +172,7 @@ async fn kill_on_loss(journal: Journal, pool: Arc<WorkerPool>, stopping: Cancell
     }
 }
 
-async fn purge(journal: Journal, stopping: CancellationToken) {
+pub(super) async fn purge(journal: Journal, stopping: CancellationToken) {
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -181,7 +185,7 @@ async fn purge(journal: Journal, stopping: CancellationToken) {
 }
 
 /// Pings systemd's watchdog at half its period, from the runtime that does the work.
-async fn watchdog(stopping: CancellationToken) {
+pub(super) async fn watchdog(stopping: CancellationToken) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     loop {
         tokio::select! {
@@ -192,7 +196,7 @@ async fn watchdog(stopping: CancellationToken) {
     }
 }
 
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
+pub(super) fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!(%error, "could not notify the service manager");
     }
@@ -215,14 +219,14 @@ fn reload(sources: &Sources, log: &LogHandle) {
     info!("log options read again");
 }
 
-struct Signals {
+pub(super) struct Signals {
     hup: Signal,
     term: Signal,
     int: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Signals> {
+    pub(super) fn new() -> Result<Signals> {
         let listen = |kind| {
             signal(kind).map_err(|e| Error::new(Code::Config, "Cannot listen for signals").caused_by(e))
         };
@@ -234,7 +238,7 @@ impl Signals {
     }
 
     /// Returns when told to stop; reads log options again when told so.
-    async fn stop(&mut self, sources: &Sources, log: &LogHandle) {
+    pub(super) async fn stop(&mut self, sources: &Sources, log: &LogHandle) {
         loop {
             tokio::select! {
                 _ = self.hup.recv() => reload(sources, log),

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
-    BackupPeers, Capabilities, ContinueBackup, Notify, Priority, Reschedule, RestoreBackup, Scheduler,
-    SnapshotUsage, VolumePeers, VolumeUsage,
+    BackupPeers, Capabilities, ContinueBackup, ImportRecord, Notify, Priority, Reschedule, RestoreBackup,
+    Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
 };
 use scoria::backend::{Backend, Condition, Globals, Peers};
+use scoria::backup::Backups;
 use scoria::config::Config;
 use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
@@ -100,8 +101,11 @@ impl Notify for Heard {
         self.say(format!("group_snapshot.{suffix} {} {}", set.id, set.status));
     }
     async fn publish(&self, _: &RequestContext, event: &str, _: Priority, _: &str, payload: Value) {
-        let status = payload.get("replication_status").and_then(Value::as_str).unwrap_or_default();
-        self.say(format!("{event} {status}"));
+        let text = |key: &str| payload.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if event.starts_with("backup.") {
+            return self.say(format!("{event} {}", text("status")));
+        }
+        self.say(format!("{event} {}", text("replication_status")));
     }
 }
 
@@ -153,6 +157,10 @@ impl BackupPeers for Heard {
         }
         let RestoreBackup { host, backup, volume_id, .. } = order;
         self.cast.lock().unwrap().push(format!("restore {} into {volume_id} at {host}", backup.id));
+        Ok(())
+    }
+    async fn import_record(&self, _: &RequestContext, order: ImportRecord) -> Result<()> {
+        self.cast.lock().unwrap().push(format!("import at {}, then {:?}", order.host, order.hosts));
         Ok(())
     }
 }
@@ -248,6 +256,22 @@ impl Stage {
     pub fn rewrite(&mut self, options: &str) {
         self.options = options.to_owned();
         write_conf(self.conf.path(), "node1", options);
+    }
+
+    /// The backup service of the host `bak1`, whose pool is on site `b`, with more options in `[DEFAULT]`. Each call is
+    /// another instance of it.
+    pub fn backups(&self, options: &str) -> Backups {
+        let conf = tempfile::NamedTempFile::new().unwrap();
+        let more = format!("{}[DEFAULT]\nbackup_ceph_conf=/sim/b.conf\n{options}", self.options);
+        write_conf(conf.path(), "bak1", &more);
+        let (config, _) = Config::load(&[conf.path().to_owned()], &[], std::iter::empty()).unwrap();
+        let peers = Peers {
+            notify: self.heard.clone(),
+            scheduler: self.heard.clone(),
+            volumes: self.heard.clone(),
+            backups: self.heard.clone(),
+        };
+        Backups::new(&config, journal(&self.test, "bak1"), peers, self.sim.ceph())
     }
 
     /// Another member of the backend's Cinder cluster, with a configuration file of its own.

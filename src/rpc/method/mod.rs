@@ -1,4 +1,4 @@
-//! The arguments of every method of cinder-volume's RPC API 3.20, one file per family.
+//! The arguments of every method of cinder-volume's RPC API 3.20, and of cinder-backup's 2.4, one file per family.
 //!
 //! These files only translate: wire arguments in, typed arguments out, nothing decided. Methods that
 //! Scoria does not serve yet are decoded all the same, so that the resource they name can be put into the
@@ -7,6 +7,7 @@
 mod args;
 mod attachment;
 mod backup;
+mod backup_service;
 mod connection;
 mod group;
 mod image;
@@ -22,6 +23,7 @@ mod volume;
 pub use args::Args;
 pub use attachment::{AttachVolume, AttachmentDelete, AttachmentUpdate, DetachVolume};
 pub use backup::GetBackupDevice;
+pub use backup_service::BackupCall;
 pub use connection::{
     InitializeConnection, InitializeConnectionSnapshot, TerminateConnection, TerminateConnectionSnapshot,
 };
@@ -38,6 +40,10 @@ pub(crate) mod decode {
     //! One function per method, as named on the wire.
     pub(crate) use super::attachment::{attach_volume, attachment_delete, attachment_update, detach_volume};
     pub(crate) use super::backup::get_backup_device;
+    pub(crate) use super::backup_service::{
+        check_support_to_force_delete, continue_backup, create_backup, delete_backup, export_record,
+        import_record, reset_status, restore_backup,
+    };
     pub(crate) use super::connection::{
         initialize_connection, initialize_connection_snapshot, remove_export, remove_export_snapshot,
         terminate_connection, terminate_connection_snapshot,

@@ -1,0 +1,98 @@
+//! The few calls to Ceph that all operations on backups share, each repeatable.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::names;
+use crate::rbd::protocol::*;
+use crate::rbd::types::{Copied, Inspection};
+use crate::rbd::{RbdError, RbdErrorKind, Site};
+use crate::volume::image::Place;
+
+/// How often a busy base is tried, and the pause between, as stock's.
+const BUSY_TRIES: u32 = 4;
+const BUSY_PAUSE: Duration = Duration::from_secs(5);
+/// How often a part is asked for again that came to nothing.
+const TRIES: u32 = 3;
+/// Bytes that are read for one part: what a crash or a cancellation costs at most.
+pub(super) const PART: u64 = 256 << 20;
+
+/// What is known of an image and its snapshots; `None` when there is no such image.
+pub(super) async fn inspect(place: &Place, image: &str) -> Result<Option<Inspection>, RbdError> {
+    let ask = ImageInspect { pool: place.pool.clone(), image: image.to_owned() };
+    match place.site.insist(ask).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes a snapshot whose name is nobody else's.
+pub(super) async fn take_snapshot(place: &Place, image: &str, snap: &str) -> Result<(), RbdError> {
+    let create = SnapCreate { pool: place.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+    match place.site.insist(create).await {
+        Err(error) if error.kind == RbdErrorKind::Exists => Ok(()),
+        // Whether it is there is seen by the next call that names it.
+        other => other,
+    }
+}
+
+/// Removes a snapshot; one that is gone, with its image or alone, is a success.
+pub(super) async fn drop_snapshot(place: &Place, image: &str, snap: &str) -> Result<(), RbdError> {
+    let remove = SnapRemove { pool: place.pool.clone(), image: image.to_owned(), snap: snap.to_owned() };
+    match place.site.insist(remove).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes an image without snapshots; one that is gone is a success. A watcher is given a while to go.
+pub(super) async fn remove_image(place: &Place, image: &str) -> Result<(), RbdError> {
+    let remove = ImageRemove { pool: place.pool.clone(), image: image.to_owned() };
+    let mut tries = 1;
+    loop {
+        match place.site.insist(remove.clone()).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) if error.kind == RbdErrorKind::Busy && tries < BUSY_TRIES => {
+                info!(image, tries, "the base of backups is busy: it is tried again");
+                tries += 1;
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Removes an object; a pool that is gone has none.
+pub(super) async fn remove_object(place: &Place, object: String) -> Result<(), RbdError> {
+    match place.site.insist(ObjectRemove { pool: place.pool.clone(), object }).await {
+        Err(error) if error.kind == RbdErrorKind::NoPool => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes the snapshots of a backup from an image, whatever their time is. Answers the snapshots of backups that are
+/// left.
+pub(super) async fn forget_backup(place: &Place, image: &str, backup_id: &str) -> Result<usize, RbdError> {
+    let Some(found) = inspect(place, image).await? else { return Ok(0) };
+    for snap in names::snapshots(&found.snaps, backup_id) {
+        drop_snapshot(place, image, &snap.name).await?;
+    }
+    Ok(found.snaps.iter().filter_map(|s| names::backup_of(&s.name)).filter(|id| *id != backup_id).count())
+}
+
+/// Copies the next part. A worker that was lost, or a call that was not answered, has done harm to nothing: the part is
+/// asked for again.
+pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, RbdError> {
+    let mut tries = 1;
+    loop {
+        match site.call(copy.clone()).await {
+            Err(error) if error.effect_unknown() && tries < TRIES => {
+                warn!(image = copy.image, offset = copy.offset, %error, "a part is copied again");
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! `restore_backup`: the content of a backup into a new volume, the same one or another.
+//!
+//! Looked at is what either side has, and written is what differs: a new volume gets what is not zero, the volume that
+//! was backed up gets back what has changed since. Everything that is read is compared with the backup's checksums,
+//! if it has any; a volume is `available` only when all of it was right.
+
+use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
+
+use super::place::Located;
+use super::running::Turn;
+use super::{Backups, images, is_unsettled, message, metadata, names};
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::backup_work::BackupChanges;
+use crate::db::message::{Action, Detail};
+use crate::db::volume::VolumeChanges;
+use crate::error::{Code, Error, Result};
+use crate::journal::{Ending, Operation, Outcome};
+use crate::model::{Backup, BackupEvent, GIB, Volume, VolumeEvent};
+use crate::rbd::protocol::{DeltaCopy, ImageWatchers};
+use crate::rbd::types::Sums;
+use crate::volume::crash;
+use crate::volume::image::Place;
+
+/// Journal step: how far the copy is.
+const COPYING: &str = "restoring";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Progress {
+    base: String,
+    point: Option<String>,
+    reached: u64,
+    read: u64,
+    written: u64,
+    complete: bool,
+}
+
+enum End {
+    Filled(Box<Volume>, Option<metadata::Kept>),
+    CalledOff,
+}
+
+/// Why a restoration cannot be done, and what becomes of the volume.
+struct Refusal {
+    error: Error,
+    detail: Detail,
+    /// Nothing was written.
+    untouched: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let detail = match error.code() {
+            Code::InvalidReplicationTarget => Detail::AttachError,
+            _ => Detail::BackupRestoreError,
+        };
+        Refusal { error, detail, untouched: false }
+    }
+}
+
+impl From<crate::rbd::RbdError> for Refusal {
+    fn from(error: crate::rbd::RbdError) -> Refusal {
+        Refusal::from(Error::from(error))
+    }
+}
+
+/// The request.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// The backup, `restoring`.
+    pub backup_id: String,
+    /// The volume to fill, `restoring-backup` or `creating`.
+    pub volume_id: String,
+}
+
+/// Fills a volume.
+///
+/// # Errors
+/// As [`super::create::create`].
+pub async fn restore(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+) -> Result<()> {
+    let turn = b.running.enter(&request.backup_id);
+    crash::point("restore_backup:accepted");
+    match run(b, context, operation, request, &turn).await {
+        Ok(End::Filled(volume, kept)) => finish(b, context, operation, request, &volume, kept).await,
+        Ok(End::CalledOff) => call_off(b, context, operation, request).await,
+        Err(refusal) if is_unsettled(&refusal.error) => Err(refusal.error),
+        Err(refusal) => refuse(b, context, operation, request, refusal).await,
+    }
+}
+
+async fn run(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+    turn: &Turn,
+) -> Result<End, Refusal> {
+    let (backup, volume) =
+        b.db.read("backup to restore", async |conn| {
+            let backup = db::backup::find(conn, &request.backup_id).await?;
+            Ok((backup, db::volume::find(conn, &request.volume_id).await?))
+        })
+        .await?;
+    let begun = operation.reached::<Progress>(COPYING).await?;
+    let Some(volume) = volume else {
+        let text = format!("Volume {} could not be found.", request.volume_id);
+        return Err(Error::new(Code::VolumeNotFound, text).into());
+    };
+    let Some(backup) = backup.filter(|backup| backup.status != "deleting") else {
+        return Ok(End::CalledOff);
+    };
+    if begun.is_none() {
+        b.notify(context, "restore.start", &backup).await;
+    }
+    check(&backup, &volume)?;
+    let target = b.locate(&volume).await?;
+    let store = b.store(&backup);
+    let _target = b.locks.local(&format!("content of {}", volume.id)).await;
+    let kept = metadata::load(&store, &backup.id).await?;
+    if let Some(kept) = &kept {
+        kept.check(&volume).map_err(untouched)?;
+    }
+    let mut progress = match begun {
+        Some(progress) => progress,
+        None => {
+            let progress = begin(b, &backup, &store, &target).await?;
+            operation.step(COPYING, &progress).await?;
+            progress
+        }
+    };
+    while !progress.complete {
+        if turn.is_called_off() {
+            return Ok(End::CalledOff);
+        }
+        let copy = DeltaCopy {
+            pool: store.pool.clone(),
+            image: progress.base.clone(),
+            snap: progress.point.clone(),
+            since: None,
+            dest_site: target.place.site.connection().clone(),
+            dest_pool: target.place.pool.clone(),
+            dest: target.image.clone(),
+            dest_since: None,
+            offset: progress.reached,
+            budget: images::PART,
+            // Of a backup of stock's there are none: then nothing is compared.
+            sums: Sums { write: None, expect: Some(names::sums_object(&backup.id)) },
+        };
+        // Which cluster the target is: the workers of the other site do not ask.
+        target.place.stat(&target.image).await?;
+        let part = images::copy_part(&store.site, &copy).await?;
+        progress.reached = part.reached;
+        progress.read += part.read;
+        progress.written += part.written;
+        progress.complete = part.complete;
+        operation.step(COPYING, &progress).await?;
+        crash::point("restore_backup:part");
+    }
+    info!(
+        backup.id = backup.id,
+        volume.id = volume.id,
+        read_bytes = progress.read,
+        written_bytes = progress.written,
+        "the content of a backup is restored"
+    );
+    Ok(End::Filled(Box::new(volume), kept))
+}
+
+fn untouched(error: Error) -> Refusal {
+    Refusal { untouched: true, ..Refusal::from(error) }
+}
+
+/// What upstream's `restore_backup` looks at first.
+fn check(backup: &Backup, volume: &Volume) -> Result<(), Refusal> {
+    let refusal =
+        |code, detail, text: String| Refusal { error: Error::new(code, text), detail, untouched: true };
+    if !matches!(volume.status.as_str(), "restoring-backup" | "creating") {
+        let text = format!(
+            "Restore backup aborted, expected volume status restoring-backup,creating but got {}",
+            volume.status
+        );
+        return Err(refusal(Code::InvalidVolume, Detail::VolumeInvalidState, text));
+    }
+    if backup.status != "restoring" {
+        let text =
+            format!("Restore backup aborted: expected backup status restoring but got {}", backup.status);
+        return Err(refusal(Code::InvalidBackup, Detail::BackupInvalidState, text));
+    }
+    if !names::is_ours(backup.service.as_deref()) {
+        let text = format!(
+            "Restore backup aborted, the backup service currently configured [{}] is not the backup service that was \
+             used to create this backup [{}].",
+            names::DRIVER,
+            backup.service.as_deref().unwrap_or_default()
+        );
+        return Err(refusal(Code::InvalidBackup, Detail::BackupRestoreError, text));
+    }
+    Ok(())
+}
+
+/// Finds the point to restore, and sees that the volume can take it.
+async fn begin(b: &Backups, backup: &Backup, store: &Place, target: &Located) -> Result<Progress, Refusal> {
+    let (base, point, size) = find_point(b, backup, store).await?;
+    let found = images::inspect(&target.place, &target.image).await?;
+    let Some(found) = found else {
+        let text = format!("The volume has no image {} in pool {}", target.image, target.place.pool);
+        return Err(Error::new(Code::VolumeBackend, text).into());
+    };
+    if found.info.size < size {
+        let text = format!(
+            "The backup has {size} bytes, and the volume's image only {}: restore it into a volume of {} GiB, or of \
+             the type of the one that was backed up",
+            found.info.size,
+            size.div_ceil(GIB)
+        );
+        return Err(untouched(Error::new(Code::InvalidVolume, text)));
+    }
+    let ask = ImageWatchers { pool: target.place.pool.clone(), image: target.image.clone() };
+    let watchers = target.place.site.insist(ask).await?;
+    if let Some(watcher) = watchers.first() {
+        let text =
+            format!("The volume's image is in use by {}: detach it and restore again", watcher.address);
+        return Err(untouched(Error::new(Code::VolumeBusy, text)));
+    }
+    Ok(Progress { base, point, reached: 0, read: 0, written: 0, complete: false })
+}
+
+/// Base, restore point and bytes of a backup. A base without any point of a backup is one itself: such are those that
+/// stock makes of snapshots.
+///
+/// # Errors
+/// `InvalidBackup` when the data of the backup is not there; what Ceph answers.
+pub(super) async fn find_point(
+    b: &Backups,
+    backup: &Backup,
+    store: &Place,
+) -> Result<(String, Option<String>, u64)> {
+    let parent = match &backup.parent_id {
+        Some(id) => b.db.read("parent of a backup", async |conn| db::backup::find(conn, id).await).await?,
+        None => None,
+    };
+    let mut tried = Vec::new();
+    for base in names::bases(backup, parent.as_ref()) {
+        let Some(found) = images::inspect(store, &base).await? else {
+            tried.push(base);
+            continue;
+        };
+        let own: Vec<_> = names::snapshots(&found.snaps, &backup.id).collect();
+        return match own.as_slice() {
+            [one] => Ok((base, Some(one.name.clone()), one.size)),
+            [] if !found.snaps.iter().any(|snap| names::backup_of(&snap.name).is_some()) => {
+                Ok((base, None, found.info.size))
+            }
+            [] => Err(Error::new(
+                Code::InvalidBackup,
+                format!("Image {base} has no snapshot of backup {}: its data is lost", backup.id),
+            )),
+            several => Err(Error::new(
+                Code::InvalidBackup,
+                format!("Backup should only have one snapshot but instead has {}", several.len()),
+            )),
+        };
+    }
+    Err(Error::new(
+        Code::InvalidBackup,
+        format!(
+            "The data of backup {} is lost: pool {} has no image {}",
+            backup.id,
+            store.pool,
+            tried.join(" or ")
+        ),
+    ))
+}
+
+async fn finish(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+    volume: &Volume,
+    kept: Option<metadata::Kept>,
+) -> Result<()> {
+    let id = &volume.id;
+    // Each volume has a copy of the key for itself.
+    let key = match key(b, context, request, kept.as_ref()).await {
+        Ok(key) => key,
+        Err(error) if is_unsettled(&error) => return Err(error),
+        Err(error) => return refuse(b, context, operation, request, error.into()).await,
+    };
+    let launched = (volume.status == "creating").then(|| Some(db::now()));
+    let ended = b
+        .journal
+        .complete(operation, &Outcome::succeeded(), async |conn| {
+            let backup = db::backup_work::get_deleted(conn, &request.backup_id).await?;
+            if let Some(kept) = &kept {
+                kept.apply(conn, volume, key.as_deref()).await?;
+            }
+            let former = db::volume::metadata(conn, id).await?.remove("src_backup_id");
+            if backup.volume_id != *id || former.is_some_and(|former| former != backup.id) {
+                let source = [("src_backup_id".to_owned(), backup.id.clone())].into();
+                db::backup_work::set_volume_metadata(conn, id, &source, false).await?;
+            }
+            let changes = VolumeChanges { launched_at: launched, ..VolumeChanges::default() };
+            tolerate(db::volume::transition(conn, id, VolumeEvent::RestoredFromBackup, &changes).await)?;
+            let none = BackupChanges::default();
+            db::backup_work::transition(conn, &backup.id, BackupEvent::RestoreEnded, &none).await?;
+            db::backup_work::get_deleted(conn, &backup.id).await
+        })
+        .await?;
+    crash::point("restore_backup:ended");
+    if let (Some(former), Some(_)) = (&volume.encryption_key_id, &key)
+        && let Err(error) = b.globals.openstack.keys.forget(context, former).await
+    {
+        warn!(volume.id = id, %error, "the former key of a restored volume stays in the key manager");
+    }
+    info!(backup.id = request.backup_id, volume.id = id, "restored");
+    b.notify(context, "restore.end", &ended).await;
+    Ok(())
+}
+
+/// The key that a restored volume is to have: a copy of the backup's. `None` for one that is not encrypted.
+async fn key(
+    b: &Backups,
+    context: &RequestContext,
+    request: &Restore,
+    kept: Option<&metadata::Kept>,
+) -> Result<Option<String>> {
+    let Some(noted) = kept.and_then(metadata::Kept::key) else { return Ok(None) };
+    let backup = b
+        .db
+        .read("key of a backup", async |conn| db::backup_work::get_deleted(conn, &request.backup_id).await)
+        .await?;
+    let own = backup.encryption_key_id.as_deref().unwrap_or(noted);
+    b.globals.openstack.keys.copy(context, own).await.map(Some)
+}
+
+/// A status that somebody else has set is the truth.
+fn tolerate(changed: Result<()>) -> Result<()> {
+    match changed {
+        Err(e) if matches!(e.code(), Code::Conflict | Code::VolumeNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+/// The backup is deleted meanwhile: what the volume holds is half of something.
+async fn call_off(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+) -> Result<()> {
+    let outcome =
+        Outcome { ending: Ending::RolledBack, detail: Some("the backup is deleted".to_owned()), reply: None };
+    let id = &request.volume_id;
+    let ended = b
+        .journal
+        .complete(operation, &outcome, async |conn| {
+            let none = VolumeChanges::default();
+            tolerate(db::volume::transition(conn, id, VolumeEvent::RestoreCancelled, &none).await)?;
+            let none = BackupChanges::default();
+            db::backup_work::transition(conn, &request.backup_id, BackupEvent::RestoreEnded, &none).await?;
+            db::backup_work::find_deleted(conn, &request.backup_id).await
+        })
+        .await?;
+    info!(backup.id = request.backup_id, volume.id = id, "the restoration was called off");
+    if let Some(ended) = ended {
+        b.notify(context, "restore.end", &ended).await;
+    }
+    Ok(())
+}
+
+async fn refuse(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+    refusal: Refusal,
+) -> Result<()> {
+    let Refusal { error: failure, detail, untouched } = refusal;
+    let ttl = b.globals.message_ttl;
+    let (volume_id, backup_id) = (&request.volume_id, &request.backup_id);
+    b.journal
+        .complete(operation, &Outcome::failed(&failure), async |conn| {
+            let none = VolumeChanges::default();
+            tolerate(db::volume::transition(conn, volume_id, VolumeEvent::RestoreFailed, &none).await)?;
+            let none = BackupChanges::default();
+            db::backup_work::transition(conn, backup_id, BackupEvent::RestoreEnded, &none).await?;
+            let message = message(backup_id, Action::BackupRestore, detail);
+            db::message::create(conn, context, &message, ttl).await?;
+            Ok(())
+        })
+        .await?;
+    error!(backup.id = backup_id, volume.id = volume_id, untouched, error = %failure, "restoration failed");
+    Err(failure)
+}
+
+/// Ends a restoration that a defect has interrupted.
+///
+/// # Errors
+/// `failure`, once the rows say so; `Database`, `Cancelled`.
+pub async fn give_up(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    request: &Restore,
+    failure: Error,
+) -> Result<()> {
+    refuse(b, context, operation, request, failure.into()).await
+}

@@ -1,0 +1,120 @@
+//! Which backups are being worked on in this process, so that whoever deletes one can call that off first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// What is under way, by backup.
+#[derive(Debug, Default)]
+pub struct Running {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    turns: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    by_backup: HashMap<String, Vec<(u64, CancellationToken)>>,
+}
+
+/// Work on a backup, until dropped.
+#[derive(Debug)]
+pub struct Turn {
+    shared: Arc<Shared>,
+    backup_id: String,
+    number: u64,
+    token: CancellationToken,
+}
+
+impl Turn {
+    /// Whether the backup is to be deleted.
+    pub fn is_called_off(&self) -> bool {
+        self.token.is_cancelled()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(turns) = state.by_backup.get_mut(&self.backup_id) {
+            turns.retain(|(number, _)| *number != self.number);
+            if turns.is_empty() {
+                state.by_backup.remove(&self.backup_id);
+            }
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl Running {
+    /// Work on a backup begins.
+    pub fn enter(&self, backup_id: &str) -> Turn {
+        let token = CancellationToken::new();
+        let mut state = self.shared.lock();
+        state.next += 1;
+        let number = state.next;
+        state.by_backup.entry(backup_id.to_owned()).or_default().push((number, token.clone()));
+        drop(state);
+        Turn { shared: self.shared.clone(), backup_id: backup_id.to_owned(), number, token }
+    }
+
+    /// Calls off what is under way with a backup, and returns when it has ended.
+    pub async fn call_off(&self, backup_id: &str) {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            // Before it is looked: what ends in between must not be missed.
+            changed.as_mut().enable();
+            let tokens: Vec<CancellationToken> = {
+                let state = self.shared.lock();
+                let turns = state.by_backup.get(backup_id);
+                turns.into_iter().flatten().map(|(_, token)| token.clone()).collect()
+            };
+            if tokens.is_empty() {
+                return;
+            }
+            tokens.iter().for_each(CancellationToken::cancel);
+            changed.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_calls_off_waits_for_all_and_for_nothing_else() {
+        let running = Arc::new(Running::default());
+        let (first, second, other) = (running.enter("b1"), running.enter("b1"), running.enter("b2"));
+        let waiting = {
+            let running = running.clone();
+            tokio::spawn(async move { running.call_off("b1").await })
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(first.is_called_off() && second.is_called_off() && !other.is_called_off());
+        drop(first);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        drop(second);
+        waiting.await.unwrap();
+        running.call_off("b3").await;
+        assert!(running.shared.lock().by_backup.len() == 1);
+    }
+}

@@ -1,0 +1,233 @@
+//! `scoria-backup`: from configuration to a service that is ready, and from SIGTERM to its end.
+//!
+//! As for volumes, start-up waits for database and broker as long as it takes, never for Ceph; what is under way at
+//! the end stays in the journal, and goes on where it was with the next start.
+
+mod handler;
+mod recovery;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+pub use handler::BackupHandler;
+use recovery::Recovery;
+
+use super::logging::LogHandle;
+use super::pins;
+use super::volume::{FLUSH, Signals, kill_on_loss, lease, notify, purge, watchdog, workers};
+use crate::backend::Peers;
+use crate::backend::peers::{Capabilities, Reporter};
+use crate::backup::{Backups, status};
+use crate::config::{Config, Sources};
+use crate::context::RequestContext;
+use crate::db;
+use crate::db::{Db, migration};
+use crate::error::Result;
+use crate::journal::{Journal, JournalOptions, Owner};
+use crate::rbd::Ceph;
+use crate::rbd::pool::WorkerPool;
+use crate::rbd::protocol::PoolAccess;
+use crate::rpc::{self, Notifier, Rpc, Server, synthetic};
+
+/// How long a look at the backup pool may take.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often a pool that cannot be used is looked at.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Runs the service until it is told to stop.
+///
+/// # Errors
+/// What makes serving impossible: an unusable configuration, a database of the wrong schema.
+pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = Service::start(&config, &log) => started,
+        () = signals.stop(&sources, &log) => {
+            info!("told to stop before the service was ready");
+            return Ok(());
+        }
+    };
+    let service = started?;
+    info!(host = config.host, pool = config.backup.ceph_pool, "scoria-backup serves");
+    notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(watchdog(service.stopping.clone()));
+    signals.stop(&sources, &log).await;
+    info!("stopping: no new requests, those in flight finish");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log)).await;
+    watchdog.abort();
+    info!("scoria-backup has stopped");
+    Ok(())
+}
+
+/// Everything that runs.
+struct Service {
+    server: Server,
+    running: TaskTracker,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    pool: Arc<WorkerPool>,
+    rpc: Rpc,
+    notifier: Arc<Notifier>,
+    housekeeping: [tokio::task::JoinHandle<()>; 4],
+    stopping: CancellationToken,
+}
+
+impl Service {
+    async fn start(config: &Config, log: &LogHandle) -> Result<Service> {
+        let stopping = CancellationToken::new();
+        let db = Db::connect(&config.database);
+        migration::run(&db).await?;
+        let journal =
+            Journal::new(db.clone(), Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
+        let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
+        let notifier =
+            Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
+        let pool = workers(config, &journal, &stopping)?;
+        let ceph: Arc<dyn Ceph> = pool.clone();
+        let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
+        pins::read(&db, &clients).await?;
+        let peers = Peers {
+            notify: notifier.clone(),
+            scheduler: clients.clone(),
+            volumes: clients.clone(),
+            backups: clients.clone(),
+        };
+        let housekeeping = [
+            tokio::spawn(lease(journal.clone(), stopping.clone())),
+            tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
+            tokio::spawn(purge(journal.clone(), stopping.clone())),
+            tokio::spawn(pins::keep(db.clone(), clients, stopping.clone())),
+        ];
+        let backups = Arc::new(Backups::new(config, journal, peers, ceph));
+        let row = register(&backups, config).await?;
+        status::at_start(&backups, &RequestContext::admin(), &synthetic::delete_backup).await?;
+        let (stop, running, tasks) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+        let handler =
+            Arc::new(BackupHandler::new(backups.clone(), log.clone(), config.executor_thread_pool_size));
+        let recovery =
+            Recovery { backups: backups.clone(), handler: handler.clone(), running: running.clone() };
+        recovery.look().await?;
+        let server = rpc.serve_backups(&config.host, handler.clone());
+        let works = tokio::sync::watch::Sender::new(false);
+        tasks.spawn(until(stop.clone(), async move { recovery.watch().await }));
+        tasks.spawn(until(stop.clone(), heartbeat(backups.clone(), config.clone(), row, works.subscribe())));
+        tasks.spawn(until(stop.clone(), report(backups, handler, works)));
+        tasks.close();
+        server.ready().await;
+        Ok(Service { server, running, tasks, stop, pool, rpc, notifier, housekeeping, stopping })
+    }
+
+    /// Lets operations finish for `limit` (zero: as long as they take), or until `hurry`.
+    async fn stop(self, limit: Duration, hurry: impl Future<Output = ()>) {
+        self.stop.cancel();
+        self.running.close();
+        let drained = async {
+            self.server.drain(limit).await;
+            let rest = if limit.is_zero() { Duration::MAX } else { limit };
+            if tokio::time::timeout(rest, self.running.wait()).await.is_err() {
+                warn!("stopping with backups under way: they go on when the service starts again");
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = hurry => warn!("told to stop again: operations under way stay in the journal"),
+        }
+        self.tasks.wait().await;
+        self.stopping.cancel();
+        self.pool.shutdown(Duration::from_secs(1)).await;
+        for task in self.housekeeping {
+            task.abort();
+        }
+        if let Ok(notifier) = Arc::try_unwrap(self.notifier).map_err(|_| ()) {
+            notifier.flush(FLUSH).await;
+        }
+        self.rpc.close().await;
+    }
+}
+
+/// Runs a loop until told to stop.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+async fn register(backups: &Backups, config: &Config) -> Result<i32> {
+    let version = format!("{}.{}", rpc::backup::VERSION.0, rpc::backup::VERSION.1);
+    let (host, zone) = (config.host.as_str(), config.availability_zone.as_str());
+    let row = backups
+        .db
+        .write("register", async |conn| {
+            db::service::register_backup(conn, host, zone, &version, config.enable_new_services).await
+        })
+        .await?;
+    Ok(row.id)
+}
+
+/// Keeps the row alive once the pool of backups was seen: as upstream, a service that never could work is down.
+async fn heartbeat(
+    backups: Arc<Backups>,
+    config: Config,
+    mut row: i32,
+    mut works: tokio::sync::watch::Receiver<bool>,
+) {
+    if works.wait_for(|works| *works).await.is_err() {
+        return;
+    }
+    let mut ticks = tokio::time::interval(config.report_interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let zone = config.availability_zone.as_str();
+        let beat =
+            backups.db.read("heartbeat", async |conn| db::service::heartbeat(conn, row, zone).await).await;
+        match beat {
+            Ok(true) => {}
+            // Removed by an operator.
+            Ok(false) => match register(&backups, &config).await {
+                Ok(fresh) => row = fresh,
+                Err(error) => error!(%error, "could not register again"),
+            },
+            Err(error) => error!(%error, "could not write the heartbeat"),
+        }
+    }
+}
+
+/// Looks whether the pool of backups can be used, and tells the scheduler: periodically, when asked, and soon after
+/// that has changed.
+async fn report(backups: Arc<Backups>, handler: Arc<BackupHandler>, works: tokio::sync::watch::Sender<bool>) {
+    let context = RequestContext::admin();
+    loop {
+        let ask = PoolAccess { pool: backups.config.ceph_pool.clone() };
+        let looked = backups.own_site().call_within(LOOK, ask).await;
+        let now = looked.is_ok();
+        if works.send_replace(now) != now || !now {
+            match &looked {
+                Ok(_) => info!(pool = backups.config.ceph_pool, "the pool of backups can be used"),
+                Err(error) => {
+                    warn!(pool = backups.config.ceph_pool, %error, "the pool of backups cannot be used: none are made");
+                }
+            }
+        }
+        let report = Capabilities {
+            service: Reporter::Backup,
+            host: backups.host.clone(),
+            cluster: None,
+            capabilities: status::report(&backups, now),
+        };
+        if let Err(error) = backups.peers.scheduler.report_capabilities(&context, report).await {
+            warn!(%error, "could not report to the scheduler");
+        }
+        let pause = if now { backups.config.report_interval } else { RETRY };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = handler.wanted.notified() => {}
+        }
+    }
+}
