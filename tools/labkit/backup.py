@@ -1,4 +1,4 @@
-"""The stock cinder-backup with its driver for Ceph, beside whichever volume service runs.
+"""The stock cinder-backup with its driver for Ceph, beside whichever volume service runs, and Scoria's.
 
 The problem: backups are made by a service that Scoria does not replace, out of volumes that Scoria
 serves; only the real one shows that both fit. It is started on demand. os-brick, which it opens
@@ -6,7 +6,7 @@ volumes with, insists on keyrings in /etc/ceph, so it gets a mount namespace of 
 cinder-volume does. Backups go to the pool `backups` of site a.
 """
 
-from . import auth, ceph, cinder, rabbitmq
+from . import auth, ceph, cinder, rabbitmq, scoria
 from .state import write_if_changed
 
 HOST = "lab"
@@ -62,3 +62,46 @@ lock_path = {base}/locks
 
     def command(self):
         return self.in_namespace("cinder-backup")
+
+
+class ScoriaBackup(scoria.ScoriaVolume):
+    """scoria-backup: `start scoria-backup`, in the place of the stock one. It goes by scoria-volume's configuration, which
+    says where volumes are, with the options of backups in a second file."""
+
+    name = "scoria-backup"
+    host = HOST
+    by_default = False
+
+    @property
+    def conf(self):
+        return self.lab.path("conf", "scoria-backup.conf")
+
+    def available(self):
+        missing = super().available()
+        if missing is None and not self.program().exists():
+            missing = "no scoria-backup beside scoria-volume: run cargo build --bins"
+        return missing
+
+    @staticmethod
+    def program():
+        return scoria.binary().with_name("scoria-backup")
+
+    def prepare(self):
+        scoria.write_conf(self.lab)
+        write_if_changed(self.conf, f"""[DEFAULT]
+backup_ceph_conf = {ceph.client_conf(self.lab, "a")}
+backup_ceph_user = cinder
+backup_ceph_pool = {POOL}
+backup_driver_stats_polling_interval = 10
+""")
+        self._listen()
+
+    def _socket(self):
+        return self.lab.sock("notify-backup")
+
+    def _queues(self):
+        return [f"cinder-backup.{self.host}"]
+
+    def command(self):
+        return [self.program(), "--config-file", scoria.conf(self.lab), "--config-file", self.conf], {
+            "NOTIFY_SOCKET": self._socket()}

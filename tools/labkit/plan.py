@@ -18,7 +18,7 @@ def components(lab):
     every = [mariadb.MariaDb(lab), rabbitmq.Epmd(lab), rabbitmq.RabbitMq(lab),
              *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab), barbican.Barbican(lab),
              cinder.Api(lab), cinder.Scheduler(lab), scoria.ScoriaVolume(lab),
-             scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab)]
+             scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab), backup.ScoriaBackup(lab)]
     return {c.name: c for c in every}
 
 
@@ -150,7 +150,7 @@ def start(lab, every, names, say, args=(), wait=True):
 
 # Volume services first, while all they may still want to tell is there; a site's mirror daemon
 # before its cluster, so that it lets go of its locks; monitors last, since the others take leave.
-STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-backup", "cinder-api", "cinder-scheduler", "glance-api", "barbican",
+STOP_ORDER = (("scoria-volume", "cinder-volume", "cinder-backup", "scoria-backup", "cinder-api", "cinder-scheduler", "glance-api", "barbican",
                "rbd-mirror"),
               ("site-a-osd", "site-b-osd", "site-a-mgr", "site-b-mgr", "keystone", "mariadb", "rabbitmq"),
               ("",))
