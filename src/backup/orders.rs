@@ -108,7 +108,7 @@ mod tests {
             ("scoria.backup.verify", "h1#backup")
         );
         assert!(entry.method.starts_with(PREFIX));
-        assert_eq!(Request::parse(&entry.request).unwrap().order, order);
+        assert_eq!(Request::<Order>::parse(&entry.request).unwrap().order, order);
         assert!(Request::<Order>::parse(r#"{"order": "burn", "args": {}, "request_id": "r"}"#).is_err());
     }
 }
