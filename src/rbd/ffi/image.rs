@@ -181,7 +181,11 @@ impl IoCtx {
             String::from_utf8(rest.get(..length)?.to_vec()).ok()
         });
         id.ok_or_else(|| {
-            Failure::new("rados_read", format!("{} is no image's id", self.path(name)), -libc::EINVAL)
+            Failure::new(
+                "rados_read",
+                format!("{} is no image's id", self.path(name)),
+                -i64::from(libc::EINVAL),
+            )
         })
     }
 

@@ -128,17 +128,6 @@ impl Image<'_> {
     }
 }
 
-/// Remembers one run of bytes of a difference, whether there is data now or not.
-///
-/// # Safety
-/// `arg` points to a `Vec<(u64, u64)>` that nobody else uses meanwhile.
-unsafe extern "C" fn on_change(offset: u64, length: usize, _: c_int, arg: *mut c_void) -> c_int {
-    // SAFETY: the caller's promise.
-    let changes = unsafe { &mut *arg.cast::<Vec<(u64, u64)>>() };
-    changes.push((offset, length as u64));
-    0
-}
-
 /// Adds an extent that exists to the vector that `arg` points to.
 ///
 /// # Safety

@@ -75,7 +75,7 @@ impl Image<'_> {
             self.grow(wanted, progress)?;
             size = wanted;
         }
-        let changes = self.changes_since(name, size)?;
+        let changes = self.changes(name, 0, size)?;
         let all: u64 = changes.iter().map(|(_, length)| length).sum();
         let (mut done, mut written) = (0, 0);
         for (offset, length) in changes {

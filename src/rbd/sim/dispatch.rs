@@ -1,7 +1,6 @@
 //! One request, carried out on one site.
 
 use super::images::{Answer, refuse};
-use super::mirror_daemon::DaemonState;
 use super::services::runs;
 use super::state::World;
 use crate::rbd::error::RbdErrorKind as Kind;
