@@ -150,3 +150,88 @@ async fn compute_nodes_get_the_secret_and_the_conf_of_the_site() {
     );
     assert_eq!(conf, expected);
 }
+
+#[tokio::test]
+async fn an_administrators_key_goes_with_the_order_and_into_nothing_else() {
+    let site = Site::new().await;
+    let keeping = site.keeping();
+    site.paris().await;
+    let rome = FSID.replace("1001", "1002");
+    site.test
+        .sql(&format!(
+            "INSERT INTO scoria_sites SELECT '{rome}', 'rome', origin, monitors, version, health, report, seen_at, created_at, \
+             updated_at FROM scoria_sites"
+        ))
+        .await;
+    let key = site.dir.path().join("key");
+    std::fs::write(&key, format!("[client.admin]\n\tkey = {KEY}\n")).unwrap();
+    let connect = format!("{keeping} --format json site connect paris rome --pool volumes --no-wait");
+    let given = format!("--admin-keyring paris={} --admin-keyring rome=-", key.display());
+    let line = format!("{connect} --create-pools --k 2 --m 1 --failure-domain osd {given}");
+    let output = site.answer(&line, "AQBTsNxdAAAAABAAkn0ypCIDOjzUsUXlt5eTpw==\n").await;
+    assert!(output.status.success() && !said(&output).contains("AQBT"), "{}", said(&output));
+    let rows = site.operations().await;
+    let [method, _, request] = &rows.last().unwrap()[..] else { panic!() };
+    assert!(method == "scoria.site.connect" && !request.contains("AQBT"), "{request}");
+    let args = serde_json::from_str::<Value>(request).unwrap()["args"].take();
+    assert_eq!(
+        (&args["way"], &args["make"]["data"]["profile"]["name"]),
+        (&json!("rx-tx"), &json!("scoria-k2-m1"))
+    );
+    let conf = std::fs::read_to_string(args["admin_b"]["conf"].as_str().unwrap()).unwrap();
+    assert!(
+        conf.contains("mon_host = [v2:10.0.0.1:3300") && conf.contains(&format!("fsid = {rome}")),
+        "{conf}"
+    );
+    for (line, said) in [
+        (format!("{connect} --admin-keyring lyon={}", key.display()), "--admin-keyring is SITE=FILE"),
+        (format!("{connect} --admin-keyring paris=/no/such"), "Cannot read /no/such"),
+        ("site connect paris paris --pool volumes".to_owned(), "these are one"),
+        ("site link show paris rome".to_owned(), "are not connected by Scoria"),
+    ] {
+        let refused = site.refused(&line).await;
+        assert!(refused.contains(said), "{line}: {refused}");
+    }
+    assert!(site.good("site link list").await.contains("No site is connected"));
+}
+
+#[tokio::test]
+async fn what_is_parted_is_shown_first_and_asked_for_twice() {
+    let site = Site::new().await;
+    let copies =
+        json!([{"pool": "volumes", "image": "volume-x", "bytes": 4096, "primary_here": false, "clones": []}]);
+    let shared = json!({"images": [], "copies": copies, "copies_bytes": 4096, "volumes": ["v1"], "backends": [], "backups": []});
+    let play = async |dry: bool| loop {
+        if let Some(taken) = site.journal.adopt(&Scope::Host("node1".into())).await.unwrap().pop() {
+            let answer = json!({"site": "rome", "what": "disconnected", "with": "paris", "dry_run": dry, "pools": ["volumes"],
+                "alive": true, "shared": shared, "refused": "Sites share things", "removed": ["volumes/volume-x"],
+                "strangers": ["no pool of paris knows rome"]});
+            site.journal.finish(&taken, &Outcome::succeeded().with_reply(answer)).await.unwrap();
+            return serde_json::from_str::<Value>(taken.request()).unwrap()["args"].take();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let both = async || (play(true).await, play(false).await);
+    let line = "site disconnect paris rome --force --purge-replicas";
+    let (output, (looked, ordered)) = tokio::join!(site.answer(line, "rome\n1\n"), both());
+    let text = said(&output);
+    assert!(output.status.success() && text.contains("Removed: volumes/volume-x"), "{text}");
+    assert!(text.contains("Copies on the site that goes: 1") && text.contains("Volumes: v1"), "{text}");
+    assert_eq!((&looked["dry_run"], &looked["purge"]), (&json!(true), &Value::Null));
+    assert_eq!(
+        (&ordered["dry_run"], &ordered["purge"]),
+        (&json!(false), &json!({"copies": 1, "bytes": 4096}))
+    );
+    let (output, _) = tokio::join!(site.answer(line, "rome\n2\n"), play(true));
+    assert!(
+        output.status.code() == Some(1) && said(&output).contains("the answer was not '1'"),
+        "{}",
+        said(&output)
+    );
+    let (output, _) = tokio::join!(site.answer("site disconnect paris rome --yes", ""), play(true));
+    assert!(
+        output.status.code() == Some(1) && said(&output).contains("Sites share things"),
+        "{}",
+        said(&output)
+    );
+}
