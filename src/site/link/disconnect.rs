@@ -434,7 +434,8 @@ async fn disable_pools(operation: &Operation, end: &End, pools: &[String]) -> Re
         match end.site.insist(ask).await {
             Ok(()) => crash::point("link:mode"),
             Err(e) if e.kind == RbdErrorKind::NoPool => {}
-            Err(e) if e.kind == RbdErrorKind::Busy => left.push(format!(
+            // With images that are mirrored still librbd 16 answers EINVAL, with peers EBUSY.
+            Err(e) if matches!(e.kind, RbdErrorKind::Busy | RbdErrorKind::Invalid) => left.push(format!(
                 "pool {pool} of site {} stays mirrored: images there are mirrored still, or copies of others",
                 end.row.name
             )),
