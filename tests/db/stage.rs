@@ -12,7 +12,6 @@ use scoria::backend::peers::{
     Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
 };
 use scoria::backend::{Backend, Condition, Globals, Peers};
-use scoria::backup::Backups;
 use scoria::config::Config;
 use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
@@ -256,22 +255,6 @@ impl Stage {
     pub fn rewrite(&mut self, options: &str) {
         self.options = options.to_owned();
         write_conf(self.conf.path(), "node1", options);
-    }
-
-    /// The backup service of the host `bak1`, whose pool is on site `b`, with more options in `[DEFAULT]`. Each call is
-    /// another instance of it.
-    pub fn backups(&self, options: &str) -> Backups {
-        let conf = tempfile::NamedTempFile::new().unwrap();
-        let more = format!("{}[DEFAULT]\nbackup_ceph_conf=/sim/b.conf\n{options}", self.options);
-        write_conf(conf.path(), "bak1", &more);
-        let (config, _) = Config::load(&[conf.path().to_owned()], &[], std::iter::empty()).unwrap();
-        let peers = Peers {
-            notify: self.heard.clone(),
-            scheduler: self.heard.clone(),
-            volumes: self.heard.clone(),
-            backups: self.heard.clone(),
-        };
-        Backups::new(&config, journal(&self.test, "bak1"), peers, self.sim.ceph())
     }
 
     /// Another member of the backend's Cinder cluster, with a configuration file of its own.
