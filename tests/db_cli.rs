@@ -458,7 +458,8 @@ async fn tables_are_made_on_request_and_missed_in_words() {
     }
     let known = versions["known"].as_i64().unwrap();
     let migrated = site.json("db migrate").await;
-    assert_eq!(migrated, json!({"applied": known, "scoria": known}));
+    assert_eq!(migrated["scoria"], json!(known));
+    assert!(migrated["applied"].as_i64().unwrap() > 0, "{migrated}");
     assert_eq!(site.json("db migrate").await["applied"], 0);
     assert_eq!(
         site.good("db version").await,

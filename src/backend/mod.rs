@@ -123,7 +123,7 @@ pub struct Backend {
     /// Whom to tell.
     pub peers: Peers,
     /// Named locks of operations on one resource.
-    pub locks: NamedLocks,
+    pub locks: Arc<NamedLocks>,
     /// Keeps operations out while a failover changes the active site.
     pub gate: Gate,
     ceph: Arc<dyn Ceph>,
@@ -158,7 +158,7 @@ impl Backend {
         let flattens = Arc::new(Semaphore::new(flattens));
         let sites = Sites::new(config.clone(), ceph, &flattens);
         let report = capacity::capabilities(&config, None, 0);
-        let locks = NamedLocks::new(config.cluster.as_deref(), &journal);
+        let locks = Arc::new(NamedLocks::new(config.cluster.as_deref(), &journal));
         Backend {
             config,
             globals,
@@ -180,6 +180,15 @@ impl Backend {
             report_wanted: tokio::sync::Notify::new(),
             schedules_wanted: tokio::sync::Notify::new(),
         }
+    }
+
+    /// The same with the locks and the gate of one that served this backend before: what that has not ended, and may
+    /// go on with, is still waited for.
+    #[must_use]
+    pub fn succeeding(mut self, locks: Arc<NamedLocks>, gate: Gate) -> Backend {
+        self.locks = locks;
+        self.gate = gate;
+        self
     }
 
     /// `host@backend`.

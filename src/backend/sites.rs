@@ -100,6 +100,19 @@ impl Sites {
             && self.options.replication_devices == options.replication_devices
     }
 
+    /// The same sites, with other options of what is read anew each time.
+    fn with_options(&self, options: BackendConfig) -> Sites {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let former = self.former.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Sites {
+            options,
+            by_name: self.by_name.clone(),
+            facts: Mutex::new(facts),
+            former: RwLock::new(former),
+            adoption: AtomicI64::new(self.adoption()),
+        }
+    }
+
     fn facts_of(&self, site: &Site) -> Option<Arc<SiteFacts>> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).get(site.connection()).cloned()
     }
@@ -113,7 +126,16 @@ impl Backend {
 
     /// Sites as other options say, by the workers of this backend; nothing is connected or replaced yet.
     pub fn sites_of(&self, options: &BackendConfig) -> Sites {
-        Sites::new(self.config.with_sites_of(options), &self.ceph, &self.flattens)
+        Sites::new(self.sites().options().with_sites_of(options), &self.ceph, &self.flattens)
+    }
+
+    /// From now on it reports by these options; whatever else they say is for its next start.
+    pub fn take_options(&self, options: &BackendConfig) {
+        {
+            let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
+            *sites = Arc::new(sites.with_options(options.with_sites_of(sites.options())));
+        }
+        self.want_report();
     }
 
     /// These are its sites from now on, and it works on `active`. Requests under way keep the handles that they have.

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::json;
 
+use super::label;
 use super::output::{is_up, python_time};
 use super::{Context, Report};
 use crate::db::admin;
@@ -14,10 +15,14 @@ use crate::error::Result;
 pub enum Action {
     /// All clusters, in the form of cinder-manage
     List,
+    /// Labels that backends bear (host_cluster_id); nothing of Cinder's
+    #[command(subcommand, arg_required_else_help = true)]
+    Label(label::Action),
 }
 
-pub(super) async fn run(context: &Context, action: &Action) -> Result<Report> {
+pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     match action {
+        Action::Label(action) => label::run(context, action).await,
         Action::List => {
             let found = context.db.read("clusters", async |conn| admin::clusters(conn).await).await?;
             let (now, limit) = (crate::db::now(), context.config.service_down_time);

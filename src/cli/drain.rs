@@ -16,6 +16,7 @@ use super::{Context, Exit, Report};
 use crate::db::admin;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Listing, NewOperation, Submitted};
+use crate::model::host_part;
 use crate::replication::orders::{DRAIN, Drain, Order, Request};
 
 /// Between two looks.
@@ -93,13 +94,10 @@ pub(super) async fn run(context: &Context, asked: Asked) -> Result<Report> {
 async fn backends_of(context: &Context, host: &str) -> Result<Vec<String>> {
     let services =
         context.db.read("volume services", async |conn| admin::volume_services(conn).await).await?;
-    let mut found: Vec<String> = services
-        .into_iter()
-        .map(|s| s.host)
-        .filter(|h| h == host || h.split_once('@').is_some_and(|(of, _)| of == host))
-        .collect();
+    let mut found: Vec<String> =
+        services.into_iter().map(|s| s.host).filter(|h| host_part(h) == host).collect();
     let sections = context.config.backends.iter().map(|b| b.host.clone());
-    let ours = sections.filter(|h| h == host || h.split_once('@').is_some_and(|(of, _)| of == host));
+    let ours = sections.filter(|h| host_part(h) == host);
     for section in ours {
         if !found.contains(&section) {
             found.push(section);

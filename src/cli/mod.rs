@@ -18,6 +18,7 @@ mod confirm;
 mod db;
 mod drain;
 mod follow;
+mod label;
 mod operation;
 mod output;
 mod rbd;
@@ -93,7 +94,7 @@ pub enum Category {
     /// The journal: what the services are doing and have done
     #[command(subcommand, arg_required_else_help = true)]
     Operation(operation::Action),
-    /// Backends of the configuration and of the database
+    /// Backends: what hosts serve, made, changed and removed while they serve
     #[command(subcommand, arg_required_else_help = true)]
     Backend(backend::Action),
     /// Ceph clusters, and how each host reaches them
@@ -110,7 +111,7 @@ pub enum Category {
     /// Rows of Cinder's services
     #[command(subcommand, arg_required_else_help = true)]
     Service(service::Action),
-    /// Rows of Cinder's clusters
+    /// Rows of Cinder's clusters; labels of backends
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(cluster::Action),
     /// Scoria's tables in Cinder's database
@@ -254,13 +255,13 @@ pub async fn run(arguments: Arguments) -> Result<Report> {
         Category::Trash(action) => trash::run(&context, action).await,
         Category::Backup(action) => backup::run(&context, action).await,
         Category::Operation(action) => operation::run(&context, action).await,
-        Category::Backend(action) => backend::run(&context, &action).await,
+        Category::Backend(action) => backend::run(&context, action).await,
         Category::Site(action) => site::run(&context, action).await,
         Category::Rbd(action) => rbd::run(&context, action).await,
         Category::Replicate(arguments) => replicate::run(&context, arguments).await,
         Category::Schedule(action) => schedule::run(&context, action).await,
         Category::Service(action) => service::run(&context, action).await,
-        Category::Cluster(action) => cluster::run(&context, &action).await,
+        Category::Cluster(action) => cluster::run(&context, action).await,
         Category::Db(action) => db::run(&context, &action).await,
         Category::Config(action) => config::run(&action, &files, &dirs),
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{BackendConfig, Config};
+use super::{BackendConfig, Config, Home};
 use crate::error::{Code, Error};
 
 /// Where a configuration was read from.
@@ -27,17 +27,43 @@ impl Sources {
     /// # Errors
     /// `Config`, as [`Config::load`], or when they have no such backend any more.
     pub async fn backend(&self, host: &str) -> Result<BackendConfig, Error> {
-        let (sources, host) = (self.clone(), host.to_owned());
+        let of = host.to_owned();
+        self.find(host, move |backend| backend.host == of).await
+    }
+
+    /// The same of the backend of this section in the service's own files.
+    ///
+    /// # Errors
+    /// As [`Sources::backend`].
+    pub async fn section(&self, name: &str) -> Result<BackendConfig, Error> {
+        let of = name.to_owned();
+        self.find(name, move |backend| backend.section == of && backend.home == Home::Main).await
+    }
+
+    /// What the service's own files and `backends.d` say by now.
+    ///
+    /// # Errors
+    /// `Config`, as [`Config::load`].
+    pub async fn config(&self) -> Result<Config, Error> {
+        let sources = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let (config, _) = Config::load(&sources.files, &sources.dirs, std::env::vars())?;
-            config.backends.into_iter().find(|backend| backend.host == host).ok_or_else(|| {
-                Error::new(
-                    Code::Config,
-                    format!("{} has no backend {host} any more (enabled_backends)", sources.shown()),
-                )
-            })
+            Config::load(&sources.files, &sources.dirs, std::env::vars()).map(|(config, _)| config)
         });
         read.await.map_err(|e| Error::internal("The configuration could not be read").caused_by(e))?
+    }
+
+    async fn find(
+        &self,
+        called: &str,
+        is_it: impl Fn(&BackendConfig) -> bool,
+    ) -> Result<BackendConfig, Error> {
+        let config = self.config().await?;
+        config.backends.into_iter().find(is_it).ok_or_else(|| {
+            Error::new(
+                Code::Config,
+                format!("{} has no backend {called} any more (enabled_backends)", self.shown()),
+            )
+        })
     }
 }
 

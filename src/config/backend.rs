@@ -9,7 +9,9 @@ use super::build::size;
 use super::options::Group;
 use super::problem::{Severity, shown};
 use super::reader::{Found, Reader, Scope};
-use super::{BackendConfig, DiskGeometry, ReplicationDevice, Written, unknown, value};
+use super::{
+    BackendConfig, DiskGeometry, Home, ReplicationDevice, Values, Written, fragment, unknown, value,
+};
 use crate::rbd::types::{MirrorMode, Schedule};
 
 impl BackendConfig {
@@ -22,8 +24,18 @@ impl BackendConfig {
     }
 }
 
+/// What all backends of a service have in common.
+pub(super) struct Place {
+    /// `[DEFAULT] host`.
+    pub(super) host: String,
+    /// `[DEFAULT] cluster`.
+    pub(super) cluster: Option<String>,
+    /// `[DEFAULT] storage_availability_zone`.
+    pub(super) zone: String,
+}
+
 /// Reads every enabled backend.
-pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: &str) -> Vec<BackendConfig> {
+pub(super) fn all(reader: &Reader<'_>, place_of: &Place) -> Vec<BackendConfig> {
     let place = ("DEFAULT", "enabled_backends");
     let found = reader.found(Scope::Global(Group::Default), "enabled_backends");
     let names = found.as_ref().map(|f| value::list(&f.value)).unwrap_or_default();
@@ -53,7 +65,7 @@ pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: 
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             fail(format!("names `{}`, but there is no section [{}]{near}", shown(&name), shown(&name)));
         } else if driver(reader, &name) {
-            backends.push(one(reader, &name, host, cluster, zone));
+            backends.push(one(reader, &name, place_of, Home::Main));
         } else {
             left_out = true;
         }
@@ -64,7 +76,8 @@ pub(super) fn all(reader: &Reader<'_>, host: &str, cluster: Option<&str>, zone: 
     backends
 }
 
-fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zone: &str) -> BackendConfig {
+/// Reads one backend.
+pub(super) fn one(reader: &Reader<'_>, section: &str, place: &Place, home: Home) -> BackendConfig {
     let scope = Scope::Backend(section);
     let whole =
         |name, min: i64, max: i64| u32::try_from(reader.bounded(scope, name, min, max)).unwrap_or_default();
@@ -85,15 +98,20 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
         "snapshot" => MirrorMode::Snapshot,
         _ => MirrorMode::Journal,
     };
-    let own_host = reader.optional(scope, "backend_host");
+    let own_host = reader.optional(scope, "backend_host").unwrap_or_else(|| place.host.clone());
+    let label = label(reader, section);
+    let prefix = label.as_deref().map(|label| format!("{label}!")).unwrap_or_default();
     BackendConfig {
         section: section.to_owned(),
-        host: format!("{}@{section}", own_host.as_deref().unwrap_or(host)),
-        cluster: cluster.map(|c| format!("{c}@{section}")),
+        home,
+        label,
+        values: Values::read(reader, section),
+        host: format!("{prefix}{own_host}@{section}"),
+        cluster: place.cluster.as_deref().map(|c| format!("{c}@{section}")),
         backend_name: reader.optional(scope, "volume_backend_name").unwrap_or_else(|| "RBD".to_owned()),
         availability_zone: reader
             .optional(scope, "backend_availability_zone")
-            .unwrap_or_else(|| zone.to_owned()),
+            .unwrap_or_else(|| place.zone.clone()),
         pool,
         cluster_name,
         user,
@@ -139,6 +157,25 @@ fn one(reader: &Reader<'_>, section: &str, host: &str, cluster: Option<&str>, zo
     }
 }
 
+/// The mark of a backend: its own, or that of the whole service.
+fn label(reader: &Reader<'_>, section: &str) -> Option<String> {
+    let option = "host_cluster_id";
+    let set = |found: &Found| !found.value.is_empty();
+    let found = reader
+        .found(Scope::Backend(section), option)
+        .filter(set)
+        .or_else(|| reader.found(Scope::Global(Group::Default), option).filter(set))?;
+    if !fragment::is_label(&found.value) {
+        let text = format!(
+            "must have 1 to 64 letters, digits, `.`, `_` or `-`, since it becomes a part of the service's host; \
+             `{}` has not",
+            shown(&found.value)
+        );
+        reader.complain(Severity::Error, &found, option, text);
+    }
+    Some(found.value)
+}
+
 fn schedule(reader: &Reader<'_>, section: &str) -> Option<Schedule> {
     let option = "scoria_mirror_snapshot_schedule";
     let found = reader.found(Scope::Backend(section), option).filter(|f| !f.value.is_empty())?;
@@ -174,7 +211,7 @@ fn named(reader: &Reader<'_>, section: &str, option: &str) -> String {
 /// Whether it is a backend on Ceph RBD. Of one that is not, upstream's process would fail to start, alone;
 /// here it is left out. It takes no part of that service host either, neither its queue nor its row: a stock
 /// cinder-volume may be serving it from the same file.
-fn driver(reader: &Reader<'_>, section: &str) -> bool {
+pub(super) fn driver(reader: &Reader<'_>, section: &str) -> bool {
     let Some(found) = reader.found(Scope::Backend(section), "volume_driver") else { return true };
     if found.value.rsplit('.').next() == Some("RBDDriver") {
         return true;

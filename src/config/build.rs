@@ -16,10 +16,9 @@ use super::{
 /// Reads everything. Meaningless when the reader has recorded an error.
 pub(super) fn config(reader: &Reader<'_>) -> Config {
     let global = Scope::Global(Defaults);
-    let host = reader.optional(global, "host").unwrap_or_else(machine_name);
-    let cluster = reader.optional(global, "cluster").map(|c| c.trim().to_owned()).filter(|c| !c.is_empty());
-    let availability_zone = required(reader, "storage_availability_zone");
-    let backends = super::backend::all(reader, &host, cluster.as_deref(), &availability_zone);
+    let place = place(reader);
+    let backends = super::backend::all(reader, &place);
+    let super::backend::Place { host, cluster, zone: availability_zone } = place;
     unknown::check(reader, &backends.iter().map(|b| b.section.as_str()).collect::<Vec<_>>());
 
     let report_interval = reader.seconds_from(global, "report_interval", 1);
@@ -72,6 +71,16 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         openstack: super::openstack::openstack(reader),
         image: super::openstack::image(reader),
         scoria: scoria(reader),
+    }
+}
+
+/// What all backends have in common.
+pub(super) fn place(reader: &Reader<'_>) -> super::backend::Place {
+    let global = Scope::Global(Defaults);
+    super::backend::Place {
+        host: reader.optional(global, "host").unwrap_or_else(machine_name),
+        cluster: reader.optional(global, "cluster").map(|c| c.trim().to_owned()).filter(|c| !c.is_empty()),
+        zone: required(reader, "storage_availability_zone"),
     }
 }
 

@@ -11,6 +11,7 @@ mod again;
 mod backend;
 mod backup;
 mod build;
+mod fragment;
 pub mod ini;
 mod interpolate;
 mod keys;
@@ -24,12 +25,14 @@ mod tests;
 mod unknown;
 mod url;
 mod value;
+mod values;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use again::Sources;
 pub use backup::BackupConfig;
+pub use fragment::{Fragment, check_name, check_options, is_label};
 pub use keys::{BarbicanConfig, KeyBackend, KeyManagerConfig};
 pub use openstack::{
     Account, AuthScope, CatalogInfo, GlanceConfig, ImageCacheConfig, ImageConfig, InternalTenant, Named,
@@ -37,6 +40,7 @@ pub use openstack::{
 };
 pub use problem::{Origin, Problem, Severity, Warning};
 pub use source::Source;
+pub use values::{Values, checksum};
 
 use crate::error::{Code, Error};
 
@@ -89,7 +93,12 @@ impl Config {
     /// The same for `--check-config`: nothing is dropped, all findings are told.
     pub fn check(files: &[PathBuf], dirs: &[PathBuf], env: impl Iterator<Item = (String, String)>) -> Report {
         match Source::read(files, dirs, env) {
-            Ok(source) => Config::from_source(&source),
+            Ok(source) => {
+                let mut report = Config::from_source(&source);
+                let sources = Sources { files: files.to_vec(), dirs: dirs.to_vec() };
+                fragment::add(&mut report, &source, &sources);
+                report
+            }
             Err(problems) => Report { config: None, problems },
         }
     }
@@ -178,7 +187,7 @@ pub struct Config {
     pub notifications: NotificationConfig,
     /// oslo.log's options.
     pub log: LogConfig,
-    /// One per name of `enabled_backends` that is on Ceph RBD, in that order.
+    /// One per name of `enabled_backends` that is on Ceph RBD, in that order, then those of `backends.d`.
     pub backends: Vec<BackendConfig>,
     /// The backup service's.
     pub backup: BackupConfig,
@@ -376,12 +385,27 @@ impl DiskGeometry {
     }
 }
 
-/// One storage backend: a section named in `enabled_backends`.
+/// Where a backend's options are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Home {
+    /// A section of the service's own files.
+    Main,
+    /// A file of `backends.d`.
+    File(PathBuf),
+}
+
+/// One storage backend: a section named in `enabled_backends`, or a file of `backends.d`.
 #[derive(Debug, Clone)]
 pub struct BackendConfig {
     /// Section name.
     pub section: String,
-    /// `<backend_host or host>@<section>`: the service host.
+    /// Where its options are.
+    pub home: Home,
+    /// `host_cluster_id`: its mark.
+    pub label: Option<String>,
+    /// The value of every option of a backend, as it counts for this one.
+    pub values: Values,
+    /// `[<host_cluster_id>!]<backend_host or host>@<section>`: the service host.
     pub host: String,
     /// `<cluster>@<section>`.
     pub cluster: Option<String>,

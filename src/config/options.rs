@@ -193,6 +193,7 @@ keystoneauth=WARN,oslo.cache=INFO,oslo_policy=INFO,dogpile.core.dogpile=INFO";
 pub static OPTIONS: &[OptionSpec] = &[
     // The service.
     opt(De, "host", Text, None, "Name of this host; part of every service and volume host. Unset: the machine's host name."),
+    opt(De, "host_cluster_id", Text, None, "Mark of all backends of this service that have none of their own; their service host becomes MARK!HOST@BACKEND."),
     opt(De, "cluster", Text, None, "Cinder cluster that this service joins (active/active)."),
     opt(De, "storage_availability_zone", Text, Some("nova"), "Availability zone of this service."),
     opt(De, "enabled_backends", List, None, "Sections to serve, one storage backend each."),
@@ -342,6 +343,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     // A backend: general.
     opt(Be, "volume_driver", Text, None, "cinder.volume.drivers.rbd.RBDDriver or unset: Scoria serves only Ceph RBD."),
     opt(Be, "backend_host", Text, None, "Host part of this backend's service host, instead of [DEFAULT] host.").section_only(),
+    opt(Be, "host_cluster_id", Text, None, "Mark of this backend: its service host becomes MARK!HOST@BACKEND."),
     opt(Be, "volume_backend_name", Text, None, "Name that volume types refer to; RBD when unset."),
     opt(Be, "backend_availability_zone", Text, None, "Availability zone of this backend."),
     opt(Be, "reserved_percentage", between(0, 100), Some("0"), "Percent of the capacity that the scheduler keeps free."),

@@ -75,6 +75,16 @@ impl<'a> Reader<'a> {
         self.problems.into_inner()
     }
 
+    /// How many findings there are.
+    pub(super) fn count(&self) -> usize {
+        self.problems.borrow().len()
+    }
+
+    /// Whether something at least that bad was found about an option.
+    pub(super) fn has(&self, severity: Severity, option: &str) -> bool {
+        self.problems.borrow().iter().any(|p| p.severity >= severity && p.option.as_deref() == Some(option))
+    }
+
     /// Records a finding about an option.
     pub(super) fn report(
         &self,

@@ -73,6 +73,23 @@ impl Source {
         Source { files, env: env.filter(|(name, _)| name.starts_with("OS_")).collect() }
     }
 
+    /// The same with one more file above the others.
+    pub(super) fn with(&self, file: IniFile) -> Source {
+        let mut files = self.files.clone();
+        files.push(file);
+        Source { files, env: self.env.clone() }
+    }
+
+    /// Where a section is first spoken of.
+    pub(super) fn place_of(&self, section: &str) -> Option<Origin> {
+        self.files.iter().find_map(|file| {
+            let entry = file.entries.iter().find(|e| same_group(&e.section, section));
+            let empty = file.sections.iter().any(|s| same_group(s, section));
+            let line = entry.map(|e| e.line).or(empty.then_some(0))?;
+            Some(Origin::File { path: file.path.clone(), line })
+        })
+    }
+
     /// The value that counts for a single-valued option known under `names` (its own first, then
     /// deprecated ones): the environment, else the last file that has any of the names.
     pub(super) fn single(&self, names: &[(&str, &str)]) -> Option<Raw> {

@@ -47,6 +47,15 @@ pub(super) fn names_of(group: Group) -> impl Iterator<Item = &'static str> {
     OPTIONS.iter().filter(move |o| o.group == group).map(|o| o.name)
 }
 
+/// Whether an OpenStack library, or Scoria itself, has options of its own in this section.
+pub(super) fn is_reserved(section: &str) -> bool {
+    let key = group_key(section);
+    // Upstream writes it in capitals, and nobody should have to know.
+    section.eq_ignore_ascii_case("DEFAULT")
+        || Group::ALL.iter().any(|group| group.section() == key)
+        || NAMES.range((&*key, "")..).next().is_some_and(|(group, _)| *group == key)
+}
+
 /// The candidate that is closest to `name`, if it is close enough to be what was meant.
 pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Two edits turn one short name into any other.
@@ -93,7 +102,8 @@ pub(super) fn check(reader: &Reader<'_>, backends: &[&str]) {
     }
 }
 
-fn one(reader: &Reader<'_>, backends: &[&str], section: &str, option: &str, origin: Origin) {
+/// Looks at one name.
+pub(super) fn one(reader: &Reader<'_>, backends: &[&str], section: &str, option: &str, origin: Origin) {
     let group = group_of(section, backends);
     let shared = Group::Backend.section();
     let known = is_known(section, option) || (group == Some(Group::Backend) && is_known(shared, option));

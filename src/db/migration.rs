@@ -38,6 +38,7 @@ const MIGRATIONS: &[Migration] = &[
         name: "mirror_daemons",
         sql: include_str!("../../migrations/0010_mirror_daemons.sql"),
     },
+    Migration { version: 11, name: "backends", sql: include_str!("../../migrations/0011_backends.sql") },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

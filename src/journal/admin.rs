@@ -136,7 +136,8 @@ impl Journal {
     /// # Errors
     /// `Database`.
     pub async fn open_of_service(&self, service: &str) -> Result<Vec<Listing>> {
-        let (host, backend) = service.split_once('@').unwrap_or((service, ""));
+        let host = crate::model::host_part(service);
+        let backend = service.split_once('@').map_or("", |(_, backend)| backend);
         let of_cluster =
             format!("%@{}", backend.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
         self.shared

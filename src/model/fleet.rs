@@ -60,3 +60,21 @@ pub enum Scope {
     /// `volumes.cluster_name` likewise.
     Cluster(String),
 }
+
+/// The host of a service, without its mark and its backend: `h1` of `row-7!h1@ceph`.
+pub fn host_part(service: &str) -> &str {
+    let host = service.split_once('@').map_or(service, |(host, _)| host);
+    host.rsplit_once('!').map_or(host, |(_, host)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_part;
+
+    #[test]
+    fn a_mark_and_a_backend_are_no_part_of_a_host() {
+        for service in ["h1", "h1@ceph", "row-7!h1@ceph", "row-7!h1"] {
+            assert_eq!(host_part(service), "h1", "{service}");
+        }
+    }
+}

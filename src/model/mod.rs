@@ -14,7 +14,7 @@ mod volume;
 
 pub use attachment::{Attachment, AttachmentDraft};
 pub use backup::Backup;
-pub use fleet::{Cluster, Scope, Service, Versions};
+pub use fleet::{Cluster, Scope, Service, Versions, host_part};
 pub use group::{Group, GroupSnapshot};
 pub use replication::{DriverData, ReplicationStatus};
 pub use snapshot::Snapshot;

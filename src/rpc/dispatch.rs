@@ -107,6 +107,10 @@ pub enum Method {
     Site(Box<m::SiteCall>),
     /// Of cinder-backup's RPC API.
     Backup(Box<m::BackupCall>),
+    /// Of namespace `backend`.
+    Backend(Box<m::BackendCall>),
+    /// Of namespace `cluster`.
+    Label(Box<m::LabelCall>),
 }
 
 /// What a request is about, in the words of `workers.resource_type` and of user messages.
@@ -203,7 +207,9 @@ impl Method {
             | Order(_)
             | ReplicationStatus { .. }
             | Question(_)
-            | Site(_) => return None,
+            | Site(_)
+            | Backend(_)
+            | Label(_) => return None,
         })
     }
 

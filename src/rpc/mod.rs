@@ -7,6 +7,7 @@
 
 pub mod backup;
 pub mod call;
+pub mod caller;
 mod compression;
 pub mod connection;
 mod consumer;
@@ -31,6 +32,7 @@ pub mod usage;
 mod wire_tests;
 
 pub use call::Call;
+pub use caller::Caller;
 pub use dispatch::{Method, Resource};
 pub use envelope::{Reply, ReplyTo};
 pub use notifier::Notifier;

@@ -29,6 +29,8 @@ pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: super::backup::VERSION, methods: BACKUP },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
     Namespace { name: Some("site"), version: (1, 2), methods: SITE },
+    Namespace { name: Some("backend"), version: (1, 0), methods: BACKEND },
+    Namespace { name: Some("cluster"), version: (1, 0), methods: CLUSTER },
 ];
 
 /// Orders for a backend's replication: they answer with the number of an operation, which does the work. A call
@@ -86,6 +88,33 @@ static SITE: &[Spec] = &[
     spec("site.half_deleted", (1, 2), Kind::Call, Journal::No, d::site_half_deleted),
     spec("site.switch", (1, 2), Kind::Call, Journal::No, d::site_switch),
     spec("site.revert", (1, 2), Kind::Call, Journal::No, d::site_revert),
+];
+
+/// Orders for a host's backends, and what is known of them. An order is written down by its method.
+static BACKEND: &[Spec] = &[
+    spec("backend.create", (1, 0), Kind::Call, Journal::No, d::backend_create),
+    spec("backend.show", (1, 0), Kind::Call, Journal::No, d::backend_show),
+    spec("backend.list", (1, 0), Kind::Call, Journal::No, d::backend_list),
+    spec("backend.update", (1, 0), Kind::Call, Journal::No, d::backend_update),
+    spec("backend.enable", (1, 0), Kind::Call, Journal::No, d::backend_enable),
+    spec("backend.disable", (1, 0), Kind::Call, Journal::No, d::backend_disable),
+    spec("backend.start", (1, 0), Kind::Call, Journal::No, d::backend_start),
+    spec("backend.stop", (1, 0), Kind::Call, Journal::No, d::backend_stop),
+    spec("backend.delete", (1, 0), Kind::Call, Journal::No, d::backend_delete),
+    spec("backend.validate", (1, 0), Kind::Call, Journal::No, d::backend_validate),
+    spec("backend.rename", (1, 0), Kind::Call, Journal::No, d::backend_rename),
+    spec("backend.get_operation", (1, 0), Kind::Call, Journal::No, d::backend_get_operation),
+    spec("backend.list_operations", (1, 0), Kind::Call, Journal::No, d::backend_list_operations),
+    spec("backend.cancel_operation", (1, 0), Kind::Call, Journal::No, d::backend_cancel_operation),
+];
+
+/// Marks of backends (`host_cluster_id`): one transaction each, by any host.
+static CLUSTER: &[Spec] = &[
+    spec("cluster.create", (1, 0), Kind::Call, Journal::No, d::cluster_create),
+    spec("cluster.list", (1, 0), Kind::Call, Journal::No, d::cluster_list),
+    spec("cluster.show", (1, 0), Kind::Call, Journal::No, d::cluster_show),
+    spec("cluster.update", (1, 0), Kind::Call, Journal::No, d::cluster_update),
+    spec("cluster.delete", (1, 0), Kind::Call, Journal::No, d::cluster_delete),
 ];
 
 impl Namespace {

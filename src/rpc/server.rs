@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use lapin::options::QueueDeleteOptions;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -22,13 +23,14 @@ use tracing::Instrument;
 use crate::config::RabbitConfig;
 use crate::error::{Error, Kind, Result};
 use crate::rpc::call::{Call, Refusal};
+use crate::rpc::caller::Caller;
 use crate::rpc::compression;
-use crate::rpc::connection::Link;
+use crate::rpc::connection::{self, Link, answered, broker_error};
 use crate::rpc::consumer::{Consumer, Received};
 use crate::rpc::dispatch::Resource;
 use crate::rpc::envelope::{Reply, ReplyTo};
 use crate::rpc::publisher::Publisher;
-use crate::rpc::topology::{self, BACKUP_TOPIC, FanoutNames, Queue, Target};
+use crate::rpc::topology::{self, BACKUP_TOPIC, ExchangeKind, FanoutNames, Queue, Target, VOLUME_TOPIC};
 
 /// First and longest pause before a request is offered to the journal again.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -140,6 +142,28 @@ impl Rpc {
         self.consume(host, vec![queues], handler)
     }
 
+    /// Asks other services.
+    pub fn caller(&self) -> Caller {
+        Caller::new(self.consuming.clone(), self.publisher.clone())
+    }
+
+    /// Removes the queues that only a backend (or a Cinder cluster) has, with what is in them, and these. What is not
+    /// there is no failure.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`].
+    pub async fn delete_queues(&self, host: &str, more: &[String]) -> Result<()> {
+        let failed = |e| broker_error("the removal of a queue", e);
+        let live = self.consuming.connection().await;
+        let channel = answered(&*live.connection, live.connection.create_channel()).await.map_err(failed)?;
+        for name in topology::owned(host).iter().chain(more) {
+            let removal = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
+            answered(&channel, removal).await.map_err(failed)?;
+        }
+        connection::close(&channel).await;
+        Ok(())
+    }
+
     fn consume<H: Handler>(&self, host: &str, served: Vec<Vec<Queue>>, handler: Arc<H>) -> Server {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -151,6 +175,12 @@ impl Rpc {
         });
         let mut ready = Vec::new();
         let consumers = TaskTracker::new();
+        let fanouts = served
+            .iter()
+            .flatten()
+            .filter(|queue| queue.exchange.kind == ExchangeKind::Fanout && queue.routing_key != VOLUME_TOPIC)
+            .map(|queue| queue.name.clone())
+            .collect();
         for queues in served {
             let (sender, receiver) = watch::channel(false);
             ready.push(receiver);
@@ -167,7 +197,7 @@ impl Rpc {
             });
         }
         consumers.close();
-        Server { host: host.to_owned(), stop, consumers, tasks, ready }
+        Server { host: host.to_owned(), stop, consumers, tasks, ready, fanouts }
     }
 }
 
@@ -179,9 +209,16 @@ pub struct Server {
     consumers: TaskTracker,
     tasks: TaskTracker,
     ready: Vec<watch::Receiver<bool>>,
+    /// Its own fanout queues.
+    fanouts: Vec<String>,
 }
 
 impl Server {
+    /// Names of the fanout queues that nobody else has: with a queue manager they outlive their consumer.
+    pub fn fanouts(&self) -> &[String] {
+        &self.fanouts
+    }
+
     /// Waits until all queues are consumed. They may be lost again later.
     pub async fn ready(&self) {
         for receiver in &self.ready {

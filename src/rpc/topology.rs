@@ -266,6 +266,16 @@ pub fn own_queues(
     servers.map(|server| topic_queue(config, control_exchange_name, &format!("{TOPIC}.{server}"))).collect()
 }
 
+/// Names of the queues that only one backend has, or only one Cinder cluster: nobody needs them when it is gone. Its
+/// fanout queues go with their consumers.
+pub fn owned(host: &str) -> Vec<String> {
+    let target = Target::of_backend(host);
+    let mut names = vec![target.topic.clone(), target.routing_key(), format!("{TOPIC}.{host}")];
+    // Streams are one queue for all.
+    names.push(fanout_name(&target.topic));
+    names
+}
+
 #[cfg(test)]
 #[path = "topology_tests.rs"]
 mod tests;

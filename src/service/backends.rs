@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
@@ -74,6 +75,8 @@ pub struct Running {
     stop: CancellationToken,
     tasks: TaskTracker,
     recovered: TaskTracker,
+    /// True once the scheduler has been told what the backend has.
+    told: watch::Receiver<bool>,
 }
 
 impl Running {
@@ -135,7 +138,8 @@ impl Running {
         intake.open();
         tasks.spawn(recovery.watch(stop.clone()));
         tasks.spawn(heartbeat(backend.clone(), periods.clone(), stop.clone()));
-        tasks.spawn(report(backend.clone(), periods.report, stop.clone()));
+        let (tell, told) = watch::channel(false);
+        tasks.spawn(report(backend.clone(), periods.report, tell, stop.clone()));
         // Whether there is another site may change while it runs.
         tasks.spawn(keep_schedules(backend.clone(), stop.clone()));
         tasks.spawn(lay_fences(backend.clone(), stop.clone()));
@@ -146,7 +150,18 @@ impl Running {
             tasks.spawn(watch_copies(backend.clone(), stop.clone()));
         }
         tasks.close();
-        Ok(Running { backend, intake, stop, tasks, recovered })
+        Ok(Running { backend, intake, stop, tasks, recovered, told })
+    }
+
+    /// Returns when the scheduler has been told for the first time.
+    pub async fn told(&self) {
+        // An error means that it has been stopped.
+        let _ = self.told.clone().wait_for(|told| *told).await;
+    }
+
+    /// Names of its fanout queues, which with a queue manager outlive it.
+    pub fn fanouts(&self) -> Vec<String> {
+        self.intake.fanouts()
     }
 
     /// Returns when all its queues are consumed.
@@ -160,8 +175,8 @@ impl Running {
     }
 
     /// Takes no more requests, finishes those in flight within `limit` (zero: no limit), stops the tasks.
-    /// What is not finished stays in the journal.
-    pub async fn drain(self, limit: Duration) {
+    /// What is not finished stays in the journal. True when everything is.
+    pub async fn drain(&self, limit: Duration) -> bool {
         self.stop.cancel();
         let drained = self.intake.end(limit).await;
         self.recovered.close();
@@ -176,6 +191,7 @@ impl Running {
             );
         }
         self.tasks.wait().await;
+        drained && finished
     }
 }
 
@@ -245,7 +261,7 @@ async fn heartbeat(backend: Arc<Backend>, periods: Periods, stop: CancellationTo
 }
 
 /// Measures and reports to the scheduler: periodically, when asked, and soon after a backend came up.
-async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken) {
+async fn report(backend: Arc<Backend>, every: Duration, told: watch::Sender<bool>, stop: CancellationToken) {
     let context = RequestContext::admin();
     loop {
         let capabilities = backend.refresh_report().await;
@@ -255,8 +271,11 @@ async fn report(backend: Arc<Backend>, every: Duration, stop: CancellationToken)
             cluster: backend.config.cluster.clone(),
             capabilities,
         };
-        if let Err(error) = backend.peers.scheduler.report_capabilities(&context, report).await {
-            warn!(backend = backend.host(), %error, "could not report capabilities to the scheduler");
+        match backend.peers.scheduler.report_capabilities(&context, report).await {
+            Ok(()) => drop(told.send_replace(true)),
+            Err(error) => {
+                warn!(backend = backend.host(), %error, "could not report capabilities to the scheduler");
+            }
         }
         let pause = match backend.condition() {
             Condition::Up => every,

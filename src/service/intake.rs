@@ -84,6 +84,13 @@ impl Intake {
         }
     }
 
+    /// Names of the fanout queues that only this backend has.
+    pub fn fanouts(&self) -> Vec<String> {
+        let state = self.state();
+        let servers = state.server.iter().chain(&state.former);
+        servers.flat_map(|server| server.fanouts().to_vec()).collect()
+    }
+
     /// True while its queues are consumed, or when none are to be.
     pub fn is_ready(&self) -> bool {
         self.state().server.as_ref().is_none_or(|server| server.is_ready())

@@ -37,7 +37,9 @@ impl Lane {
             | Method::Order(_)
             | Method::ReplicationStatus { .. }
             | Method::Question(_)
-            | Method::Site(_) => Lane::Free,
+            | Method::Site(_)
+            | Method::Backend(_)
+            | Method::Label(_) => Lane::Free,
             Method::Backup(call) => match **call {
                 // `backup_max_operations` counts those that move data.
                 BackupCall::Create { .. } | BackupCall::Continue { .. } | BackupCall::Restore { .. } => {

@@ -1,31 +1,28 @@
-//! The service's part in Ceph sites: orders are taken and carried out, clusters of backends are found, files are kept
-//! in order.
+//! The service's part in Ceph sites: clusters of backends are found, files are kept in order, and questions are answered.
 //!
 //! It runs beside the backends and before there is one: a service whose configuration names none serves this.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{debug, warn};
 
 use crate::backend::peers::Notify;
-use crate::config::Config;
+use crate::config::{BackendConfig, Config};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Journal, Listing, ListingFilter};
-use crate::model::Scope;
 use crate::rbd::protocol::ProbeMon;
 use crate::rbd::{Ceph, Site};
 use crate::rpc::method::{AdminKeys, SiteCall};
-use crate::rpc::{Accept, Call, Handler, Method, Rpc, Server, fault};
+use crate::rpc::{Accept, Call, Handler, Method, fault};
 use crate::site::daemon::{DaemonOrder, Programs, Supervisor};
 use crate::site::{self, Finding, Gap, Given, Order, Ordered, PREFIX, Report, Request, Sites, Worked};
 
-/// How often orders are looked for.
-const EVERY: Duration = Duration::from_secs(2);
 /// How often a cluster that has not answered yet is asked.
 const UNKNOWN: Duration = Duration::from_secs(30);
 /// How often one that is known is looked at.
@@ -37,16 +34,17 @@ const MINDED: Duration = Duration::from_secs(1);
 /// How often the files of this host are looked at.
 const TIDY: Duration = Duration::from_secs(60);
 
-/// What runs.
+/// What runs. Orders are taken and answered by `host`.
 pub struct SiteService {
-    server: Server,
+    sites: Arc<Sites>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    running: TaskTracker,
+    /// What ends the looks at the clusters of each backend.
+    followed: Mutex<HashMap<String, CancellationToken>>,
 }
 
 impl SiteService {
-    /// Takes up what a former instance has left, and begins to serve.
+    /// Takes up what a former instance has left, and begins to look.
     ///
     /// # Errors
     /// `Database` for what waiting does not cure.
@@ -55,78 +53,72 @@ impl SiteService {
         journal: &Journal,
         ceph: &Arc<dyn Ceph>,
         notify: Arc<dyn Notify>,
-        rpc: &Rpc,
     ) -> Result<SiteService> {
-        let worked: Vec<Worked> = config.backends.iter().flat_map(Worked::of).collect();
         let dir = config.scoria.site_dir.clone();
         let programs = Programs {
             rbd_mirror: config.scoria.mirror_daemon_path.clone(),
             ..Programs::under(config.scoria.mirror_daemon_dir.clone())
         };
-        let sites = Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, worked);
+        let sites = Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, Vec::new());
         let sites = Arc::new(sites.running(programs).naming(&config.volume_name_template));
-        sites.settle_uses().await?;
-        let (stop, tasks, running) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        tasks.spawn(until(stop.clone(), orders(sites.clone(), running.clone())));
-        tasks.spawn(until(stop.clone(), tidy(sites.clone())));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(until(stop.clone(), supervise(Supervisor::new(sites.clone()))));
-        for worked in sites.worked.clone() {
-            tasks.spawn(until(stop.clone(), follow(sites.clone(), worked)));
+        tasks.spawn(until(stop.clone(), tidy(sites.clone())));
+        Ok(SiteService { sites, stop, tasks, followed: Mutex::default() })
+    }
+
+    /// The sites of this host.
+    pub fn sites(&self) -> &Arc<Sites> {
+        &self.sites
+    }
+
+    /// Looks at the clusters of a backend that is served from now on.
+    pub fn follow(&self, config: &BackendConfig) {
+        let worked = Worked::of(config);
+        self.sites.set_worked(&config.host, worked.clone());
+        let stop = self.stop.child_token();
+        let former = self.followed().insert(config.host.clone(), stop.clone());
+        if let Some(former) = former {
+            former.cancel();
         }
-        tasks.close();
-        let server = rpc.serve_own(&config.host, Arc::new(SiteHandler { sites }));
-        Ok(SiteService { server, stop, tasks, running })
+        let (sites, names) = (self.sites.clone(), worked.iter().map(|w| w.site.clone()).collect::<Vec<_>>());
+        let backend = config.host.clone();
+        self.tasks.spawn(until(stop.clone(), async move {
+            if let Err(error) = sites.settle_use(&backend, &names).await {
+                warn!(backend, %error, "could not forget the former sites of a backend");
+            }
+        }));
+        for worked in worked {
+            self.tasks.spawn(until(stop.clone(), follow(self.sites.clone(), worked)));
+        }
     }
 
-    /// Returns when its queue is consumed.
-    pub async fn ready(&self) {
-        self.server.ready().await;
+    /// A backend is not served any more.
+    pub fn leave(&self, config: &BackendConfig) {
+        if let Some(stop) = self.followed().remove(&config.host) {
+            stop.cancel();
+        }
+        self.sites.set_worked(&config.host, Vec::new());
     }
 
-    /// Takes no more orders, and lets those under way end within `limit` (zero: as long as they take). What is not
-    /// done then goes on with the next start.
-    pub async fn drain(self, limit: Duration) {
+    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks no more.
+    pub async fn end(&self) {
         self.stop.cancel();
-        self.server.drain(limit).await;
+        self.tasks.close();
         self.tasks.wait().await;
-        self.running.close();
-        if limit.is_zero() {
-            self.running.wait().await;
-        } else if tokio::time::timeout(limit, self.running.wait()).await.is_err() {
-            warn!("stopping with orders for sites under way: they go on when the service starts again");
-        }
     }
 }
 
 /// Runs a loop until told to stop.
-async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+pub(super) async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = work => {}
     }
-}
-
-/// Takes orders up and carries them out, each in a task of its own.
-async fn orders(sites: Arc<Sites>, running: TaskTracker) {
-    loop {
-        if let Err(error) = take_up(&sites, &running).await {
-            warn!(%error, "could not look for orders for sites");
-        }
-        tokio::time::sleep(EVERY).await;
-    }
-}
-
-async fn take_up(sites: &Arc<Sites>, running: &TaskTracker) -> Result<()> {
-    let scope = Scope::Host(sites.host.clone());
-    if sites.journal.next_orphan(&scope).await? != Some(Duration::ZERO) {
-        return Ok(());
-    }
-    for operation in sites.journal.adopt(&scope).await? {
-        let sites = sites.clone();
-        let span = info_span!("site", op = operation.method(), operation.id = operation.id());
-        running.spawn(async move { Box::pin(site::run(&sites, &operation)).await }.instrument(span));
-    }
-    Ok(())
 }
 
 /// Looks at the cluster of a backend, now and then, and says once what its client lacks.

@@ -11,12 +11,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::backends::{Periods, Running};
+use super::backends::Periods;
 use super::clients::Clients;
+use super::host::HostService;
 use super::logging::LogHandle;
 use super::pins;
+use super::registry::{Parts, Registry};
 use super::sites::SiteService;
-use crate::backend::{Backend, Globals, Peers};
+use crate::backend::{Globals, Peers};
+use crate::backends::{Backends, boot};
 use crate::config::{Config, LogConfig, Sources};
 use crate::db::{Db, migration};
 use crate::error::{Code, Error, Result};
@@ -38,20 +41,20 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
     let mut signals = Signals::new()?;
     // The start waits for a database or a broker that is away, for as long as it takes.
     let started = tokio::select! {
-        started = Service::start(&config, &log) => started,
-        () = signals.stop(&sources, &log) => {
+        started = Service::start(&config, &sources, &log) => started,
+        () = signals.stop(&sources, &log, None) => {
             info!("told to stop before the service was ready");
             return Ok(());
         }
     };
     let service = started?;
-    info!(backends = service.backends.len(), "scoria-volume serves");
+    info!(backends = service.registry.all().len(), "scoria-volume serves");
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog(service.stopping.clone()));
-    signals.stop(&sources, &log).await;
+    signals.stop(&sources, &log, Some(&service.host)).await;
     info!("stopping: no new requests, those in flight finish");
     notify(&[sd_notify::NotifyState::Stopping]);
-    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log)).await;
+    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log, None)).await;
     watchdog.abort();
     info!("scoria-volume has stopped");
     Ok(())
@@ -59,8 +62,9 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
 
 /// Everything that runs.
 struct Service {
-    backends: Vec<Running>,
-    sites: SiteService,
+    registry: Arc<Registry>,
+    host: HostService,
+    sites: Arc<SiteService>,
     pool: Arc<WorkerPool>,
     rpc: Rpc,
     notifier: Arc<Notifier>,
@@ -71,7 +75,7 @@ struct Service {
 impl Service {
     /// Returns when all backends serve or have been found to be down. May be dropped at any time: what has
     /// begun is in the journal.
-    async fn start(config: &Config, log: &LogHandle) -> Result<Service> {
+    async fn start(config: &Config, sources: &Sources, log: &LogHandle) -> Result<Service> {
         let stopping = CancellationToken::new();
         let db = Db::connect(&config.database);
         migration::run(&db).await?;
@@ -97,31 +101,40 @@ impl Service {
             tokio::spawn(purge(journal.clone(), stopping.clone())),
             tokio::spawn(pins::keep(db, clients, stopping.clone())),
         ];
+        let sites = Arc::new(SiteService::start(config, &journal, &ceph, notifier.clone()).await?);
         // Made once: all backends share tokens and connections to other services.
-        let globals = Globals::from(config);
-        let starting = config.backends.iter().map(|section| {
-            let backend = Arc::new(Backend::new(
-                section.clone(),
-                globals.clone(),
-                journal.clone(),
-                peers.clone(),
-                &ceph,
-            ));
-            Running::start(backend, &rpc, log.clone(), Periods::from(config))
-        });
-        let backends = futures::future::try_join_all(starting).await?;
-        let sites = SiteService::start(config, &journal, &ceph, notifier.clone(), &rpc).await?;
-        for backend in &backends {
+        let parts = Parts {
+            globals: Globals::from(config),
+            journal: journal.clone(),
+            peers,
+            ceph: ceph.clone(),
+            rpc: rpc.clone(),
+            log: log.clone(),
+            periods: Periods::from(config),
+        };
+        let registry = Arc::new(Registry::new(parts, sites.clone()));
+        let backends = Arc::new(Backends::new(
+            &config.host,
+            sources.clone(),
+            journal,
+            ceph,
+            notifier.clone(),
+            registry.clone(),
+            config.graceful_shutdown_timeout,
+        ));
+        start_all(config, &backends, &registry).await?;
+        let host = HostService::start(sites.sites(), &backends, &rpc);
+        for backend in registry.all() {
             backend.ready().await;
         }
-        sites.ready().await;
-        Ok(Service { backends, sites, pool, rpc, notifier, housekeeping, stopping })
+        host.ready().await;
+        Ok(Service { registry, host, sites, pool, rpc, notifier, housekeeping, stopping })
     }
 
     /// Lets operations finish for `limit`, or until `hurry`.
     async fn stop(self, limit: Duration, hurry: impl Future<Output = ()>) {
-        let backends = futures::future::join_all(self.backends.into_iter().map(|b| b.drain(limit)));
-        let drained = async { tokio::join!(backends, self.sites.drain(limit)) };
+        let drained =
+            async { tokio::join!(self.host.drain(limit), self.registry.drain(limit), self.sites.end()) };
         tokio::select! {
             _ = drained => {}
             () = hurry => warn!("told to stop again: operations under way stay in the journal"),
@@ -135,6 +148,24 @@ impl Service {
             notifier.flush(FLUSH).await;
         }
         self.rpc.close().await;
+    }
+}
+
+/// Starts the backends that are wanted, all at once. One that cannot be started does not keep the others from it.
+async fn start_all(config: &Config, backends: &Backends, registry: &Registry) -> Result<()> {
+    let wanted = boot::plan(backends, config).await?;
+    let starting = wanted.iter().map(|section| async move { (section, registry.begin(section).await) });
+    let mut first = None;
+    for (section, outcome) in futures::future::join_all(starting).await {
+        if let Err(error) = outcome {
+            error!(backend = section.host, %error, "a backend could not be started");
+            boot::failed(backends, &section.section, &error).await?;
+            first.get_or_insert(error);
+        }
+    }
+    match first {
+        Some(error) if registry.all().is_empty() => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -237,11 +268,16 @@ impl Signals {
         })
     }
 
-    /// Returns when told to stop; reads log options again when told so.
-    pub(super) async fn stop(&mut self, sources: &Sources, log: &LogHandle) {
+    /// Returns when told to stop; reads log options, and backends, again when told so.
+    pub(super) async fn stop(&mut self, sources: &Sources, log: &LogHandle, host: Option<&HostService>) {
         loop {
             tokio::select! {
-                _ = self.hup.recv() => reload(sources, log),
+                _ = self.hup.recv() => {
+                    reload(sources, log);
+                    if let Some(host) = host {
+                        host.read_again();
+                    }
+                }
                 _ = self.term.recv() => return,
                 _ = self.int.recv() => return,
             }

@@ -63,23 +63,32 @@ fn names(wish: &str, fsid: &str) -> Vec<String> {
 }
 
 impl Sites {
-    /// Forgets what the backends of this host work with no more. Once, at start.
+    /// Forgets what the backends of this host work with no more.
     ///
     /// # Errors
     /// `Database`.
     pub async fn settle_uses(&self) -> Result<()> {
-        let mut backends: Vec<&str> = self.worked.iter().map(|w| w.backend.as_str()).collect();
+        let worked = self.worked();
+        let mut backends: Vec<&str> = worked.iter().map(|w| w.backend.as_str()).collect();
         backends.dedup();
         self.db
             .write("sites of backends", async |conn| {
                 for backend in &backends {
-                    let of = self.worked.iter().filter(|w| w.backend == **backend);
+                    let of = worked.iter().filter(|w| w.backend == **backend);
                     let sites: Vec<String> = of.map(|w| w.site.clone()).collect();
                     site_use::only(conn, backend, &sites).await?;
                 }
                 Ok(())
             })
             .await
+    }
+
+    /// The same of one backend, which works with these sites.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn settle_use(&self, backend: &str, sites: &[String]) -> Result<()> {
+        self.db.write("sites of a backend", async |conn| site_use::only(conn, backend, sites).await).await
     }
 
     /// Looks where a backend's conf leads, and writes it down.

@@ -30,7 +30,7 @@ mod view;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Mutex;
 
@@ -70,7 +70,7 @@ pub struct Sites {
     /// Files that Scoria keeps.
     pub store: Store,
     /// What the backends of this host work with.
-    pub worked: Vec<Worked>,
+    worked: RwLock<Vec<Worked>>,
     /// `volume_name_template`: which images are volumes.
     pub volume_name: String,
     /// How rbd-mirror is run on this host.
@@ -100,7 +100,7 @@ impl Sites {
             volume_name: "volume-%s".to_owned(),
             programs: daemon::Programs::under(dir.join("daemons")),
             store: Store::new(dir),
-            worked,
+            worked: RwLock::new(worked),
             files: Mutex::default(),
             admins: std::sync::Mutex::default(),
         }
@@ -118,6 +118,18 @@ impl Sites {
         Sites { volume_name: template.to_owned(), ..self }
     }
 
+    /// What the backends of this host work with now.
+    pub fn worked(&self) -> Vec<Worked> {
+        self.worked.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A backend has these sites from now on; with none it is gone.
+    pub fn set_worked(&self, backend: &str, sites: Vec<Worked>) {
+        let mut worked = self.worked.write().unwrap_or_else(PoisonError::into_inner);
+        worked.retain(|w| w.backend != backend);
+        worked.extend(sites);
+    }
+
     /// Removes a draft whose order has ended.
     ///
     /// # Errors
@@ -133,7 +145,7 @@ impl Sites {
             (&c.conf, &c.user, &c.cluster_name)
                 == (&connection.conf, &connection.user, &connection.cluster_name)
         };
-        self.worked.iter().any(|worked| same(&worked.connection))
+        self.worked().iter().any(|worked| same(&worked.connection))
     }
 }
 

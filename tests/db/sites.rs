@@ -140,8 +140,8 @@ fn update(name: &str) -> Update {
 async fn the_clusters_of_backends_are_found_and_named() {
     let scene = Scene::new().await;
     let sites = &scene.sites;
-    for worked in sites.worked.iter().chain(&sites.worked) {
-        sites.discover(worked).await.unwrap();
+    for worked in sites.worked().into_iter().chain(sites.worked()) {
+        sites.discover(&worked).await.unwrap();
     }
     assert_eq!(scene.names().await, ["b found", "ceph found"]);
     let view = scene.test.db.read("view", async |conn| site::one(conn, "ceph").await).await.unwrap();
@@ -157,7 +157,7 @@ async fn the_clusters_of_backends_are_found_and_named() {
     let view = scene.test.db.read("view", async |conn| site::one(conn, "ceph").await).await.unwrap();
     assert_eq!(view.lacking(), ["node2"]);
     let other = on(&scene.test, &scene.sim, &scene.heard, &scene.dir, "node2");
-    let worked = Worked { backend: "node2@x".into(), name: "other".into(), ..sites.worked[0].clone() };
+    let worked = Worked { backend: "node2@x".into(), name: "other".into(), ..sites.worked()[0].clone() };
     other.discover(&worked).await.unwrap();
     assert_eq!(scene.names().await, ["b found", "ceph found"]);
     let view = scene.test.db.read("view", async |conn| site::one(conn, "ceph").await).await.unwrap();
@@ -174,7 +174,7 @@ async fn the_clusters_of_backends_are_found_and_named() {
         sites.journal.clone(),
         sites.ceph.clone(),
         sites.notify.clone(),
-        vec![sites.worked[0].clone()],
+        vec![sites.worked()[0].clone()],
     );
     fewer.settle_uses().await.unwrap();
     let left = scene.test.rows("SELECT backend, site FROM scoria_site_uses ORDER BY backend").await;
@@ -184,8 +184,8 @@ async fn the_clusters_of_backends_are_found_and_named() {
 #[tokio::test]
 async fn a_name_that_is_taken_gives_way_to_the_fsid() {
     let scene = Scene::new().await;
-    let wish = Worked { name: "ceph".into(), ..scene.sites.worked[1].clone() };
-    scene.sites.discover(&scene.sites.worked[0]).await.unwrap();
+    let wish = Worked { name: "ceph".into(), ..scene.sites.worked()[1].clone() };
+    scene.sites.discover(&scene.sites.worked()[0]).await.unwrap();
     scene.sites.discover(&wish).await.unwrap();
     assert_eq!(scene.names().await, ["ceph found", "site-51e00000 found"]);
     // Both of the simulator's clusters begin alike, so the third name is the whole fsid.
@@ -253,7 +253,7 @@ async fn a_site_is_looked_at_registered_used_and_forgotten() {
     assert_eq!(scene.names().await, ["paris registered"]);
 
     // In use: refused, by name.
-    scene.sites.discover(&scene.sites.worked[0]).await.unwrap();
+    scene.sites.discover(&scene.sites.worked()[0]).await.unwrap();
     let refused =
         scene.run(Order::Delete(Delete { name: "paris".into(), dry_run: false })).await.unwrap_err();
     assert!(refused.contains("in use by: node1@ceph (as default)"), "{refused}");

@@ -6,6 +6,7 @@
 
 mod args;
 mod attachment;
+mod backend;
 mod backup;
 mod backup_service;
 mod connection;
@@ -22,6 +23,7 @@ mod volume;
 
 pub use args::Args;
 pub use attachment::{AttachVolume, AttachmentDelete, AttachmentUpdate, DetachVolume};
+pub use backend::{BackendCall, LabelCall};
 pub use backup::GetBackupDevice;
 pub use backup_service::BackupCall;
 pub use connection::{
@@ -39,6 +41,12 @@ pub use volume::{AcceptTransfer, CreateVolume, DeleteVolume, ExtendVolume, Exten
 pub(crate) mod decode {
     //! One function per method, as named on the wire.
     pub(crate) use super::attachment::{attach_volume, attachment_delete, attachment_update, detach_volume};
+    pub(crate) use super::backend::{
+        backend_cancel_operation, backend_create, backend_delete, backend_disable, backend_enable,
+        backend_get_operation, backend_list, backend_list_operations, backend_rename, backend_show,
+        backend_start, backend_stop, backend_update, backend_validate, cluster_create, cluster_delete,
+        cluster_list, cluster_show, cluster_update,
+    };
     pub(crate) use super::backup::get_backup_device;
     pub(crate) use super::backup_service::{
         check_support_to_force_delete, continue_backup, create_backup, delete_backup, export_record,

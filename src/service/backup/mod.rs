@@ -46,7 +46,7 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
     let mut signals = Signals::new()?;
     let started = tokio::select! {
         started = Service::start(&config, &log) => started,
-        () = signals.stop(&sources, &log) => {
+        () = signals.stop(&sources, &log, None) => {
             info!("told to stop before the service was ready");
             return Ok(());
         }
@@ -55,10 +55,10 @@ pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()>
     info!(host = config.host, pool = config.backup.ceph_pool, "scoria-backup serves");
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog(service.stopping.clone()));
-    signals.stop(&sources, &log).await;
+    signals.stop(&sources, &log, None).await;
     info!("stopping: no new requests, those in flight finish");
     notify(&[sd_notify::NotifyState::Stopping]);
-    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log)).await;
+    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log, None)).await;
     watchdog.abort();
     info!("scoria-backup has stopped");
     Ok(())
