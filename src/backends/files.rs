@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -64,6 +64,8 @@ impl Files {
         let temporary = dir.join(format!(".{}.part", Uuid::new_v4().simple()));
         let written = || -> std::io::Result<()> {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+            // Whatever the umask of the service is: an administrator of its group reads what it serves.
+            file.set_permissions(fs::Permissions::from_mode(0o640))?;
             let (owner, ours) = (fs::metadata(dir)?, file.metadata()?);
             if owner.uid() != ours.uid() {
                 std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
@@ -128,7 +130,6 @@ impl Files {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_written_for_the_group_and_put_away_once() {

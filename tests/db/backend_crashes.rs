@@ -86,9 +86,10 @@ async fn a_renaming_that_dies_anywhere_moves_everything() {
     scene
         .test
         .sql(
-            "INSERT INTO volumes (id, status, host, deleted, size, use_quota, service_uuid)
-               SELECT 'v1', 'available', 'node1@fast#fast', 0, 1, 1, uuid FROM services WHERE host='node1@fast';
-             INSERT INTO volumes (id, status, host, deleted, size, use_quota) VALUES ('v2', 'available', 'node1@faster#x', 0, 1, 1);
+            "INSERT INTO volumes (id, status, host, deleted, size, use_quota, volume_type_id, service_uuid)
+               SELECT 'v1', 'available', 'node1@fast#fast', 0, 1, 1, 't', uuid FROM services WHERE host='node1@fast';
+             INSERT INTO volumes (id, status, host, deleted, size, use_quota, volume_type_id)
+               VALUES ('v2', 'available', 'node1@faster#x', 0, 1, 1, 't');
              INSERT INTO `groups` (id, status, host, deleted) VALUES ('g1', 'available', 'node1@fast#fast', 0);
              INSERT INTO scoria_backend_sites (backend, site, fsid, conf, recorded_at) VALUES ('node1@fast', 'default', 'f', '', UTC_TIMESTAMP())",
         )

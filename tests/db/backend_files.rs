@@ -119,8 +119,8 @@ async fn members_of_a_cinder_cluster_serve_the_same_or_nothing() {
     scene
         .test
         .sql(
-            "INSERT INTO volumes (id, status, host, cluster_name, deleted, size, use_quota)
-              VALUES ('v1', 'available', 'node2@fast#fast', 'c@fast#fast', 0, 1, 1)",
+            "INSERT INTO volumes (id, status, host, cluster_name, deleted, size, use_quota, volume_type_id)
+              VALUES ('v1', 'available', 'node2@fast#fast', 'c@fast#fast', 0, 1, 1, 't')",
         )
         .await;
     run(Order::Delete(delete("fast"))).await.unwrap();
@@ -143,8 +143,8 @@ async fn volumes_of_a_host_that_is_no_more_are_taken_over() {
         .sql(
             "INSERT INTO services (host, `binary`, topic, report_count, disabled, deleted, updated_at, uuid)
                VALUES ('dead@old', 'cinder-volume', 'cinder-volume', 1, 0, 0, UTC_TIMESTAMP(), 'u-old');
-             INSERT INTO volumes (id, status, host, deleted, size, use_quota, service_uuid)
-               VALUES ('v1', 'available', 'dead@old#pool', 0, 1, 1, 'u-old')",
+             INSERT INTO volumes (id, status, host, deleted, size, use_quota, volume_type_id, service_uuid)
+               VALUES ('v1', 'available', 'dead@old#pool', 0, 1, 1, 't', 'u-old')",
         )
         .await;
     let order = || Order::Rename(Rename { from: Some("dead@old".into()), ..rename("ceph", "ceph") });

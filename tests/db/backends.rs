@@ -95,8 +95,10 @@ async fn one_that_somebody_needs_is_not_removed() {
     scene
         .test
         .sql(
-            "INSERT INTO volumes (id, status, host, deleted, size, use_quota) VALUES ('v1', 'available', 'node1@fast#fast', 0, 1, 1);
-             INSERT INTO snapshots (id, volume_id, status, deleted, volume_size, use_quota) VALUES ('s1', 'v1', 'available', 0, 1, 1)",
+            "INSERT INTO volumes (id, status, host, deleted, size, use_quota, volume_type_id)
+               VALUES ('v1', 'available', 'node1@fast#fast', 0, 1, 1, 't');
+             INSERT INTO snapshots (id, volume_id, status, deleted, volume_size, use_quota, volume_type_id)
+               VALUES ('s1', 'v1', 'available', 0, 1, 1, 't')",
         )
         .await;
     let refused = scene.run(Order::Delete(delete("fast"))).await.unwrap_err();
