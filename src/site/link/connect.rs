@@ -143,7 +143,7 @@ fn check_rows(order: &Connect, a: &End, b: &End, rows: &[LinkRow]) -> Result<()>
 fn begun(rows: &[LinkRow]) -> Begun {
     let open = || rows.iter().filter(|row| row.state == "connecting");
     Begun {
-        makes: open().flat_map(|row| makes(row)).collect(),
+        makes: open().flat_map(makes).collect(),
         peers: open().map(|row| row.pool.clone()).collect(),
     }
 }
