@@ -142,10 +142,7 @@ fn check_rows(order: &Connect, a: &End, b: &End, rows: &[LinkRow]) -> Result<()>
 /// What unfinished attempts have left.
 fn begun(rows: &[LinkRow]) -> Begun {
     let open = || rows.iter().filter(|row| row.state == "connecting");
-    Begun {
-        makes: open().flat_map(makes).collect(),
-        peers: open().map(|row| row.pool.clone()).collect(),
-    }
+    Begun { makes: open().flat_map(makes).collect(), peers: open().map(|row| row.pool.clone()).collect() }
 }
 
 fn makes(row: &LinkRow) -> Vec<(String, String)> {
