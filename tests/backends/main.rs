@@ -67,6 +67,9 @@ impl Host<'_> {
         let gone = "UPDATE volume_types SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE name = %s AND deleted = 0";
         self.lab.sql(gone, &[json!(name)]);
         // The API has made a quota for each type that it has used.
+        let reserved =
+            "DELETE r FROM reservations r JOIN quota_usages u ON r.usage_id = u.id WHERE u.resource LIKE %s";
+        self.lab.sql(reserved, &[json!(format!("%{name}"))]);
         self.lab.sql("DELETE FROM quota_usages WHERE resource LIKE %s", &[json!(format!("%{name}"))]);
     }
 
@@ -131,6 +134,7 @@ fn swept(lab: &Lab) -> Host<'_> {
         host.try_order("delete", json!({"name": name, "force": true}));
         host.forget_type(&name);
     }
+    lab.manage(&["cluster", "label", "delete", "row-7"]);
     wait_until("no backend of an earlier test is left", 30, || {
         host.ask("backend", "list", json!({}))["result"].as_array().is_some_and(|all| all.len() == 2)
     });
