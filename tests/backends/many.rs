@@ -48,6 +48,7 @@ fn a_backend_in_trouble_costs_the_others_nothing() {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn many_backends_in_one_process_stay_small_and_alive() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
