@@ -25,4 +25,5 @@ pub mod questions;
 pub mod recovery;
 pub mod registry;
 pub mod sites;
+mod taken;
 pub mod volume;

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::backends::{self, Backends, PREFIX, new_label};
 use crate::db::label::{self, LabelRow};
-use crate::error::{Code, Error, Result};
-use crate::journal::{Listing, ListingFilter};
+use crate::error::{Error, Result};
 use crate::rpc::method::{BackendCall, LabelCall};
 use crate::rpc::{Accept, Call, Handler, Method, fault};
+use crate::service::taken::Taken;
 
 /// Of one host.
 pub struct BackendsHandler {
@@ -63,18 +63,10 @@ impl BackendsHandler {
                 )
             }
             BackendCall::Validate { name, options, update } => b.validate(&name, &options, update).await,
-            BackendCall::GetOperation { operation } => self.progress(operation).await,
-            BackendCall::ListOperations { open } => {
-                let filter = ListingFilter {
-                    open_only: open,
-                    backend_host: Some(b.host.clone()),
-                    ..ListingFilter::default()
-                };
-                let rows = b.journal.list(&filter).await?;
-                Ok(rows.iter().filter(|row| row.method.starts_with(PREFIX)).map(told).collect())
-            }
+            BackendCall::GetOperation { operation } => self.taken().progress(operation).await,
+            BackendCall::ListOperations { open } => self.taken().list(open).await,
             BackendCall::CancelOperation { operation } => {
-                let row = self.of_backends(operation).await?;
+                let row = self.taken().find(operation).await?;
                 // What has begun to remove something goes on; what makes something can be taken back.
                 let waiting = row.method != "scoria.backend.create";
                 let cancelled = b.journal.withdraw(row.id, waiting).await?;
@@ -83,26 +75,9 @@ impl BackendsHandler {
         }
     }
 
-    async fn of_backends(&self, operation: i64) -> Result<Listing> {
-        let row = self.backends.journal.find(operation).await?;
-        row.filter(|row| row.method.starts_with(PREFIX)).ok_or_else(|| {
-            Error::new(
-                Code::InvalidInput,
-                format!("There is no operation {operation} on backends, or it was purged"),
-            )
-        })
-    }
-
-    async fn progress(&self, operation: i64) -> Result<Value> {
-        let row = self.of_backends(operation).await?;
-        let journal = &self.backends.journal;
-        let step = journal.watch(operation).await?.and_then(|progress| progress.step);
-        let mut answer = told(&row);
-        if let Value::Object(map) = &mut answer {
-            map.insert("step".to_owned(), json!(step));
-            map.insert("result".to_owned(), journal.answer_of(operation).await?.unwrap_or(Value::Null));
-        }
-        Ok(answer)
+    fn taken(&self) -> Taken<'_> {
+        let (journal, host) = (&self.backends.journal, self.backends.host.as_str());
+        Taken { journal, host, prefix: PREFIX, on: "backends" }
     }
 
     async fn label(&self, call: LabelCall) -> Result<Value> {
@@ -154,20 +129,6 @@ impl BackendsHandler {
             }
         }
     }
-}
-
-/// An operation for its orderer.
-fn told(row: &Listing) -> Value {
-    json!({
-        "operation": row.id,
-        "method": row.method.strip_prefix(PREFIX),
-        "host": row.backend_host,
-        "state": row.state,
-        "outcome": row.outcome,
-        "detail": row.outcome_detail,
-        "accepted_at": row.accepted_at.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        "closed_at": row.closed_at.map(|at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string()),
-    })
 }
 
 fn to_value(views: &impl serde::Serialize) -> Result<Value> {

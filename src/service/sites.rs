@@ -14,12 +14,13 @@ use tracing::{debug, warn};
 
 use crate::backend::peers::Notify;
 use crate::config::{BackendConfig, Config};
-use crate::error::{Code, Error, Result};
-use crate::journal::{Journal, Listing, ListingFilter};
+use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::rbd::protocol::ProbeMon;
 use crate::rbd::{Ceph, Site};
 use crate::rpc::method::{AdminKeys, SiteCall};
 use crate::rpc::{Accept, Call, Handler, Method, fault};
+use crate::service::taken::Taken;
 use crate::site::daemon::{DaemonOrder, Programs, Supervisor};
 use crate::site::{self, Finding, Gap, Given, Order, Ordered, PREFIX, Report, Request, Sites, Worked};
 
@@ -254,16 +255,8 @@ impl SiteHandler {
             SiteCall::Show { name } => {
                 to_value(&db.read("a site", async |conn| site::one(conn, &name).await).await?)
             }
-            SiteCall::GetOperation { operation } => self.progress(operation).await,
-            SiteCall::ListOperations { open } => {
-                let filter = ListingFilter {
-                    open_only: open,
-                    backend_host: Some(self.sites.host.clone()),
-                    ..ListingFilter::default()
-                };
-                let rows = self.sites.journal.list(&filter).await?;
-                Ok(rows.iter().filter(|row| row.method.starts_with(PREFIX)).map(told).collect())
-            }
+            SiteCall::GetOperation { operation } => self.taken().progress(operation).await,
+            SiteCall::ListOperations { open } => self.taken().list(open).await,
             SiteCall::CancelOperation { operation } => self.cancel(operation).await,
         }
     }
@@ -339,32 +332,15 @@ impl SiteHandler {
         Ok((of(a, key_a).await?, of(b, key_b).await?))
     }
 
-    async fn of_sites(&self, operation: i64) -> Result<Listing> {
-        let row = self.sites.journal.find(operation).await?;
-        row.filter(|row| row.method.starts_with(PREFIX)).ok_or_else(|| {
-            Error::new(
-                Code::InvalidInput,
-                format!("There is no operation {operation} on sites, or it was purged"),
-            )
-        })
-    }
-
-    async fn progress(&self, operation: i64) -> Result<Value> {
-        let row = self.of_sites(operation).await?;
-        let journal = &self.sites.journal;
-        let step = journal.watch(operation).await?.and_then(|progress| progress.step);
-        let mut answer = told(&row);
-        if let Value::Object(map) = &mut answer {
-            map.insert("step".to_owned(), json!(step));
-            map.insert("result".to_owned(), journal.answer_of(operation).await?.unwrap_or(Value::Null));
-        }
-        Ok(answer)
+    fn taken(&self) -> Taken<'_> {
+        let (journal, host) = (&self.sites.journal, self.sites.host.as_str());
+        Taken { journal, host, prefix: PREFIX, on: "sites" }
     }
 
     /// Withdraws an order that has not ended. What it has done is undone, or was not done yet: its changes are one
     /// transaction with its end.
     async fn cancel(&self, operation: i64) -> Result<Value> {
-        let row = self.of_sites(operation).await?;
+        let row = self.taken().find(operation).await?;
         let sites = &self.sites;
         let cancelled = sites.journal.withdraw(row.id, false).await?;
         if cancelled {
@@ -379,20 +355,6 @@ impl SiteHandler {
         }
         Ok(json!({"operation": operation, "cancelled": cancelled}))
     }
-}
-
-/// An operation for its orderer.
-fn told(row: &Listing) -> Value {
-    json!({
-        "operation": row.id,
-        "method": row.method.strip_prefix(PREFIX),
-        "host": row.backend_host,
-        "state": row.state,
-        "outcome": row.outcome,
-        "detail": row.outcome_detail,
-        "accepted_at": row.accepted_at.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        "closed_at": row.closed_at.map(|at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string()),
-    })
 }
 
 fn to_value(views: &impl serde::Serialize) -> Result<Value> {
