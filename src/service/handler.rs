@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::Utc;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -53,15 +54,17 @@ impl BackendHandler {
     ///
     /// # Errors
     /// What the operation failed with; `Cancelled` when somebody else will finish it.
-    pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
-        let lane = Lane::of(&call.method, call.reply.is_some());
-        let work = Box::pin(async {
-            let _place = self.lanes.enter(lane).await;
-            self.dispatch(call, Some(&operation)).await
-        });
-        let settle =
-            || Box::pin(defect::settle(&self.backend, &call.context, &operation, &call.method)).boxed();
-        self.frame.run(call, &operation, work, settle).await
+    pub fn run_journaled<'a>(&'a self, call: &'a Call, operation: Operation) -> BoxFuture<'a, Result<Value>> {
+        async move {
+            let lane = Lane::of(&call.method, call.reply.is_some());
+            let work = Box::pin(async {
+                let _place = self.lanes.enter(lane).await;
+                self.dispatch(call, Some(&operation)).await
+            });
+            let settle = || defect::settle(&self.backend, &call.context, &operation, &call.method).boxed();
+            self.frame.run(call, &operation, work, settle).await
+        }
+        .boxed()
     }
 
     /// Makes Cinder's `workers` row ours that another member of the cluster had claimed: it would outlive the
@@ -74,245 +77,278 @@ impl BackendHandler {
         operation.write("claim again", async |conn| db::worker::claim(conn, &claim).await.map(|_| ())).await
     }
 
-    async fn dispatch(&self, call: &Call, operation: Option<&Operation>) -> Result<Value> {
-        let backend = &*self.backend;
-        let context = &call.context;
-        match (&call.method, operation) {
-            (method, Some(operation)) => self.journaled(method, context, operation, call.name).await,
-            (Method::GetCapabilities { discover }, None) => {
-                let report = if *discover { backend.refresh_report().await } else { backend.report() };
-                Ok(Value::Object(capacity::with_properties(report)))
+    // Boxed, as its arms are: whether a future may be sent to another thread is then proved once for each, and not
+    // for the whole tree wherever one is started, which takes the compiler minutes.
+    fn dispatch<'a>(
+        &'a self,
+        call: &'a Call,
+        operation: Option<&'a Operation>,
+    ) -> BoxFuture<'a, Result<Value>> {
+        async move {
+            let backend = &*self.backend;
+            let context = &call.context;
+            match (&call.method, operation) {
+                (method, Some(operation)) => self.journaled(method, context, operation, call.name).await,
+                (Method::GetCapabilities { discover }, None) => {
+                    let report = if *discover { backend.refresh_report().await } else { backend.report() };
+                    Ok(Value::Object(capacity::with_properties(report)))
+                }
+                (Method::PublishServiceCapabilities, None) => {
+                    backend.want_report();
+                    Ok(Value::Null)
+                }
+                (Method::FailoverCompleted { updates }, None) => {
+                    standing::completed(backend, updates).await?;
+                    Ok(Value::Null)
+                }
+                (Method::InitializeConnection(a), None) => {
+                    connect::initialize(backend, &a.volume.volume.id, &a.connector).boxed().await
+                }
+                (Method::TerminateConnection(a), None) => {
+                    connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
+                    Ok(Value::Null)
+                }
+                (Method::RemoveExport { volume_id }, None) => {
+                    connect::terminate(backend, volume_id, None).await?;
+                    Ok(Value::Null)
+                }
+                (Method::InitializeConnectionSnapshot(a), None) => {
+                    connect::initialize_snapshot(backend, &a.snapshot_id).await
+                }
+                (Method::TerminateConnectionSnapshot(a), None) => {
+                    connect::terminate_snapshot(backend, &a.snapshot_id).await?;
+                    Ok(Value::Null)
+                }
+                (Method::RemoveExportSnapshot { snapshot_id }, None) => {
+                    connect::terminate_snapshot(backend, snapshot_id).await?;
+                    Ok(Value::Null)
+                }
+                (Method::AcceptTransfer(a), None) => {
+                    // The API moves the rows; an RBD image has no owner.
+                    transfer::accept(backend, &a.volume_id).await?;
+                    Ok(Value::Null)
+                }
+                (Method::ListReplicationTargets { group }, None) => {
+                    replication::targets(backend, context, &group.group.id).await
+                }
+                (Method::Order(order), None) => ordering::take(backend, context, order, None).boxed().await,
+                (Method::ReplicationStatus { operation }, None) => {
+                    ordering::status(backend, *operation).await
+                }
+                (Method::Question(inquiry), None) => foresight::document(backend, 0, inquiry).boxed().await,
+                (Method::GetManageableVolumes(page), None) => {
+                    manageable::volumes(backend, page).boxed().await
+                }
+                (Method::GetManageableSnapshots(page), None) => {
+                    manageable::snapshots(backend, page).boxed().await
+                }
+                (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
+                (Method::SetLogLevels(level), None) => {
+                    self.log.set(
+                        level.prefix.as_deref().unwrap_or_default(),
+                        level.level.as_deref().unwrap_or_default(),
+                    )?;
+                    Ok(Value::Null)
+                }
+                (Method::GetLogLevels(level), None) => {
+                    let levels: Vec<LogLevel> = self
+                        .log
+                        .levels(level.prefix.as_deref().unwrap_or_default())
+                        .into_iter()
+                        .map(|(prefix, level)| LogLevel { prefix: Some(prefix), level: Some(level) })
+                        .collect();
+                    log_level_list(&levels)
+                }
+                (_, None) => Err(crate::rpc::fault::no_such_method(call.name)),
             }
-            (Method::PublishServiceCapabilities, None) => {
-                backend.want_report();
-                Ok(Value::Null)
-            }
-            (Method::FailoverCompleted { updates }, None) => {
-                standing::completed(backend, updates).await?;
-                Ok(Value::Null)
-            }
-            (Method::InitializeConnection(a), None) => {
-                connect::initialize(backend, &a.volume.volume.id, &a.connector).await
-            }
-            (Method::TerminateConnection(a), None) => {
-                connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
-                Ok(Value::Null)
-            }
-            (Method::RemoveExport { volume_id }, None) => {
-                connect::terminate(backend, volume_id, None).await?;
-                Ok(Value::Null)
-            }
-            (Method::InitializeConnectionSnapshot(a), None) => {
-                connect::initialize_snapshot(backend, &a.snapshot_id).await
-            }
-            (Method::TerminateConnectionSnapshot(a), None) => {
-                connect::terminate_snapshot(backend, &a.snapshot_id).await?;
-                Ok(Value::Null)
-            }
-            (Method::RemoveExportSnapshot { snapshot_id }, None) => {
-                connect::terminate_snapshot(backend, snapshot_id).await?;
-                Ok(Value::Null)
-            }
-            (Method::AcceptTransfer(a), None) => {
-                // The API moves the rows; an RBD image has no owner.
-                transfer::accept(backend, &a.volume_id).await?;
-                Ok(Value::Null)
-            }
-            (Method::ListReplicationTargets { group }, None) => {
-                replication::targets(backend, context, &group.group.id).await
-            }
-            (Method::Order(order), None) => ordering::take(backend, context, order, None).await,
-            (Method::ReplicationStatus { operation }, None) => ordering::status(backend, *operation).await,
-            (Method::Question(inquiry), None) => foresight::document(backend, 0, inquiry).await,
-            (Method::GetManageableVolumes(page), None) => manageable::volumes(backend, page).await,
-            (Method::GetManageableSnapshots(page), None) => manageable::snapshots(backend, page).await,
-            (Method::SecureFileOperationsEnabled { .. }, None) => Ok(Value::Bool(false)),
-            (Method::SetLogLevels(level), None) => {
-                self.log.set(
-                    level.prefix.as_deref().unwrap_or_default(),
-                    level.level.as_deref().unwrap_or_default(),
-                )?;
-                Ok(Value::Null)
-            }
-            (Method::GetLogLevels(level), None) => {
-                let levels: Vec<LogLevel> = self
-                    .log
-                    .levels(level.prefix.as_deref().unwrap_or_default())
-                    .into_iter()
-                    .map(|(prefix, level)| LogLevel { prefix: Some(prefix), level: Some(level) })
-                    .collect();
-                log_level_list(&levels)
-            }
-            (_, None) => Err(crate::rpc::fault::no_such_method(call.name)),
         }
+        .boxed()
     }
 
-    async fn journaled(
-        &self,
-        method: &Method,
-        context: &RequestContext,
-        operation: &Operation,
+    fn journaled<'a>(
+        &'a self,
+        method: &'a Method,
+        context: &'a RequestContext,
+        operation: &'a Operation,
         name: &'static str,
-    ) -> Result<Value> {
-        let backend = &*self.backend;
-        match method {
-            Method::CreateVolume(a) => {
-                Box::pin(create::create(backend, context, operation, create_request(a))).await?;
-                Ok(Value::Null)
+    ) -> BoxFuture<'a, Result<Value>> {
+        async move {
+            let backend = &*self.backend;
+            match method {
+                Method::CreateVolume(a) => {
+                    create::create(backend, context, operation, create_request(a)).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::DeleteVolume(a) => {
+                    let request = delete::Delete {
+                        volume_id: a.volume.volume.id.clone(),
+                        unmanage_only: a.unmanage_only,
+                        cascade: a.cascade,
+                    };
+                    delete::delete(backend, context, operation, request).boxed().await?;
+                    backend.want_report();
+                    Ok(Value::Null)
+                }
+                Method::ExtendVolume(a) => {
+                    let request = extend::Extend {
+                        volume_id: a.volume.volume.id.clone(),
+                        new_size: a.new_size,
+                        reservations: a.reservations.clone(),
+                    };
+                    extend::extend(backend, context, operation, request).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::ExtendVolumeCompletion(a) => {
+                    let request = extend::Extend {
+                        volume_id: a.volume.volume.id.clone(),
+                        new_size: a.new_size,
+                        reservations: a.reservations.clone(),
+                    };
+                    extend::complete(backend, context, operation, request, a.error).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::CreateSnapshot(a) => {
+                    snapshot::create(backend, context, operation, &a.snapshot.snapshot.id).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::DeleteSnapshot(a) => {
+                    snapshot::delete(backend, context, operation, &a.snapshot.snapshot.id, a.unmanage_only)
+                        .boxed()
+                        .await?;
+                    Ok(Value::Null)
+                }
+                Method::RevertToSnapshot(a) => {
+                    let request = revert::Revert {
+                        volume_id: a.volume.volume.id.clone(),
+                        snapshot_id: a.snapshot.snapshot.id.clone(),
+                    };
+                    revert::revert(backend, context, operation, request).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::Reimage(a) => {
+                    reimage::reimage(backend, context, operation, reimage_request(a)).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::ManageExisting(a) => {
+                    let volume_id = a.volume.volume.id.clone();
+                    let request = manage::Manage { volume_id, reference: a.reference.clone() };
+                    manage::manage(backend, context, operation, request).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::ManageExistingSnapshot(a) => {
+                    let request = manage_snapshot::ManageSnapshot {
+                        snapshot_id: a.snapshot.snapshot.id.clone(),
+                        reference: a.reference.clone(),
+                    };
+                    manage_snapshot::manage(backend, context, operation, request).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::AttachVolume(a) => {
+                    let request = attach::Attach {
+                        volume_id: a.volume_id.clone(),
+                        instance_uuid: a.instance_uuid.clone(),
+                        host_name: a.host_name.clone(),
+                        mountpoint: a.mountpoint.clone(),
+                        mode: a.mode.clone(),
+                    };
+                    let attachment = attach::attach(backend, context, operation, request).boxed().await?;
+                    Ok(attachment_object(&attachment, None)?.to_value())
+                }
+                Method::DetachVolume(a) => {
+                    attach::detach(backend, context, operation, &a.volume_id, a.attachment_id.as_deref())
+                        .boxed()
+                        .await?;
+                    Ok(Value::Null)
+                }
+                Method::AttachmentUpdate(a) => {
+                    let id = &a.volume.volume.id;
+                    attach::update(backend, context, operation, id, &a.attachment_id, a.connector.clone())
+                        .boxed()
+                        .await
+                }
+                Method::AttachmentDelete(a) => {
+                    attach::delete(backend, context, &a.volume.volume.id, &a.attachment_id).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::InitializeConnection(a) => {
+                    connect::initialize(backend, &a.volume.volume.id, &a.connector).boxed().await
+                }
+                Method::TerminateConnection(a) => {
+                    connect::terminate(backend, &a.volume_id, a.connector.as_ref()).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::RemoveExport { volume_id } => {
+                    connect::terminate(backend, volume_id, None).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::Failover { secondary_backend_id } => {
+                    failover::failover(backend, context, operation, secondary_backend_id.as_deref())
+                        .boxed()
+                        .await?;
+                    backend.want_report();
+                    Ok(Value::Null)
+                }
+                Method::FailoverCompleted { updates } => {
+                    standing::completed(backend, updates).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::FreezeHost => {
+                    standing::freeze(backend, operation, true).boxed().await?;
+                    Ok(Value::Bool(true))
+                }
+                Method::ThawHost => {
+                    standing::freeze(backend, operation, false).boxed().await?;
+                    Ok(Value::Bool(true))
+                }
+                Method::DoCleanup(a) => {
+                    let request = cleanup::Cleanup {
+                        service_id: a.service_id,
+                        resource_type: a.resource_type.clone(),
+                        resource_id: a.resource_id.clone(),
+                        until: a.until,
+                    };
+                    cleanup::do_cleanup(backend, context, operation, request, &synthetic::delete_volume)
+                        .boxed()
+                        .await?;
+                    Ok(Value::Null)
+                }
+                Method::CreateGroup { .. }
+                | Method::CreateGroupFromSource(_)
+                | Method::UpdateGroup(_)
+                | Method::DeleteGroup { .. }
+                | Method::CreateGroupSnapshot { .. }
+                | Method::DeleteGroupSnapshot { .. }
+                | Method::EnableReplication { .. }
+                | Method::DisableReplication { .. }
+                | Method::FailoverReplication(_) => {
+                    super::group::run(backend, context, operation, method).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::CopyVolumeToImage(a) => {
+                    let request = upload::Upload::new(&a.volume_id, &a.image_meta);
+                    upload::upload(backend, context, operation, request).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::Retype(a) => moving::retype(backend, context, operation, a).boxed().await,
+                Method::MigrateVolume(a) => moving::migrate(backend, context, operation, a).boxed().await,
+                Method::MigrateVolumeCompletion(a) => {
+                    moving::complete(backend, context, operation, a).boxed().await
+                }
+                Method::UpdateMigratedVolume(a) => moving::update(backend, operation, a).boxed().await,
+                Method::GetBackupDevice(a) => {
+                    backups::get_device(backend, context, operation, a).boxed().await
+                }
+                Method::RemoveExportSnapshot { snapshot_id } => {
+                    connect::terminate_snapshot(backend, snapshot_id).boxed().await?;
+                    Ok(Value::Null)
+                }
+                Method::Order(order) => {
+                    ordering::take(backend, context, order, Some(operation)).boxed().await
+                }
+                _ => Err(crate::rpc::fault::no_such_method(name)),
             }
-            Method::DeleteVolume(a) => {
-                let request = delete::Delete {
-                    volume_id: a.volume.volume.id.clone(),
-                    unmanage_only: a.unmanage_only,
-                    cascade: a.cascade,
-                };
-                delete::delete(backend, context, operation, request).await?;
-                backend.want_report();
-                Ok(Value::Null)
-            }
-            Method::ExtendVolume(a) => {
-                let request = extend::Extend {
-                    volume_id: a.volume.volume.id.clone(),
-                    new_size: a.new_size,
-                    reservations: a.reservations.clone(),
-                };
-                extend::extend(backend, context, operation, request).await?;
-                Ok(Value::Null)
-            }
-            Method::ExtendVolumeCompletion(a) => {
-                let request = extend::Extend {
-                    volume_id: a.volume.volume.id.clone(),
-                    new_size: a.new_size,
-                    reservations: a.reservations.clone(),
-                };
-                extend::complete(backend, context, operation, request, a.error).await?;
-                Ok(Value::Null)
-            }
-            Method::CreateSnapshot(a) => {
-                snapshot::create(backend, context, operation, &a.snapshot.snapshot.id).await?;
-                Ok(Value::Null)
-            }
-            Method::DeleteSnapshot(a) => {
-                snapshot::delete(backend, context, operation, &a.snapshot.snapshot.id, a.unmanage_only)
-                    .await?;
-                Ok(Value::Null)
-            }
-            Method::RevertToSnapshot(a) => {
-                let request = revert::Revert {
-                    volume_id: a.volume.volume.id.clone(),
-                    snapshot_id: a.snapshot.snapshot.id.clone(),
-                };
-                Box::pin(revert::revert(backend, context, operation, request)).await?;
-                Ok(Value::Null)
-            }
-            Method::Reimage(a) => {
-                Box::pin(reimage::reimage(backend, context, operation, reimage_request(a))).await?;
-                Ok(Value::Null)
-            }
-            Method::ManageExisting(a) => {
-                let volume_id = a.volume.volume.id.clone();
-                let request = manage::Manage { volume_id, reference: a.reference.clone() };
-                Box::pin(manage::manage(backend, context, operation, request)).await?;
-                Ok(Value::Null)
-            }
-            Method::ManageExistingSnapshot(a) => {
-                let request = manage_snapshot::ManageSnapshot {
-                    snapshot_id: a.snapshot.snapshot.id.clone(),
-                    reference: a.reference.clone(),
-                };
-                Box::pin(manage_snapshot::manage(backend, context, operation, request)).await?;
-                Ok(Value::Null)
-            }
-            Method::AttachVolume(a) => {
-                let request = attach::Attach {
-                    volume_id: a.volume_id.clone(),
-                    instance_uuid: a.instance_uuid.clone(),
-                    host_name: a.host_name.clone(),
-                    mountpoint: a.mountpoint.clone(),
-                    mode: a.mode.clone(),
-                };
-                let attachment = attach::attach(backend, context, operation, request).await?;
-                Ok(attachment_object(&attachment, None)?.to_value())
-            }
-            Method::DetachVolume(a) => {
-                attach::detach(backend, context, operation, &a.volume_id, a.attachment_id.as_deref()).await?;
-                Ok(Value::Null)
-            }
-            Method::AttachmentUpdate(a) => {
-                let id = &a.volume.volume.id;
-                attach::update(backend, context, operation, id, &a.attachment_id, a.connector.clone()).await
-            }
-            Method::AttachmentDelete(a) => {
-                attach::delete(backend, context, &a.volume.volume.id, &a.attachment_id).await?;
-                Ok(Value::Null)
-            }
-            Method::InitializeConnection(a) => {
-                connect::initialize(backend, &a.volume.volume.id, &a.connector).await
-            }
-            Method::TerminateConnection(a) => {
-                connect::terminate(backend, &a.volume_id, a.connector.as_ref()).await?;
-                Ok(Value::Null)
-            }
-            Method::RemoveExport { volume_id } => {
-                connect::terminate(backend, volume_id, None).await?;
-                Ok(Value::Null)
-            }
-            Method::Failover { secondary_backend_id } => {
-                failover::failover(backend, context, operation, secondary_backend_id.as_deref()).await?;
-                backend.want_report();
-                Ok(Value::Null)
-            }
-            Method::FailoverCompleted { updates } => {
-                standing::completed(backend, updates).await?;
-                Ok(Value::Null)
-            }
-            Method::FreezeHost => {
-                standing::freeze(backend, operation, true).await?;
-                Ok(Value::Bool(true))
-            }
-            Method::ThawHost => {
-                standing::freeze(backend, operation, false).await?;
-                Ok(Value::Bool(true))
-            }
-            Method::DoCleanup(a) => {
-                let request = cleanup::Cleanup {
-                    service_id: a.service_id,
-                    resource_type: a.resource_type.clone(),
-                    resource_id: a.resource_id.clone(),
-                    until: a.until,
-                };
-                cleanup::do_cleanup(backend, context, operation, request, &synthetic::delete_volume).await?;
-                Ok(Value::Null)
-            }
-            Method::CreateGroup { .. }
-            | Method::CreateGroupFromSource(_)
-            | Method::UpdateGroup(_)
-            | Method::DeleteGroup { .. }
-            | Method::CreateGroupSnapshot { .. }
-            | Method::DeleteGroupSnapshot { .. }
-            | Method::EnableReplication { .. }
-            | Method::DisableReplication { .. }
-            | Method::FailoverReplication(_) => {
-                super::group::run(backend, context, operation, method).await?;
-                Ok(Value::Null)
-            }
-            Method::CopyVolumeToImage(a) => {
-                let request = upload::Upload::new(&a.volume_id, &a.image_meta);
-                Box::pin(upload::upload(backend, context, operation, request)).await?;
-                Ok(Value::Null)
-            }
-            Method::Retype(a) => moving::retype(backend, context, operation, a).await,
-            Method::MigrateVolume(a) => moving::migrate(backend, context, operation, a).await,
-            Method::MigrateVolumeCompletion(a) => moving::complete(backend, context, operation, a).await,
-            Method::UpdateMigratedVolume(a) => moving::update(backend, operation, a).await,
-            Method::GetBackupDevice(a) => backups::get_device(backend, context, operation, a).await,
-            Method::RemoveExportSnapshot { snapshot_id } => {
-                connect::terminate_snapshot(backend, snapshot_id).await?;
-                Ok(Value::Null)
-            }
-            Method::Order(order) => ordering::take(backend, context, order, Some(operation)).await,
-            _ => Err(crate::rpc::fault::no_such_method(name)),
         }
+        .boxed()
     }
 }
 

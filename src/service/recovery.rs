@@ -85,12 +85,15 @@ impl Recovery {
     ///
     /// # Errors
     /// `Database`.
-    pub async fn look(self: &Arc<Self>) -> Result<Option<Duration>> {
-        let mut next = None;
-        for scope in self.scopes() {
-            next = self.look_in(&scope).await?.into_iter().chain(next).min();
-        }
-        Ok(next)
+    // Boxed as `finish` is.
+    pub fn look<'a>(self: &'a Arc<Self>) -> BoxFuture<'a, Result<Option<Duration>>> {
+        Box::pin(async move {
+            let mut next = None;
+            for scope in self.scopes() {
+                next = self.look_in(&scope).await?.into_iter().chain(next).min();
+            }
+            Ok(next)
+        })
     }
 
     /// Where its operations are: a member of a Cinder cluster also has orders that are for it alone, and what it
@@ -182,69 +185,72 @@ impl Recovery {
         sites
     }
 
-    async fn finish(&self, operation: Operation) {
-        let journal = &self.backend.journal;
-        if operation.reply_to().is_some() && operation.is_overdue() {
-            let closed = match operation.method() {
-                "attach_volume" | "detach_volume" | "attachment_update" => {
-                    attach::roll_back(&self.backend, &operation, &rolled_back()).await
-                }
-                "migrate_volume_completion" | "update_migrated_volume" => {
-                    let admin = RequestContext::admin();
-                    Box::pin(migrated::roll_back(&self.backend, &admin, &operation, &rolled_back())).await
-                }
-                "get_backup_device" => match Call::from_journal(operation.request()).map(|c| c.method) {
-                    Ok(Method::GetBackupDevice(a)) => {
-                        backups::roll_back(&self.backend, &operation, &a, &rolled_back()).await
+    // Boxed, so that the compiler proves once that it may be sent to another thread.
+    fn finish(&self, operation: Operation) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let journal = &self.backend.journal;
+            if operation.reply_to().is_some() && operation.is_overdue() {
+                let closed = match operation.method() {
+                    "attach_volume" | "detach_volume" | "attachment_update" => {
+                        attach::roll_back(&self.backend, &operation, &rolled_back()).await
                     }
+                    "migrate_volume_completion" | "update_migrated_volume" => {
+                        let admin = RequestContext::admin();
+                        Box::pin(migrated::roll_back(&self.backend, &admin, &operation, &rolled_back())).await
+                    }
+                    "get_backup_device" => match Call::from_journal(operation.request()).map(|c| c.method) {
+                        Ok(Method::GetBackupDevice(a)) => {
+                            backups::roll_back(&self.backend, &operation, &a, &rolled_back()).await
+                        }
+                        _ => journal.finish(&operation, &rolled_back()).await,
+                    },
+                    // The others change rows in one transaction, with nothing half done before it.
                     _ => journal.finish(&operation, &rolled_back()).await,
-                },
-                // The others change rows in one transaction, with nothing half done before it.
-                _ => journal.finish(&operation, &rolled_back()).await,
-            };
-            match closed {
-                Err(error) if error.code() == Code::Cancelled => {}
-                Err(error) => {
-                    warn!(%error, "could not roll an overdue call back, it will be taken up again");
-                    let _ = journal.give_back(&operation).await;
+                };
+                match closed {
+                    Err(error) if error.code() == Code::Cancelled => {}
+                    Err(error) => {
+                        warn!(%error, "could not roll an overdue call back, it will be taken up again");
+                        let _ = journal.give_back(&operation).await;
+                    }
+                    Ok(()) => {}
                 }
-                Ok(()) => {}
-            }
-            return;
-        }
-        if operation.method() == DRAIN {
-            return drain::run(&self.backend, &self.intake, &operation, &self.stopping).await;
-        }
-        if operation.method().starts_with(orders::PREFIX) {
-            orders::run(&self.backend, &operation).await;
-            return;
-        }
-        let call = match Call::from_journal(operation.request()) {
-            Ok(call) => call,
-            Err(error) => {
-                error!(%error, "an abandoned operation cannot be read; it is closed");
-                let _ = journal.finish(&operation, &crate::journal::Outcome::failed(&error)).await;
                 return;
             }
-        };
-        Span::current().record("request_id", &call.context.request_id);
-        if operation.former().is_some_and(|former| former.host != journal.owner().host)
-            && let Err(error) = self.handler.claim_again(&call, &operation).await
-        {
-            warn!(%error, "could not claim what another member of the cluster had claimed");
-        }
-        let id = operation.id();
-        let outcome = self.handler.run_journaled(&call, operation).await;
-        match &outcome {
-            Ok(_) => info!("abandoned operation finished"),
-            Err(error) if error.code() == Code::Cancelled => return,
-            Err(error) => error!(%error, "abandoned operation failed"),
-        }
-        if let Some(to) = &call.reply {
-            self.publisher.reply(to, Reply::new(outcome.as_ref().map(Clone::clone))).await;
-            if let Err(error) = journal.mark_replied(id).await {
-                warn!(%error, "could not note that a reply was sent; it may be sent twice");
+            if operation.method() == DRAIN {
+                return drain::run(&self.backend, &self.intake, &operation, &self.stopping).await;
             }
-        }
+            if operation.method().starts_with(orders::PREFIX) {
+                orders::run(&self.backend, &operation).await;
+                return;
+            }
+            let call = match Call::from_journal(operation.request()) {
+                Ok(call) => call,
+                Err(error) => {
+                    error!(%error, "an abandoned operation cannot be read; it is closed");
+                    let _ = journal.finish(&operation, &crate::journal::Outcome::failed(&error)).await;
+                    return;
+                }
+            };
+            Span::current().record("request_id", &call.context.request_id);
+            if operation.former().is_some_and(|former| former.host != journal.owner().host)
+                && let Err(error) = self.handler.claim_again(&call, &operation).await
+            {
+                warn!(%error, "could not claim what another member of the cluster had claimed");
+            }
+            let id = operation.id();
+            let outcome = self.handler.run_journaled(&call, operation).await;
+            match &outcome {
+                Ok(_) => info!("abandoned operation finished"),
+                Err(error) if error.code() == Code::Cancelled => return,
+                Err(error) => error!(%error, "abandoned operation failed"),
+            }
+            if let Some(to) = &call.reply {
+                self.publisher.reply(to, Reply::new(outcome.as_ref().map(Clone::clone))).await;
+                if let Err(error) = journal.mark_replied(id).await {
+                    warn!(%error, "could not note that a reply was sent; it may be sent twice");
+                }
+            }
+        })
     }
 }
