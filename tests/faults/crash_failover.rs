@@ -308,8 +308,7 @@ fn failovers_die_at_every_kind_of_step() {
     drill(|d| {
         let mut known = volumes(d.lab);
         d.one_way(Victim::Service, &mut known, "site-b", PLANNED);
-        d.one_way(Victim::Workers, &mut known, "default", PLANNED);
-        d.forced(Victim::Both, &known, "site-b", FORCED_ONLY);
+        d.forced(Victim::Both, &known, "default", FORCED_ONLY);
         for point in FORCED_ONLY {
             assert!(killed_at(&d.lab.service_log(), point) > Some(0), "workers were killed at {point}, too");
         }

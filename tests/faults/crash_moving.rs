@@ -38,6 +38,7 @@ fn a_retype_dies_at_every_step() {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_migration_dies_at_every_step() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
