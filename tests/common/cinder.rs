@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::lab::Lab;
-use super::{wait_for, wait_until};
+use super::{wait_for, wait_or_tell, wait_until};
 
 /// A text column of a row ("" for NULL).
 pub(crate) fn row_str<'a>(row: &'a Value, column: &str) -> &'a str {
@@ -230,9 +230,10 @@ impl Lab {
     /// Until the replica of `from`'s image is there and replays.
     #[track_caller]
     pub(crate) fn wait_mirrored(&self, volume: &str, to: &str) {
-        wait_until(&format!("volume {volume} is mirrored to site {to}"), 120, || {
-            self.ceph("mirrored", json!({"image": format!("volume-{volume}"), "to": to})) == json!(true)
-        });
+        let arrived =
+            || self.ceph("mirrored", json!({"image": format!("volume-{volume}"), "to": to})) == json!(true);
+        let what = format!("volume {volume} is mirrored to site {to}");
+        wait_or_tell(&what, 120, arrived, || self.mirroring_of(volume));
     }
 
     /// Until what `write` wrote on `from` has arrived on the other side.
@@ -252,10 +253,29 @@ impl Lab {
         }
         for (volume, seed) in written {
             let args = json!({"source": from, "image": format!("volume-{volume}"), "seed": seed});
-            wait_until(&format!("the data of volume {volume} has left site {from}"), 120, || {
-                self.ceph("caught_up", args.clone()) == json!(true)
-            });
+            let arrived = || self.ceph("caught_up", args.clone()) == json!(true);
+            let what = format!("the data of volume {volume} has left site {from}");
+            wait_or_tell(&what, 120, arrived, || self.mirroring_of(volume));
         }
+    }
+
+    /// What both sites' daemons say of a volume's image, and logged at last.
+    fn mirroring_of(&self, volume: &str) -> String {
+        let mut text = String::new();
+        for site in ["a", "b"] {
+            let image = format!("volumes/volume-{volume}");
+            let status = self.try_tool(&["rbd", site, "mirror", "image", "status", &image]);
+            let log = self.root.join(format!("ceph/site-{site}/log/rbd-mirror.log"));
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(20).collect();
+            text += &format!(
+                "--- site {site}\n{}{}--- its rbd-mirror, the latest first\n{}\n",
+                String::from_utf8_lossy(&status.stdout),
+                String::from_utf8_lossy(&status.stderr),
+                lines.join("\n")
+            );
+        }
+        text
     }
 
     /// Until a site has an image whose first megabyte is this.

@@ -55,6 +55,23 @@ pub(crate) fn wait_for<T>(what: &str, seconds: u64, mut ask: impl FnMut() -> Opt
     }
 }
 
+/// `wait_until`, and what `why` says when it does not come true.
+#[track_caller]
+pub(crate) fn wait_or_tell(
+    what: &str,
+    seconds: u64,
+    mut ask: impl FnMut() -> bool,
+    why: impl FnOnce() -> String,
+) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !ask() {
+        if Instant::now() >= end {
+            panic!("{what}: not within {seconds} s\n{}", why());
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
 /// `wait_for` of something that is true or not yet.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, seconds: u64, mut ask: impl FnMut() -> bool) {
