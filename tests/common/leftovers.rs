@@ -46,6 +46,16 @@ const UNDONE_SCORIA: &[(&str, &str)] = &[
 ];
 
 impl Lab {
+    /// Removes a volume type and what the API keeps of it: the quota that it makes for each type it has used.
+    pub(crate) fn forget_type(&self, name: &str) {
+        let gone = "UPDATE volume_types SET deleted = 1, deleted_at = UTC_TIMESTAMP() WHERE name = %s AND deleted = 0";
+        self.sql(gone, &[json!(name)]);
+        let reserved =
+            "DELETE r FROM reservations r JOIN quota_usages u ON r.usage_id = u.id WHERE u.resource LIKE %s";
+        self.sql(reserved, &[json!(format!("%{name}"))]);
+        self.sql("DELETE FROM quota_usages WHERE resource LIKE %s", &[json!(format!("%{name}"))]);
+    }
+
     fn has_table(&self, name: &str) -> bool {
         !self.rows("SHOW TABLES LIKE %s", &[json!(name)]).is_empty()
     }

@@ -12,3 +12,4 @@ mod crash;
 mod encryption;
 mod from_image;
 mod upload;
+mod zones;
