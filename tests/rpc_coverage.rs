@@ -1,4 +1,4 @@
-//! `docs/rpc-coverage.md`: every method of cinder-volume's RPC API with a test that exercises it.
+//! `docs/rpc-coverage.md`: every method of cinder-volume's RPC API, and of cinder-backup's, with a test that exercises it.
 //!
 //! The table is made from the dispatch table, so a method cannot be forgotten; and a test that is renamed or
 //! removed is noticed. `SCORIA_WRITE_DOCS=1 cargo nextest run --test rpc_coverage` writes the page anew.
@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
-use scoria::rpc::dispatch::{Kind, METHODS};
+use scoria::rpc::dispatch::{Kind, METHODS, Spec};
+use scoria::rpc::namespace::BACKUP;
 
 /// Method, file under `tests/` and name of the test.
 const TESTS: &[(&str, &str, &str)] = &[
@@ -104,19 +105,50 @@ const TESTS: &[(&str, &str, &str)] = &[
     ("get_log_levels", "lifecycle/service", "log_levels_are_set_and_read_through_the_api"),
 ];
 
+/// The same of cinder-backup's.
+const BACKUP_TESTS: &[(&str, &str, &str)] = &[
+    ("create_backup", "backup/life", "a_volume_comes_back_from_backups_of_ours"),
+    ("continue_backup", "rpc_wire", "every_captured_request_is_decoded_and_survives_the_journal"),
+    ("restore_backup", "backup/life", "a_volume_comes_back_from_backups_of_ours"),
+    ("delete_backup", "backup/life", "a_volume_comes_back_from_backups_of_ours"),
+    ("export_record", "backup/ours", "records_go_out_and_come_in_again_and_statuses_are_set"),
+    ("import_record", "backup/ours", "records_go_out_and_come_in_again_and_statuses_are_set"),
+    ("reset_status", "backup/ours", "records_go_out_and_come_in_again_and_statuses_are_set"),
+    ("check_support_to_force_delete", "backup/ours", "a_backup_that_is_being_made_can_be_deleted_by_force"),
+    (
+        "publish_service_capabilities",
+        "rpc_wire",
+        "every_captured_request_is_decoded_and_survives_the_journal",
+    ),
+    ("set_log_levels", "backup/ours", "records_go_out_and_come_in_again_and_statuses_are_set"),
+    ("get_log_levels", "backup/ours", "records_go_out_and_come_in_again_and_statuses_are_set"),
+];
+
+type Tests = [(&'static str, &'static str, &'static str)];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+const HEADS: &str =
+    "| method | since | sent as | journalled | a test of it |\n| --- | --- | --- | --- | --- |\n";
+
 fn page() -> String {
     let mut text = String::from(
         "# The methods of cinder-volume's RPC API 3.20\n\n\
-         Made from the dispatch table by `tests/rpc_coverage.rs`: do not edit. All are served.\n\n\
-         | method | since | sent as | journalled | a test of it |\n| --- | --- | --- | --- | --- |\n",
+         Made from the dispatch table by `tests/rpc_coverage.rs`: do not edit. All are served.\n\n",
     );
-    for method in METHODS {
+    list(&mut text, METHODS, TESTS);
+    text.push_str("\n# The methods of cinder-backup's RPC API 2.4\n\nBy `scoria-backup`.\n\n");
+    list(&mut text, BACKUP, BACKUP_TESTS);
+    text
+}
+
+fn list(text: &mut String, methods: &[Spec], tests: &Tests) {
+    text.push_str(HEADS);
+    for method in methods {
         let (_, file, test) =
-            TESTS.iter().find(|t| t.0 == method.name).unwrap_or_else(|| panic!("no test of {}", method.name));
+            tests.iter().find(|t| t.0 == method.name).unwrap_or_else(|| panic!("no test of {}", method.name));
         let sent = match method.kind {
             Kind::Call => "call",
             Kind::Cast => "cast",
@@ -136,21 +168,26 @@ fn page() -> String {
         )
         .unwrap();
     }
-    text
 }
 
 #[test]
 fn every_method_is_listed_with_a_test_that_exists() {
-    for (method, file, test) in TESTS {
-        assert_eq!(METHODS.iter().filter(|m| m.name == *method).count(), 1, "{method} is no method");
-        assert_eq!(TESTS.iter().filter(|t| t.0 == *method).count(), 1, "{method} is listed twice");
-        let path = root().join(format!("tests/{file}.rs"));
-        let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(source.contains(&format!("fn {test}(")), "{method}: no test {test} in {}", path.display());
+    for (methods, tests) in [(METHODS, TESTS), (BACKUP, BACKUP_TESTS)] {
+        all_are_there(methods, tests);
     }
     let (path, page) = (root().join("docs/rpc-coverage.md"), page());
     if std::env::var_os("SCORIA_WRITE_DOCS").is_some() {
         fs::write(&path, &page).unwrap();
     }
     assert_eq!(fs::read_to_string(&path).unwrap(), page, "SCORIA_WRITE_DOCS=1 writes it anew");
+}
+
+fn all_are_there(methods: &[Spec], tests: &Tests) {
+    for (method, file, test) in tests {
+        assert_eq!(methods.iter().filter(|m| m.name == *method).count(), 1, "{method} is no method");
+        assert_eq!(tests.iter().filter(|t| t.0 == *method).count(), 1, "{method} is listed twice");
+        let path = root().join(format!("tests/{file}.rs"));
+        let source = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(source.contains(&format!("fn {test}(")), "{method}: no test {test} in {}", path.display());
+    }
 }

@@ -186,6 +186,14 @@ pub trait VolumePeers: Send + Sync {
     -> Result<()>;
 }
 
+/// Id of the message that a request makes us send on: the same one whenever it is sent, and another than the request's.
+/// Services of Scoria share a journal, and whoever finds his message's id in it takes that for a duplicate.
+pub fn sent_on(unique_id: &str, method: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(format!("{method} for {unique_id}"));
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// cinder-backup's `continue_backup`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContinueBackup {

@@ -30,7 +30,7 @@ pub struct Verdict {
 /// # Errors
 /// `InvalidBackup` when its data is not there; what Ceph answers.
 pub async fn verify(b: &Backups, backup: &Backup) -> Result<Verdict> {
-    let store = b.store(backup);
+    let store = b.store(backup).await?;
     let (base, point, _) = restore::find_point(b, backup, &store).await?;
     let table = names::sums_object(&backup.id);
     let mut verdict = Verdict::default();
@@ -71,7 +71,7 @@ pub async fn verify(b: &Backups, backup: &Backup) -> Result<Verdict> {
 /// # Errors
 /// What Ceph answers.
 pub async fn has_table(b: &Backups, backup: &Backup) -> Result<bool> {
-    let store = b.store(backup);
+    let store = b.store(backup).await?;
     // A table may be larger than one answer: its beginning says enough.
     let ask = ObjectRead { pool: store.pool.clone(), object: names::sums_object(&backup.id) };
     Ok(store.site.insist(ask).await?.is_some_and(|head| sums::is_table(&head)))

@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::names::{self, ServiceMetadata};
+use super::names;
 use super::plan::{PLAN, Plan};
 use super::running::Turn;
 use super::{Backups, images, is_unsettled, message, metadata, plan};
@@ -91,9 +91,17 @@ async fn run(
     };
     let backup = begin(b, context, operation, backup, &volume).await?;
     let source = b.locate(&volume).await?;
-    let store = b.store(&backup);
     let _base = b.locks.local(&format!("backups of {}", volume.id)).await;
-    let mut plan = match operation.reached::<Plan>(PLAN).await? {
+    let former = operation.reached::<Plan>(PLAN).await?;
+    let (store, site) = match &former {
+        Some(former) => {
+            let place =
+                Place { site: b.site_of(former.site.as_deref()).await?, pool: former.container.clone() };
+            (place, former.site.clone())
+        }
+        None => b.destination(&backup, plan::parent(b, &backup).await?.as_ref(), &volume).await?,
+    };
+    let mut plan = match former {
         Some(former) => {
             if plan::is_whole(&source, &former).await? {
                 former
@@ -103,13 +111,15 @@ async fn run(
             }
         }
         None => {
-            let plan = plan::draft(b, &backup, &source, &store).await?;
-            operation.step(PLAN, &plan).await?;
+            let plan = Plan { site, ..plan::draft(b, &backup, &source, &store).await? };
+            plan::write_down(operation, &backup, &plan).await?;
             plan
         }
     };
     crash::point("create_backup:planned");
     plan::prepare(b, operation, &backup, &source, &store, &mut plan).await?;
+    // Which cluster it is: the workers of the other site do not ask.
+    store.stat(&plan.base).await?;
     let mut told = Told::new(b);
     told.tell(b, context, &backup, &plan).await;
     while !plan.complete {
@@ -126,9 +136,10 @@ async fn run(
             dest: plan.base.clone(),
             dest_since: plan.common.as_ref().map(|(_, of_base)| of_base.clone()),
             offset: plan.reached,
-            budget: images::PART,
+            budget: images::budget(b.config.bandwidth_mib),
             sums: Sums { write: Some(names::sums_object(&backup.id)), expect: None },
         };
+        let began = Instant::now();
         let part = images::copy_part(&source.place.site, &copy).await?;
         plan.reached = part.reached;
         plan.read += part.read;
@@ -136,6 +147,7 @@ async fn run(
         plan.complete = part.complete;
         operation.step(PLAN, &plan).await?;
         crash::point("create_backup:part");
+        images::pace(b.config.bandwidth_mib, part.read, began).await;
         told.tell(b, context, &backup, &plan).await;
     }
     if turn.is_called_off() {
@@ -236,7 +248,7 @@ async fn finish(
     backup_id: &str,
     plan: &Plan,
 ) -> Result<()> {
-    let metadata = ServiceMetadata { base: plan.base.clone(), site: None };
+    let metadata = plan.metadata();
     let ended = b
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
@@ -395,7 +407,7 @@ async fn undo(b: &Backups, backup_id: &str, plan: Option<&Plan>) -> Result<()> {
         Ok(())
     };
     let at_store = async {
-        let store = Place { pool: plan.container.clone(), ..b.store(&backup) };
+        let store = Place { site: b.site_of(plan.site.as_deref()).await?, pool: plan.container.clone() };
         images::drop_snapshot(&store, &plan.base, &plan.snap).await?;
         if plan.new_base {
             images::remove_image(&store, &plan.base).await?;

@@ -70,7 +70,7 @@ pub async fn delete(
 }
 
 async fn remove(b: &Backups, backup: &Backup) -> Result<()> {
-    let store = b.store(backup);
+    let store = b.store(backup).await?;
     let _base = b.locks.local(&format!("backups of {}", backup.volume_id)).await;
     let (parent, volume) =
         b.db.read("what a backup hangs on", async |conn| {

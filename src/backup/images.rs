@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::names;
@@ -17,6 +18,22 @@ const BUSY_PAUSE: Duration = Duration::from_secs(5);
 const TRIES: u32 = 3;
 /// Bytes that are read for one part: what a crash or a cancellation costs at most.
 pub(super) const PART: u64 = 256 << 20;
+
+/// Bytes of one part: with a limit what may be read in a second, so that the pauses are short.
+pub(super) fn budget(limit_mib: u64) -> u64 {
+    match limit_mib {
+        0 => PART,
+        limit => limit.saturating_mul(1 << 20).min(PART),
+    }
+}
+
+/// Waits as long as it takes that `read` bytes since `began` are not more than the limit.
+pub(super) async fn pace(limit_mib: u64, read: u64, began: Instant) {
+    if limit_mib > 0 {
+        let seconds = read as f64 / limit_mib.saturating_mul(1 << 20) as f64;
+        tokio::time::sleep_until(began + Duration::from_secs_f64(seconds)).await;
+    }
+}
 
 /// What is known of an image and its snapshots; `None` when there is no such image.
 pub(super) async fn inspect(place: &Place, image: &str) -> Result<Option<Inspection>, RbdError> {
@@ -94,5 +111,23 @@ pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, R
             }
             other => return other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_kept_in_short_steps_and_none_costs_nothing() {
+        assert_eq!((budget(0), budget(8), budget(4096)), (PART, 8 << 20, PART));
+        let began = Instant::now();
+        pace(0, 1 << 40, began).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pace(8, 4 << 20, began).await;
+        assert_eq!(began.elapsed(), Duration::from_millis(500));
+        // What has taken longer anyway is not slowed down.
+        pace(8, 4 << 20, began).await;
+        assert_eq!(began.elapsed(), Duration::from_millis(500));
     }
 }

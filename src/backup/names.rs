@@ -16,7 +16,7 @@ pub const DRIVER: &str = "cinder.backup.drivers.ceph.CephBackupDriver";
 pub struct ServiceMetadata {
     /// Image that the backup is a snapshot of.
     pub base: String,
-    /// The registered site that has it; absent: the one of `backup_ceph_conf`.
+    /// The registered site that has it, by its fsid: names change; absent: the cluster of `backup_ceph_conf`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
 }

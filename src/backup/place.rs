@@ -5,6 +5,8 @@
 //! a volume that is elsewhere has a row of its own. So a backup needs a section for the backend in the configuration
 //! of this service, and no volume service that is up.
 
+use std::path::PathBuf;
+
 use crate::backend::{DEFAULT_SITE, connections};
 use crate::config::BackendConfig;
 use crate::db;
@@ -15,6 +17,10 @@ use crate::rbd::protocol::Connection;
 use crate::volume::image::Place;
 
 use super::Backups;
+use super::names::ServiceMetadata;
+
+/// Extra spec of a volume type: the registered site that backups of its volumes go to.
+const SITE_SPEC: &str = "backup:site";
 
 /// An image where it is.
 #[derive(Clone)]
@@ -105,9 +111,117 @@ impl Backups {
         Site::new(self.ceph.clone(), connection)
     }
 
-    /// The pool that a backup is in, or a new one goes to.
-    pub fn store(&self, backup: &Backup) -> Place {
+    /// A registered site, by the files that this host has of it.
+    ///
+    /// # Errors
+    /// `InvalidInput` when there is no site of that name or fsid, or this host has no files of it, with what there is
+    /// and what to do; `Database`.
+    pub async fn registered(&self, name: &str) -> Result<Site> {
+        let (row, hosts) = self
+            .db
+            .read("site of backups", async |conn| {
+                let row = db::site::find(conn, name).await?;
+                let hosts = db::site::hosts(conn, &row.fsid).await?;
+                Ok((row, hosts))
+            })
+            .await?;
+        let host = hosts.into_iter().find(|files| files.host == self.host && files.state == "present");
+        let host = host.ok_or_else(|| {
+            let text = format!(
+                "The backup service's host {} has no files of site {}: register them there (scoria-manage site register {} --host {} …)",
+                self.host, row.name, row.name, self.host
+            );
+            Error::new(Code::InvalidInput, text)
+        })?;
+        let connection = Connection {
+            site: row.name.clone(),
+            conf: PathBuf::from(host.conf),
+            cluster_name: "ceph".to_owned(),
+            user: host.client,
+            connect_timeout: None,
+        };
+        let site = Site::new(self.ceph.clone(), connection);
+        site.identity().expect(Some(&row.fsid));
+        Ok(site)
+    }
+
+    /// The site of backups whose metadata name this one; `None` is the cluster of `backup_ceph_conf`.
+    ///
+    /// # Errors
+    /// As [`Backups::registered`].
+    pub async fn site_of(&self, fsid: Option<&str>) -> Result<Site> {
+        match fsid {
+            Some(fsid) => self.registered(fsid).await,
+            None => Ok(self.own_site()),
+        }
+    }
+
+    /// The pool that a backup is in.
+    ///
+    /// # Errors
+    /// As [`Backups::registered`], for one on a site that is known no more.
+    pub async fn store(&self, backup: &Backup) -> Result<Place> {
+        let site = ServiceMetadata::read(backup.service_metadata.as_deref()).and_then(|noted| noted.site);
+        Ok(Place { site: self.site_of(site.as_deref()).await?, pool: self.pool_of(backup) })
+    }
+
+    fn pool_of(&self, backup: &Backup) -> String {
         let container = backup.container.as_deref().filter(|pool| !pool.is_empty());
-        Place { site: self.own_site(), pool: container.unwrap_or(&self.config.ceph_pool).to_owned() }
+        container.unwrap_or(&self.config.ceph_pool).to_owned()
+    }
+
+    /// The pool that a new backup goes to, and the fsid of its site if that is a registered one. A chain stays where it
+    /// was begun; a new one goes where the volume's type says (`backup:site`), or else the configuration.
+    ///
+    /// # Errors
+    /// As [`Backups::registered`].
+    pub async fn destination(
+        &self,
+        backup: &Backup,
+        parent: Option<&Backup>,
+        volume: &Volume,
+    ) -> Result<(Place, Option<String>)> {
+        let wanted = match parent {
+            Some(parent) => ServiceMetadata::read(parent.service_metadata.as_deref()).and_then(|m| m.site),
+            None => self.wanted_site(volume).await?,
+        };
+        let site = self.site_of(wanted.as_deref()).await?;
+        let fsid = wanted.and_then(|_| site.identity().expected());
+        Ok((Place { site, pool: self.pool_of(backup) }, fsid))
+    }
+
+    async fn wanted_site(&self, volume: &Volume) -> Result<Option<String>> {
+        let kind = volume.volume_type_id.as_str();
+        if kind.is_empty() {
+            return Ok(self.config.site.clone());
+        }
+        let found =
+            self.db.read("type of a volume", async |conn| db::volume_type::get(conn, kind).await).await?;
+        let by_type = found.extra_specs.get(SITE_SPEC).filter(|name| !name.is_empty());
+        Ok(by_type.cloned().or_else(|| self.config.site.clone()))
+    }
+
+    /// The pool that backups go to unless something else is said.
+    ///
+    /// # Errors
+    /// As [`Backups::registered`].
+    pub async fn usual_place(&self) -> Result<Place> {
+        let site = self.site_of(self.config.site.as_deref()).await?;
+        Ok(Place { site, pool: self.config.ceph_pool.clone() })
+    }
+
+    /// The registered sites that this host has files of.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn registered_sites(&self) -> Result<Vec<Site>> {
+        let host = self.host.as_str();
+        let rows =
+            self.db.read("sites of backups", async |conn| db::site::files_on(conn, host).await).await?;
+        let mut sites = Vec::new();
+        for row in rows.into_iter().filter(|row| row.state == "present") {
+            sites.push(self.registered(&row.fsid).await?);
+        }
+        Ok(sites)
     }
 }

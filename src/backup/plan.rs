@@ -4,9 +4,11 @@
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use super::names::ServiceMetadata;
 use super::place::Located;
 use super::{Backups, images, names};
 use crate::db;
+use crate::db::backup_work::BackupChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::model::Backup;
@@ -32,6 +34,9 @@ pub(super) struct Plan {
     pub(super) new_base: bool,
     /// Pool of it.
     pub(super) container: String,
+    /// Registered site that has it, by its fsid; absent: the cluster of `backup_ceph_conf`.
+    #[serde(default)]
+    pub(super) site: Option<String>,
     /// Snapshot of the base that is the backup.
     pub(super) snap: String,
     /// Snapshot of the volume's image that is read.
@@ -52,13 +57,37 @@ pub(super) struct Plan {
     pub(super) complete: bool,
 }
 
-/// Whether the journal's plan can go on: a snapshot that was taken is still there.
-pub(super) async fn is_whole(source: &Located, plan: &Plan) -> Result<bool> {
-    if plan.taken == Some(false) {
-        return Ok(true);
+impl Plan {
+    /// `service_metadata` of the backup.
+    pub(super) fn metadata(&self) -> ServiceMetadata {
+        ServiceMetadata { base: self.base.clone(), site: self.site.clone() }
     }
+}
+
+/// Puts a plan into the journal. Whoever deletes a backup that came to nothing must know on which site to look: stock,
+/// which has but one, writes that down at the end.
+///
+/// # Errors
+/// `Database`; `Cancelled`.
+pub(super) async fn write_down(operation: &Operation, backup: &Backup, plan: &Plan) -> Result<()> {
+    let Some(_) = &plan.site else { return operation.step(PLAN, plan).await };
+    let changes =
+        BackupChanges { service_metadata: Some(Some(plan.metadata().write())), ..BackupChanges::default() };
+    operation
+        .write("plan of a backup", async |conn| {
+            db::backup_work::update(conn, &backup.id, &changes).await?;
+            operation.step_in(conn, PLAN, plan).await
+        })
+        .await
+}
+
+/// Whether the journal's plan can go on: the snapshots that it names are there, also when the volume is served from
+/// another site by now.
+pub(super) async fn is_whole(source: &Located, plan: &Plan) -> Result<bool> {
     let found = require(source).await?;
-    Ok(found.snaps.iter().any(|snap| snap.name == plan.point))
+    let has = |name: &str| found.snaps.iter().any(|snap| snap.name == name);
+    let has_common = plan.common.as_ref().is_none_or(|(of_volume, _)| has(of_volume));
+    Ok(has_common && (plan.taken == Some(false) || has(&plan.point)))
 }
 
 async fn require(source: &Located) -> Result<Inspection> {
@@ -102,6 +131,7 @@ pub(super) async fn draft(b: &Backups, backup: &Backup, source: &Located, store:
         base,
         new_base,
         container: store.pool.clone(),
+        site: None,
         snap,
         point,
         taken,
@@ -114,7 +144,11 @@ pub(super) async fn draft(b: &Backups, backup: &Backup, source: &Located, store:
     })
 }
 
-async fn parent(b: &Backups, backup: &Backup) -> Result<Option<Backup>> {
+/// The parent of an incremental backup.
+///
+/// # Errors
+/// `BackupNotFound` when it is gone; `Database`.
+pub(super) async fn parent(b: &Backups, backup: &Backup) -> Result<Option<Backup>> {
     match &backup.parent_id {
         Some(id) => b.db.read("parent of a backup", async |conn| db::backup::find(conn, id).await).await,
         None => Ok(None),
@@ -201,7 +235,14 @@ pub(super) async fn again(
     let fresh = draft(b, backup, source, store).await?;
     // Its names stay, so that whoever takes it away finds everything.
     let point = if fresh.taken.is_some() { former.snap.clone() } else { fresh.point };
-    let plan = Plan { snap: former.snap, base: former.base, new_base: former.new_base, point, ..fresh };
+    let plan = Plan {
+        snap: former.snap,
+        base: former.base,
+        new_base: former.new_base,
+        site: former.site,
+        point,
+        ..fresh
+    };
     operation.step(PLAN, &plan).await?;
     Ok(plan)
 }

@@ -5,6 +5,7 @@
 //! if it has any; a volume is `available` only when all of it was right.
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::place::Located;
@@ -120,7 +121,7 @@ async fn run(
     }
     check(&backup, &volume)?;
     let target = b.locate(&volume).await?;
-    let store = b.store(&backup);
+    let store = b.store(&backup).await?;
     let _target = b.locks.local(&format!("content of {}", volume.id)).await;
     let kept = metadata::load(&store, &backup.id).await?;
     if let Some(kept) = &kept {
@@ -148,12 +149,13 @@ async fn run(
             dest: target.image.clone(),
             dest_since: None,
             offset: progress.reached,
-            budget: images::PART,
+            budget: images::budget(b.config.bandwidth_mib),
             // Of a backup of stock's there are none: then nothing is compared.
             sums: Sums { write: None, expect: Some(names::sums_object(&backup.id)) },
         };
         // Which cluster the target is: the workers of the other site do not ask.
         target.place.stat(&target.image).await?;
+        let began = Instant::now();
         let part = images::copy_part(&store.site, &copy).await?;
         progress.reached = part.reached;
         progress.read += part.read;
@@ -161,6 +163,7 @@ async fn run(
         progress.complete = part.complete;
         operation.step(COPYING, &progress).await?;
         crash::point("restore_backup:part");
+        images::pace(b.config.bandwidth_mib, part.read, began).await;
     }
     info!(
         backup.id = backup.id,

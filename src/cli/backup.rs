@@ -14,6 +14,7 @@ use crate::backup::check::Verdict;
 use crate::backup::names::{self, ServiceMetadata};
 use crate::backup::orders::{self, Order};
 use crate::db;
+use crate::db::site::SiteRow;
 use crate::error::{Code, Error, Result};
 use crate::journal::Submitted;
 use crate::model::Backup;
@@ -65,11 +66,13 @@ struct View {
     host: Option<String>,
     pool: Option<String>,
     base: Option<String>,
+    site: Option<String>,
     driver: &'static str,
 }
 
 impl From<&Backup> for View {
     fn from(b: &Backup) -> View {
+        let noted = ServiceMetadata::read(b.service_metadata.as_deref());
         View {
             id: b.id.clone(),
             volume_id: b.volume_id.clone(),
@@ -78,7 +81,8 @@ impl From<&Backup> for View {
             parent_id: b.parent_id.clone(),
             host: b.host.clone(),
             pool: b.container.clone(),
-            base: ServiceMetadata::read(b.service_metadata.as_deref()).map(|m| m.base),
+            base: noted.as_ref().map(|m| m.base.clone()),
+            site: noted.and_then(|m| m.site),
             driver: match &b.service {
                 None => "none yet",
                 Some(_) if names::is_ours(b.service.as_deref()) => "ceph",
@@ -97,14 +101,21 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
                 .db
                 .read("backups", async |conn| db::backup_work::list(conn, volume.as_deref()).await)
                 .await?;
-            list(&found)
+            let sites = context.db.read("sites", async |conn| db::site::list(conn).await).await?;
+            list(&found, &sites)
         }
         Action::Verify(arguments) => verify(context, &arguments).await,
     }
 }
 
-fn list(found: &[Backup]) -> Result<Report> {
-    let views: Vec<View> = found.iter().map(View::from).collect();
+fn list(found: &[Backup], sites: &[SiteRow]) -> Result<Report> {
+    let mut views: Vec<View> = found.iter().map(View::from).collect();
+    for site in views.iter_mut().filter_map(|view| view.site.as_mut()) {
+        // A site that is known no more is shown as it is noted.
+        if let Some(known) = sites.iter().find(|known| known.fsid == *site) {
+            site.clone_from(&known.name);
+        }
+    }
     if views.is_empty() {
         return Report::new("There are no backups.\n", &views);
     }
@@ -115,10 +126,11 @@ fn list(found: &[Backup]) -> Result<Report> {
             view.status.clone(),
             view.size_gib.to_string(),
             view.parent_id.clone().unwrap_or_default(),
+            view.site.clone().unwrap_or_default(),
             view.base.clone().unwrap_or_default(),
         ]
     });
-    Report::new(table(["ID", "Volume", "Status", "GiB", "Parent", "Base"], rows), &views)
+    Report::new(table(["ID", "Volume", "Status", "GiB", "Parent", "Site", "Base"], rows), &views)
 }
 
 async fn verify(context: &Context, arguments: &Verify) -> Result<Report> {
@@ -216,6 +228,6 @@ mod tests {
             ..Backup::default()
         };
         assert_eq!((View::from(&ours).driver, View::from(&ours).base.as_deref()), ("ceph", Some("x")));
-        assert!(list(&[ours]).unwrap().text.contains("| x"));
+        assert!(list(&[ours], &[]).unwrap().text.contains("| x"));
     }
 }

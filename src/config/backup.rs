@@ -20,6 +20,10 @@ pub struct BackupConfig {
     pub ceph_image_journals: bool,
     /// `backup_ceph_max_snapshots` (0: all).
     pub ceph_max_snapshots: usize,
+    /// `backup_site`: name or fsid of the registered site that backups go to; none: the cluster of `ceph_conf`.
+    pub site: Option<String>,
+    /// `scoria_backup_bandwidth`: MiB a second that an operation reads at most (0: no limit).
+    pub bandwidth_mib: u64,
     /// `backup_max_operations` (15; 0: no limit).
     pub max_operations: usize,
     /// `backup_timer_interval` (120 s).
@@ -37,6 +41,9 @@ pub(super) fn backup(reader: &Reader<'_>) -> BackupConfig {
         ceph_pool: super::build::required(reader, "backup_ceph_pool"),
         ceph_image_journals: reader.boolean(scope, "backup_ceph_image_journals"),
         ceph_max_snapshots: size(reader.integer(scope, "backup_ceph_max_snapshots")),
+        site: reader.optional(scope, "backup_site").filter(|name| !name.is_empty()),
+        bandwidth_mib: u64::try_from(reader.integer(Scope::Global(Group::Scoria), "scoria_backup_bandwidth"))
+            .unwrap_or(0),
         max_operations: size(reader.integer(scope, "backup_max_operations")),
         timer_interval: reader.seconds(scope, "backup_timer_interval"),
         report_interval: reader.seconds(scope, "backup_driver_stats_polling_interval"),

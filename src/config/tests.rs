@@ -76,7 +76,8 @@ fn the_registry_is_upstreams_where_upstream_has_the_option() {
         assert!(fits, "{line}: {:?}", spec.kind);
     }
     let own = OPTIONS.iter().filter(|o| {
-        o.name.starts_with("scoria_") || matches!(o.name, "rbd_replication_mode" | "host_cluster_id")
+        o.name.starts_with("scoria_")
+            || matches!(o.name, "rbd_replication_mode" | "host_cluster_id" | "backup_site")
     });
     assert_eq!(seen + own.count(), OPTIONS.len(), "an option is neither upstream's nor named scoria_…");
 }

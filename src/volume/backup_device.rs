@@ -19,7 +19,7 @@ use super::image::{Attempt, Place};
 use super::source::Source;
 use super::{crash, transition_if_still};
 use crate::backend::Backend;
-use crate::backend::peers::ContinueBackup;
+use crate::backend::peers::{self, ContinueBackup};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::Conn;
@@ -234,7 +234,7 @@ async fn hand_out(
     info!(backup.id = request.backup_id, volume.id = device.id, "cinder-backup goes on with the backup");
     let temporary = (device.id != request.volume_id).then(|| device.id.clone());
     let order = ContinueBackup {
-        unique_id: operation.unique_id().to_owned(),
+        unique_id: peers::sent_on(operation.unique_id(), "continue_backup"),
         host: request.host.unwrap_or_default(),
         backup: request.backup,
         temp_volume_id: temporary,

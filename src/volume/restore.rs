@@ -14,7 +14,7 @@ use super::crash;
 use super::create;
 use super::image::Place;
 use crate::backend::Backend;
-use crate::backend::peers::RestoreBackup;
+use crate::backend::peers::{self, RestoreBackup};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::volume::VolumeChanges;
@@ -117,7 +117,7 @@ pub(super) async fn ask(
         Some(backup) => {
             info!(volume.id = volume_id, backup.id = backup_id, host, "cinder-backup fills the volume");
             let order = RestoreBackup {
-                unique_id: operation.unique_id().to_owned(),
+                unique_id: peers::sent_on(operation.unique_id(), "restore_backup"),
                 host,
                 backup,
                 volume_id: volume_id.to_owned(),

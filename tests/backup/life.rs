@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::Backups;
 use crate::common::{Lab, row_str, wait_until};
+use crate::{Backups, Who};
 
 const SERVER: &str = "7d1f5a44-2a5e-4cf0-9c5f-1b3a0a9b6c21";
 
@@ -15,7 +15,19 @@ fn copies(lab: &Lab) -> Vec<Value> {
 #[test]
 fn a_volume_comes_back_from_full_and_incremental_backups() {
     let lab = Lab::get();
-    let backups = Backups::start(&lab);
+    comes_back(&lab, Who::Stock);
+}
+
+#[test]
+fn a_volume_comes_back_from_backups_of_ours() {
+    let lab = Lab::get();
+    if lab.only_scoria("scoria-backup is tested beside scoria-volume") {
+        comes_back(&lab, Who::Scoria);
+    }
+}
+
+fn comes_back(lab: &Lab, who: Who) {
+    let backups = Backups::served_by(lab, who);
     let id = lab.volume_of_type("ceph");
     let first = lab.write("a", &id, 1);
     let full = backups.of(&id, json!({}));
@@ -31,6 +43,16 @@ fn a_volume_comes_back_from_full_and_incremental_backups() {
     assert_eq!(backups.restore(&more, Some(&id)), id);
     assert_eq!(lab.checksum("a", &id), second);
 
+    // What another volume held is gone, wherever it was.
+    let other = lab.volume_of_type("ceph");
+    let write = json!({"site": "a", "image": format!("volume-{other}"), "seed": 9, "offset": 700 << 20});
+    lab.ceph("write", write);
+    backups.restore(&more, Some(&other));
+    let whole = |id: &str| {
+        lab.ceph("checksum", json!({"site": "a", "image": format!("volume-{id}"), "length": 1 << 30}))
+    };
+    assert_eq!(whole(&other), whole(&id));
+
     let made = lab.create(json!({"backup_id": more, "volume_type": "ceph"}));
     let row = lab.wait_status(&made, "available");
     assert!(!row["launched_at"].is_null(), "{row}");
@@ -38,8 +60,8 @@ fn a_volume_comes_back_from_full_and_incremental_backups() {
     backups.wait(&more, "available");
     assert_eq!(row_str(&backups.row(&more), "restore_volume_id"), made);
 
-    assert!(copies(&lab).is_empty());
-    lab.delete(&[&new, &made]);
+    assert!(copies(lab).is_empty());
+    lab.delete(&[&new, &made, &other]);
     backups.delete(&more);
     backups.delete(&full);
     lab.delete(&[&id]);
@@ -49,7 +71,20 @@ fn a_volume_comes_back_from_full_and_incremental_backups() {
 #[test]
 fn what_is_attached_and_mirrored_is_backed_up_as_it_is_and_a_snapshot_by_a_copy() {
     let lab = Lab::get();
-    let backups = Backups::start(&lab);
+    is_backed_up(&lab, Who::Stock);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn what_is_attached_and_mirrored_and_a_snapshot_are_backed_up_by_ours() {
+    let lab = Lab::get();
+    if lab.only_scoria("scoria-backup is tested beside scoria-volume") {
+        is_backed_up(&lab, Who::Scoria);
+    }
+}
+
+fn is_backed_up(lab: &Lab, who: Who) {
+    let backups = Backups::served_by(lab, who);
     let id = lab.volume_of_type("replicated");
     let before = lab.write("a", &id, 1);
     let snapshot = lab.snapshot_of(&id);
@@ -61,7 +96,7 @@ fn what_is_attached_and_mirrored_is_backed_up_as_it_is_and_a_snapshot_by_a_copy(
     let still = backups.of(&id, json!({"snapshot_id": snapshot, "force": true}));
     assert_eq!(lab.volume(&id)["status"], "in-use");
     assert_eq!(lab.snapshot(&snapshot)["status"], "available");
-    wait_until("the copy of the snapshot is deleted", 60, || copies(&lab).is_empty());
+    wait_until("the copy of the snapshot is deleted", 60, || copies(lab).is_empty());
     assert_eq!(lab.quota()["volumes"], json!([1, 0]), "it was not counted");
 
     for (backup, content) in [(&live, &after), (&still, &before)] {
@@ -110,7 +145,20 @@ fn a_backup_of_what_is_not_there_fails_and_lets_go_of_it() {
 #[ignore = "for the long matrix: the sizes of images are tested on the simulator"]
 fn an_encrypted_volume_comes_back_with_its_header() {
     let lab = Lab::get();
-    let backups = Backups::start(&lab);
+    an_encrypted_volume_comes_back(&lab, Who::Stock);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn an_encrypted_volume_comes_back_with_its_header_from_ours() {
+    let lab = Lab::get();
+    if lab.only_scoria("scoria-backup is tested beside scoria-volume") {
+        an_encrypted_volume_comes_back(&lab, Who::Scoria);
+    }
+}
+
+fn an_encrypted_volume_comes_back(lab: &Lab, who: Who) {
+    let backups = Backups::served_by(lab, who);
     let kind = lab.encrypted_type("secret", 256, &[("volume_backend_name", "ceph")]);
     let id = lab.volume_of_type("secret");
     let size = lab.image("a", &id)["size"].as_u64().unwrap();

@@ -1,15 +1,19 @@
-//! Stock cinder-backup, with its driver for Ceph, beside the volume service: backups of volumes as their users
-//! make them, and what comes back out of them.
+//! Backups of volumes as their users make them, and what comes back out of them: by the stock cinder-backup with its
+//! driver for Ceph, and by scoria-backup in its place.
 //!
-//! With `SCORIA_TEST_SERVICE=cinder-volume` the same tests run against the stock volume service.
+//! With `SCORIA_TEST_SERVICE=cinder-volume` those of the stock cinder-backup run beside the stock volume service.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
 mod crash;
+mod interop;
+mod killed;
 mod life;
+mod ours;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use common::{CallError, Lab, row_str, wait_for, wait_until};
@@ -18,15 +22,61 @@ use serde_json::{Value, json};
 /// Images of backups, all on site a.
 const POOL: &str = "backups";
 
-/// cinder-backup, for as long as a test needs it.
+/// A backup service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// cinder-backup 29.
+    Stock,
+    /// Ours.
+    Scoria,
+}
+
+impl Who {
+    /// Its component in tools/lab.
+    fn name(self) -> &'static str {
+        match self {
+            Who::Stock => "cinder-backup",
+            Who::Scoria => "scoria-backup",
+        }
+    }
+}
+
+/// A backup service, for as long as a test needs it.
 struct Backups<'a> {
     lab: &'a Lab,
+    who: Cell<Who>,
 }
 
 impl<'a> Backups<'a> {
+    /// The stock one.
     fn start(lab: &'a Lab) -> Backups<'a> {
-        lab.start("cinder-backup");
-        let backups = Backups { lab };
+        Backups::served_by(lab, Who::Stock)
+    }
+
+    /// One of them, once it makes backups.
+    fn served_by(lab: &'a Lab, who: Who) -> Backups<'a> {
+        lab.start(who.name());
+        let backups = Backups { lab, who: Cell::new(who) };
+        backups.wait_ready();
+        backups
+    }
+
+    /// The other service takes its place.
+    fn hand_over_to(&self, who: Who) {
+        self.lab.stop(self.who.get().name());
+        self.who.set(who);
+        self.lab.start(who.name());
+        self.wait_ready();
+    }
+
+    /// Stops it, and starts it with an environment, such as a point to die at.
+    fn restart_with(&self, env: &[(&str, &str)]) {
+        self.lab.stop(self.who.get().name());
+        self.lab.start_with_env(self.who.get().name(), env);
+    }
+
+    fn wait_ready(&self) {
+        let (lab, backups) = (self.lab, self);
         // The scheduler knows of it once it has reported itself.
         let probe = lab.volume_of_type("ceph");
         let end = Instant::now() + Duration::from_secs(90);
@@ -46,7 +96,6 @@ impl<'a> Backups<'a> {
         }
         lab.delete(&[&probe]);
         lab.sql("DELETE FROM messages", &[]);
-        backups
     }
 
     /// `POST /backups` without waiting; its id.
@@ -107,13 +156,20 @@ impl<'a> Backups<'a> {
     fn images(&self) -> Result<Value, CallError> {
         self.lab.ceph.call("images", json!({"site": "a", "pool": POOL}))
     }
+
+    /// Objects that are beside them: metadata and checksums.
+    fn objects(&self) -> Vec<String> {
+        let listed = self.lab.try_tool(&["rados", "a", "-p", POOL, "ls"]);
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        text.lines().filter(|name| name.starts_with("backup.")).map(str::to_owned).collect()
+    }
 }
 
 impl Drop for Backups<'_> {
     fn drop(&mut self) {
         let panicking = std::thread::panicking();
         let left = self.images();
-        let stopped = self.lab.try_tool(&["stop", "cinder-backup"]).status.success();
+        let stopped = self.lab.try_tool(&["stop", self.who.get().name()]).status.success();
         if panicking {
             for image in
                 left.iter().flat_map(|l| l.as_array().into_iter().flatten()).filter_map(Value::as_str)
@@ -122,9 +178,13 @@ impl Drop for Backups<'_> {
                 self.lab.try_tool(&["rbd", "a", "snap", "purge", &name, "--no-progress"]);
                 self.lab.try_tool(&["rbd", "a", "rm", &name, "--no-progress"]);
             }
+            for object in self.objects() {
+                self.lab.try_tool(&["rados", "a", "-p", POOL, "rm", &object]);
+            }
             return;
         }
-        assert!(stopped, "cinder-backup does not stop");
+        assert!(stopped, "{} does not stop", self.who.get().name());
         assert_eq!(left.unwrap(), json!([]), "images of backups are left");
+        assert!(self.objects().is_empty(), "objects of backups are left: {:?}", self.objects());
     }
 }

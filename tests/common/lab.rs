@@ -101,7 +101,12 @@ pub(crate) fn is_gone(pid: i32) -> bool {
 
 /// Process ids of a volume service: the one that was started, then its descendants.
 fn service_pids(subject: Subject) -> Vec<i32> {
-    let path = env::root().join("run").join(format!("{}.json", subject.name()));
+    component_pids(subject.name())
+}
+
+/// The same of a component of tools/lab.
+fn component_pids(name: &str) -> Vec<i32> {
+    let path = env::root().join("run").join(format!("{name}.json"));
     let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
     let record: Value = serde_json::from_str(&text).unwrap();
     let mut pids = vec![record["pid"].as_i64().unwrap() as i32];
@@ -254,6 +259,10 @@ impl Lab {
     pub(crate) fn start(&self, name: &str) {
         tool_ok(&["start", name], &[]);
     }
+    /// The same with more in its environment.
+    pub(crate) fn start_with_env(&self, name: &str, env: &[(&str, &str)]) {
+        tool_ok(&["start", name], env);
+    }
     pub(crate) fn stop(&self, name: &str) {
         tool_ok(&["stop", name], &[]);
     }
@@ -363,6 +372,25 @@ impl Lab {
     #[track_caller]
     pub(crate) fn wait_service_gone(&self, seconds: u64) {
         wait_until("the service ends", seconds, || self.service_pids().first().is_none_or(|p| is_gone(*p)));
+    }
+
+    /// Until a component has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait_gone(&self, name: &str, seconds: u64) {
+        wait_until(&format!("{name} ends"), seconds, || {
+            component_pids(name).first().is_none_or(|p| is_gone(*p))
+        });
+    }
+
+    /// Process ids of a component: the one that was started, then its descendants.
+    pub(crate) fn pids_of(&self, name: &str) -> Vec<i32> {
+        component_pids(name)
+    }
+
+    /// All that a component has logged in this lab.
+    pub(crate) fn log_of(&self, name: &str) -> String {
+        let path = self.root.join("log").join(format!("{name}.log"));
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
     }
 
     /// `kill -9` of the service's own process alone; its workers are left to notice.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use scoria::backend::peers::sent_on;
 use scoria::error::{Code, Error};
 use scoria::journal::{NewOperation, Operation, ReplyTo};
 use scoria::rbd::RbdErrorKind;
@@ -307,7 +308,9 @@ async fn a_copy_that_was_begun_is_finished_and_handed_out_once() {
     let orders = stage.heard.handed_out();
     assert_eq!(orders.len(), 1);
     assert_eq!(copies(&stage).await, [[orders[0].device.id.as_str(), "backing-up"]]);
-    assert_eq!(orders[0].unique_id, operation.unique_id(), "known again when it is sent twice");
+    let sent = sent_on(operation.unique_id(), "continue_backup");
+    assert_eq!(orders[0].unique_id, sent, "known again when it is sent twice");
+    assert_ne!(sent, operation.unique_id(), "a backup service of ours reads the same journal");
     assert_eq!(images(&stage), 2);
 }
 

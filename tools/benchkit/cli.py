@@ -23,12 +23,12 @@ from labkit.state import REPO, Lab, LabError
 from . import results
 
 SECTIONS = ("start", "memory", "ops", "calls", "cpu", "snapshot", "clone", "attach", "floor")
-# Named or not at all: the first needs Keystone and Glance, the first two much time, the last has no rival.
-EXTRA = ("image", "failover", "takeover")
+# Named or not at all: the first needs Keystone and Glance, the last has no rival, and all but that much time.
+EXTRA = ("image", "backup", "failover", "takeover")
 PREPARED = "SCORIA_BENCH_PREPARED"
 SERVICES = ("scoria-volume", "cinder-volume")
 EPILOG = """\
-sections (without an argument all but image, failover and takeover):
+sections (without an argument all but image, backup, failover and takeover):
   start   from the start of the service to its first answered RPC, by volumes in the database
   memory  PSS of all processes, idle and after 500 operations
   ops     create and delete put straight on the queue: latency and throughput
@@ -38,6 +38,8 @@ sections (without an argument all but image, failover and takeover):
   clone   volumes of snapshots and of volumes
   attach  attachments (attachment_update, attachment_delete)
   image   volumes of images, one and ten at once, and images of a volume: seconds, PSS
+  backup  full, incremental and restoration of a half-filled volume of 4 GiB (--quick: 1 GiB), beside stock's
+          cinder-backup and librbd alone; PSS of scoria-backup with ten backups at once
   failover  of 10, 100 and 1000 volumes in both modes, there and back, and with the active site killed,
             beside stock (journal mode) and the same librbd calls with nothing around them
   floor   the same librbd calls with nothing around them
@@ -178,7 +180,7 @@ def _output(*command):
 
 def _sizes(args, sizes, drill):
     yield f"sections {' '.join(args.sections)}"
-    if set(args.sections) - {"failover", "takeover"}:
+    if set(args.sections) - {"backup", "failover", "takeover"}:
         operations = ", ".join(f"{k}: {v}" for k, v in sizes.operations.items())
         yield (f"{sizes.runs} round{'s' * (sizes.runs > 1)}; operations by number in flight {operations}; "
                f"calls for {sizes.seconds:g} s; 1 GiB volumes, not mirrored")
@@ -225,7 +227,7 @@ def _measure(args, lab, every):
     sys.path.insert(0, str(REPO / "tests" / "common"))
     from . import rows as rows_module
     os.environ["OS_PROJECT_ID"] = rows_module.PROJECT        # of contexts and messages
-    from . import broker, failover, floor, sections, sides, takeover
+    from . import backup, broker, failover, floor, sections, sides, takeover
     from labkit import scoria
     sizes = sections.Sizes.quick() if args.quick else sections.Sizes()
     sizes.runs = args.runs or sizes.runs
@@ -253,7 +255,7 @@ def _measure(args, lab, every):
             from . import images
             glance = stack.enter_context(contextlib.closing(images.Glance()))
         began = time.monotonic()
-        compared = tuple(s for s in args.sections if s not in ("failover", "takeover"))
+        compared = tuple(s for s in args.sections if s not in ("backup", "failover", "takeover"))
 
         def tell(text):
             say(f"{time.monotonic() - began:6.0f} s  {text}")
@@ -262,6 +264,10 @@ def _measure(args, lab, every):
             services = sides.both(lab, every)
             if compared:
                 sections.Bench(services, rows, client, ceph, glance, sizes, compared, found, tell).run()
+            if "backup" in args.sections:
+                gib, at_once = (1, 3) if args.quick else (4, 10)
+                backup.Backups(lab, every, services[0], rows, client, ceph, sizes, found,
+                               tell).run(sizes.runs, gib, at_once)
             if "failover" in args.sections:
                 confs = os.environ["SITE_A_CONF"], os.environ["SITE_B_CONF"]
                 with contextlib.closing(failover.Failovers(lab, every, services, rows, client, confs, drill,

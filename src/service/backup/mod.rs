@@ -199,17 +199,23 @@ async fn heartbeat(
     }
 }
 
+/// Whether backups can be made where they usually go.
+async fn look(backups: &Backups) -> Result<()> {
+    let place = backups.usual_place().await?;
+    place.site.call_within(LOOK, PoolAccess { pool: place.pool }).await?;
+    Ok(())
+}
+
 /// Looks whether the pool of backups can be used, and tells the scheduler: periodically, when asked, and soon after
 /// that has changed.
 async fn report(backups: Arc<Backups>, handler: Arc<BackupHandler>, works: tokio::sync::watch::Sender<bool>) {
     let context = RequestContext::admin();
     loop {
-        let ask = PoolAccess { pool: backups.config.ceph_pool.clone() };
-        let looked = backups.own_site().call_within(LOOK, ask).await;
+        let looked = look(&backups).await;
         let now = looked.is_ok();
         if works.send_replace(now) != now || !now {
             match &looked {
-                Ok(_) => info!(pool = backups.config.ceph_pool, "the pool of backups can be used"),
+                Ok(()) => info!(pool = backups.config.ceph_pool, "the pool of backups can be used"),
                 Err(error) => {
                     warn!(pool = backups.config.ceph_pool, %error, "the pool of backups cannot be used: none are made");
                 }

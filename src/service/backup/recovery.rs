@@ -71,7 +71,11 @@ impl Recovery {
         let of_backends = self.backups.backends.iter().flat_map(connections);
         let others = of_backends.map(|connection| own.elsewhere(connection)).collect::<Vec<_>>();
         let mut sites = BTreeMap::new();
-        for site in others.into_iter().chain([own]) {
+        let registered = self.backups.registered_sites().await.unwrap_or_else(|error| {
+            warn!(%error, "could not read which sites are registered: clients are not fenced there");
+            Vec::new()
+        });
+        for site in others.into_iter().chain(registered).chain([own]) {
             if let Ok(fsid) = site.fsid(ANSWER).await {
                 sites.insert(fsid, site);
             }
