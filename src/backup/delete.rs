@@ -96,6 +96,8 @@ async fn remove(b: &Backups, backup: &Backup) -> Result<()> {
             Err(error) => return Err(error.into()),
         };
         if held.is_none() {
+            // Of an image whose removal was interrupted the name may be left; to remove it again ends that.
+            images::remove_image(&store, &base).await?;
             continue;
         }
         found = true;

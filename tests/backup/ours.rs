@@ -62,7 +62,7 @@ fn records_go_out_and_come_in_again_and_statuses_are_set() {
 
     // Its row is what was imported first; an administrator says that it is usable.
     lab.api("backups.reset_state", json!([backup, "available"]), json!({}));
-    backups.wait(&backup, "available");
+    wait_until("it is usable", 60, || backups.row(&backup)["status"] == "available");
     lab.sql(
         "UPDATE backups SET service = %s, container = %s, volume_id = %s WHERE id = %s",
         &[json!(service), json!(POOL), json!(id), json!(backup)],
@@ -221,5 +221,38 @@ fn backups_of_a_type_go_to_the_site_that_it_names() {
     assert!(!left.lines().any(|name| name.starts_with("backup.")), "{left}");
     lab.delete(&[&id]);
     lab.api("volume_types.delete", json!([kind]), json!({}));
+    lab.wait_quota(json!({}));
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn only_so_many_backups_are_made_at_once() {
+    let lab = Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = Backups::served_by(&lab, Who::Scoria);
+    let conf = lab.root.join("conf/few-backups.conf");
+    let options = "[DEFAULT]\nbackup_max_operations = 1\n[scoria]\nscoria_backup_bandwidth = 4\n";
+    std::fs::write(&conf, options).unwrap();
+    lab.stop(Who::Scoria.name());
+    lab.start_with_args(Who::Scoria.name(), &["--config-file", conf.to_str().unwrap()]);
+    let volumes: Vec<String> = (0..2).map(|_| lab.volume_of_type("ceph")).collect();
+    for id in &volumes {
+        let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": 1, "length": 16 << 20});
+        lab.ceph("write", write);
+    }
+    let made: Vec<String> = volumes.iter().map(|id| backups.order(id, json!({}))).collect();
+    wait_until("both are made", 120, || {
+        // At one instant: who has been begun with, and is not there yet.
+        let query =
+            "SELECT id FROM backups WHERE deleted = 0 AND status = 'creating' AND service IS NOT NULL";
+        assert!(lab.rows(query, &[]).len() < 2, "two at once");
+        made.iter().all(|id| backups.row(id)["status"] == "available")
+    });
+    for id in &made {
+        backups.delete(id);
+    }
+    lab.delete(&[&volumes[0], &volumes[1]]);
     lab.wait_quota(json!({}));
 }

@@ -259,6 +259,11 @@ impl Lab {
     pub(crate) fn start(&self, name: &str) {
         tool_ok(&["start", name], &[]);
     }
+    /// The same with more arguments: a second `--config-file` overrides the first.
+    pub(crate) fn start_with_args(&self, name: &str, args: &[&str]) {
+        tool_ok(&[&["start", name, "--"], args].concat(), &[]);
+    }
+
     /// The same with more in its environment.
     pub(crate) fn start_with_env(&self, name: &str, env: &[(&str, &str)]) {
         tool_ok(&["start", name], env);

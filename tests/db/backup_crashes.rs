@@ -6,8 +6,12 @@ use scoria::rbd::sim::crash::explored;
 
 use crate::backup_scene::{MIB, Scene, Work};
 use crate::seed;
+use crate::stage::{full, lives};
 
-const WHEN: [When; 3] = [When::Before, When::Midway, When::After];
+/// In CI's sample in the midst of a call, which is after it where it is one operation of an OSD.
+fn moments() -> &'static [When] {
+    if full() { &[When::Before, When::Midway, When::After] } else { &[When::Midway] }
+}
 
 /// Nothing of a backup is left: rows, images, snapshots, objects, and what waits in the journal.
 async fn gone(scene: &Scene, backup: &str, volume: &str, why: &str) {
@@ -34,7 +38,7 @@ async fn a_full_backup_is_made_wherever_the_service_dies() {
     scene.write(&volume, 0, 7, 3 * MIB).await;
     scene.write(&volume, 1500 * MIB, 8, MIB).await;
     let (mut number, mut kills) = (0, 0);
-    for when in WHEN {
+    for &when in moments() {
         for k in 1.. {
             number += 1;
             let why = format!("{when:?} {k}");
@@ -57,7 +61,7 @@ async fn a_full_backup_is_made_wherever_the_service_dies() {
             kills += 1;
         }
     }
-    assert!(kills > 20, "{kills}");
+    assert!(kills > 6, "{kills}");
     explored(kills);
     assert!(scene.bases().is_empty() && scene.messages().await.is_empty());
 }
@@ -73,7 +77,7 @@ async fn an_incremental_backup_is_made_wherever_the_service_dies() {
     scene.write(&volume, 700 * MIB, 1, MIB).await;
     let other = scene.volume(2, "available").await;
     let (mut number, mut kills) = (1, 0);
-    for when in WHEN {
+    for &when in moments() {
         for k in 1.. {
             number += 1;
             let why = format!("{when:?} {k}");
@@ -98,7 +102,7 @@ async fn an_incremental_backup_is_made_wherever_the_service_dies() {
             kills += 1;
         }
     }
-    assert!(kills > 15, "{kills}");
+    assert!(kills > 5, "{kills}");
     explored(kills);
     // The parent is what it was.
     let restoration = scene.to_be_restored(&full, &other).await;
@@ -116,7 +120,7 @@ async fn a_volume_is_filled_wherever_the_service_dies() {
     let backup = scene.made(1, &volume, None).await;
     let other = scene.volume(2, "available").await;
     let mut kills = 0;
-    for when in WHEN {
+    for &when in moments() {
         for k in 1.. {
             let why = format!("{when:?} {k}");
             scene.write(&other, 500 * MIB, 5, MIB).await;
@@ -134,7 +138,7 @@ async fn a_volume_is_filled_wherever_the_service_dies() {
             kills += 1;
         }
     }
-    assert!(kills > 8, "{kills}");
+    assert!(kills > 2, "{kills}");
     explored(kills);
     assert_eq!(scene.bases().len(), 1);
 }
@@ -146,7 +150,7 @@ async fn a_backup_is_deleted_wherever_the_service_dies() {
     scene.write(&volume, 0, 7, 3 * MIB).await;
     let content = scene.content(&volume);
     let (mut number, mut kills) = (0, 0);
-    for when in WHEN {
+    for &when in moments() {
         for k in 1.. {
             let why = format!("{when:?} {k}");
             let full = scene.made(number + 1, &volume, None).await;
@@ -170,7 +174,7 @@ async fn a_backup_is_deleted_wherever_the_service_dies() {
             }
         }
     }
-    assert!(kills > 15, "{kills}");
+    assert!(kills > 5, "{kills}");
     explored(kills);
     assert_eq!(scene.content(&volume), content);
     assert!(scene.messages().await.is_empty());
@@ -189,7 +193,7 @@ async fn a_large_backup_goes_on_at_the_last_confirmed_part() {
     let work = Work::Create(backup.clone());
     let mut operation = scene.accepted(&work).await;
     let mut kills = 0;
-    for (k, when) in crate::stage::lives() {
+    for (k, when) in lives() {
         scene.sim.kill_at(k, when);
         let killed = tokio::select! {
             biased;

@@ -23,7 +23,7 @@ async fn failed(scene: &Scene, backup: &str, volume: &str, detail: &str, why: &s
     assert!(reason.contains(why), "{reason}");
     assert_eq!(scene.column("volumes", "status", volume).await, "available");
     assert_eq!(scene.column("volumes", "previous_status", volume).await, "error_backing-up");
-    assert_eq!(scene.messages().await.last().unwrap()[..], [backup, "013", detail]);
+    assert!(scene.is_told(&backup, "013", detail).await);
     assert!(!scene.points(volume).iter().any(|name| name.contains(backup)), "{:?}", scene.points(volume));
     assert!(!scene.bases().iter().any(|name| name.contains(backup)), "{:?}", scene.bases());
     assert!(!scene.has_object(&format!("backup.{backup}.sums")).await);
@@ -60,17 +60,12 @@ async fn a_site_that_dies_in_the_midst_fails_the_backup_and_the_deletion_tidies_
     scene.write(&volume, 0, 7, MIB).await;
     for (number, site) in [(1, "a"), (2, "b")] {
         let backup = scene.ordered(number, &volume, None, None).await;
-        scene.sim.inject(Fault::on("DeltaCopy").delays(Duration::from_millis(300)));
-        let work = Work::Create(backup.clone());
-        let dies = async {
-            tokio::time::sleep(Duration::from_millis(250)).await;
-            let unreachable = RbdErrorKind::Unreachable;
-            scene.sim.inject(Fault::any().site(site).fails(When::Before, unreachable).always());
-            // What is under way goes to both.
-            scene.sim.inject(Fault::on("DeltaCopy").fails(When::Before, RbdErrorKind::Unreachable).always());
-        };
-        let (ended, ()) = tokio::join!(scene.run(&work), dies);
-        assert!(ended.is_err(), "{site}");
+        let unreachable = RbdErrorKind::Unreachable;
+        for request in ["DeltaCopy", "SnapRemove", "ImageRemove", "ObjectRemove"] {
+            let fault = Fault::on(request).fails(When::Before, unreachable).always();
+            scene.sim.inject(if request == "DeltaCopy" { fault } else { fault.site(site) });
+        }
+        scene.run(&Work::Create(backup.clone())).await.unwrap_err();
         assert_eq!(scene.status("backups", &backup).await, "error", "{site}");
         assert_eq!(scene.status("volumes", &volume).await, "available", "{site}");
         assert!(scene.open().await.is_empty());
@@ -100,14 +95,14 @@ async fn what_is_not_there_cannot_be_backed_up_and_what_is_lost_not_continued() 
     let error = scene.run(&Work::Create(backup.clone())).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidSnapshot);
     assert_eq!(scene.status("snapshots", &snapshot).await, "available");
-    assert_eq!(scene.messages().await.last().unwrap()[..], [backup.as_str(), "013", "017"]);
+    assert!(scene.is_told(&backup, "013", "017").await);
 
     // Somebody has taken the volume out of the status that the API has given it.
     let backup = scene.ordered(2, &volume, None, None).await;
     scene.test.sql(&format!("UPDATE volumes SET status='available' WHERE id='{volume}'")).await;
     let error = scene.run(&Work::Create(backup.clone())).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidVolume);
-    assert_eq!(scene.messages().await.last().unwrap()[..], [backup.as_str(), "013", "017"]);
+    assert!(scene.is_told(&backup, "013", "017").await);
     assert!(scene.points(&volume).is_empty() && scene.bases().is_empty());
 
     // The parent's row is gone, then its data.
@@ -141,13 +136,13 @@ async fn a_chain_goes_on_when_the_volume_has_lost_the_snapshot_of_the_parent() {
     let other = scene.volume(2, "available").await;
     let image = format!("volume-{volume}");
     // First the newest is lost, so that the oldest is the common point; then all are.
-    for (number, lost) in [(3, 1), (4, 3)] {
-        scene.write(&volume, u64::from(number) * 300 * MIB, number as u8, MIB).await;
+    for (number, lost) in [(3u8, 1), (4, 3)] {
+        scene.write(&volume, u64::from(number) * 300 * MIB, number, MIB).await;
         for snap in scene.points(&volume).into_iter().rev().take(lost) {
             let remove = SnapRemove { pool: "volumes".into(), image: image.clone(), snap };
             scene.sim.site("a").call(remove).await.unwrap();
         }
-        let more = scene.made(number, &volume, Some(&second)).await;
+        let more = scene.made(number.into(), &volume, Some(&second)).await;
         assert_eq!(scene.column("backups", "parent_id", &more).await, second, "no forced full backup");
         let restoration = scene.to_be_restored(&more, &other).await;
         scene.run(&restoration).await.unwrap();
@@ -213,7 +208,7 @@ async fn a_volume_that_cannot_take_a_backup_is_told_why() {
     assert!(error.to_string().contains("checksum"), "{error}");
     assert_eq!(scene.status("volumes", &target).await, "error_restoring");
     assert_eq!(scene.status("backups", &backup).await, "available");
-    assert_eq!(scene.messages().await.last().unwrap()[..], [backup.as_str(), "015", "026"]);
+    assert!(scene.is_told(&backup, "015", "026").await);
 }
 
 #[tokio::test]
@@ -270,12 +265,12 @@ async fn rows_that_nobody_works_on_are_seen_to_at_the_start() {
     let scene = Scene::new().await;
     let volume = scene.volume(1, "backing-up").await;
     let filled = scene.volume(2, "restoring-backup").await;
-    let row = async |number: u32, status: &str, more: &str| {
+    let row = async |number: u32, status: &str, host: &str, more: &str| {
         let id = seed::id(4, number);
         scene
             .test
             .sql(&format!(
-                "INSERT INTO backups SET id='{id}', volume_id='{volume}', status='{status}', host='node1', size=2,
+                "INSERT INTO backups SET id='{id}', volume_id='{volume}', status='{status}', host='{host}', size=2,
                    project_id='{}', num_dependent_backups=0, deleted=0 {more}",
                 seed::PROJECT
             ))
@@ -283,13 +278,13 @@ async fn rows_that_nobody_works_on_are_seen_to_at_the_start() {
         id
     };
     let ours = format!(", service='{DRIVER}'");
-    let creating = row(1, "creating", &ours).await;
-    let queued = row(2, "creating", "").await;
-    let restoring = row(3, "restoring", &format!("{ours}, restore_volume_id='{filled}'")).await;
-    let deleting = row(4, "deleting", &ours).await;
-    let encrypted = row(5, "deleting", &format!("{ours}, encryption_key_id='k'")).await;
-    let elsewhere = row(6, "creating", &format!("{ours}, host='node2'")).await;
-    let busy = row(7, "creating", &ours).await;
+    let creating = row(1, "creating", "node1", &ours).await;
+    let queued = row(2, "creating", "node1", "").await;
+    let restoring = row(3, "restoring", "node1", &format!("{ours}, restore_volume_id='{filled}'")).await;
+    let deleting = row(4, "deleting", "node1", &ours).await;
+    let encrypted = row(5, "deleting", "node1", &format!("{ours}, encryption_key_id='k'")).await;
+    let elsewhere = row(6, "creating", "node2", &ours).await;
+    let busy = row(7, "creating", "node1", &ours).await;
     scene.accepted(&Work::Create(busy.clone())).await;
     let context = RequestContext::admin();
     status::at_start(&scene.backups, &context, &synthetic::delete_backup).await.unwrap();

@@ -252,11 +252,14 @@ impl Scene {
         self.test.row(&format!("SELECT {column} FROM {table} WHERE id='{id}'")).await.remove(0)
     }
 
-    /// Action and detail of all user messages.
+    /// Resource, action and detail of all user messages.
     pub async fn messages(&self) -> Vec<Vec<String>> {
-        self.test
-            .rows("SELECT resource_uuid, action_id, detail_id FROM messages ORDER BY created_at, id")
-            .await
+        self.test.rows("SELECT resource_uuid, action_id, detail_id FROM messages").await
+    }
+
+    /// Whether there is a message about a backup of this action and detail.
+    pub async fn is_told(&self, backup: &str, action: &str, detail: &str) -> bool {
+        self.messages().await.iter().any(|found| found[..] == [backup, action, detail])
     }
 
     /// Open operations.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use scoria::error::Code;
 use scoria::rbd::RbdErrorKind;
-use scoria::rbd::protocol::{Fsid, ImageWrite, SnapRemove};
+use scoria::rbd::protocol::{Fsid, ImageWrite, SnapCreate, SnapRemove};
 use scoria::rbd::sim::{Fault, When};
 use scoria::volume::image::{Attempt, Place, Shape};
 
@@ -41,7 +41,7 @@ async fn backups_go_to_the_site_that_the_type_or_the_option_names_and_a_chain_st
         let error = scene.run(&Work::Create(backup.clone())).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidInput, "{error}");
         assert!(scene.column("backups", "fail_reason", &backup).await.contains(why), "{error}");
-        assert_eq!(scene.messages().await.last().unwrap()[..], [backup.as_str(), "013", "020"]);
+        assert!(scene.is_told(&backup, "013", "020").await);
         assert_eq!(scene.status("volumes", &volume).await, "available");
         assert!(scene.points(&volume).is_empty());
         register(&scene, "west", "a", if number == 1 { "node2" } else { "node1" }).await;
@@ -114,7 +114,8 @@ async fn after_a_failover_the_chain_goes_on_from_the_surviving_site() {
         survivor.site.call(write).await.unwrap();
     };
     write(0, 7, 3 * MIB).await;
-    survivor.snapshot(&image, &point, Attempt::First).await.unwrap();
+    let snap = SnapCreate { pool: "volumes".into(), image: image.clone(), snap: point };
+    survivor.site.call(snap).await.unwrap();
     write(2 * MIB, 9, MIB).await;
     scene.test.sql(&format!("UPDATE services SET active_backend_id='b' WHERE host='{BACKEND}'")).await;
 
