@@ -1,0 +1,81 @@
+//! A volume fails over and comes back: its chain of backups goes on from the site that serves it.
+
+use serde_json::{Value, json};
+
+use crate::common::{CEPH, Lab, row_str, wait_until};
+use crate::{Backups, Who};
+
+fn whole(lab: &Lab, site: &str, id: &str) -> Value {
+    lab.ceph("checksum", json!({"site": site, "image": format!("volume-{id}"), "length": 1 << 30}))
+}
+
+fn write(lab: &Lab, site: &str, id: &str, seed: u32, offset: u64) {
+    lab.ceph("write", json!({"site": site, "image": format!("volume-{id}"), "seed": seed, "offset": offset}));
+}
+
+/// Orders a failover of the backend and waits until its service's row says `status`.
+fn fail_over(lab: &Lab, to: &str, status: &str) {
+    lab.api("services.failover_host", json!([CEPH]), json!({"backend_id": to}));
+    wait_until(&format!("the backend is {status}"), 180, || {
+        let query = "SELECT replication_status FROM services WHERE deleted = 0 AND host = %s \
+                     AND `binary` = 'cinder-volume'";
+        row_str(&lab.rows(query, &[json!(CEPH)])[0], "replication_status") == status
+    });
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_chain_goes_on_after_a_failover_and_after_the_way_back() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock's chain ends with a failover") {
+        return;
+    }
+    let backups = Backups::served_by(&lab, Who::Scoria);
+    let id = lab.volume_of_type("replicated");
+    let replays = |site: &str| {
+        let ask = json!({"image": format!("volume-{id}"), "to": site});
+        wait_until(&format!("the copy on {site} replays"), 180, || {
+            lab.ceph.call("mirrored", ask.clone()).is_ok_and(|found| found == json!(true))
+        });
+    };
+    let incremental = |parent: &str| {
+        let made = backups.of(&id, json!({"incremental": true}));
+        assert_eq!(row_str(&backups.row(&made), "parent_id"), parent, "no forced full backup");
+        made
+    };
+    write(&lab, "a", &id, 1, 0);
+    write(&lab, "a", &id, 2, 900 << 20);
+    replays("b");
+    let full = backups.of(&id, json!({}));
+    let mut made = vec![(full.clone(), whole(&lab, "a", &id))];
+    write(&lab, "a", &id, 3, 100 << 20);
+    let second = incremental(&full);
+    made.push((second.clone(), whole(&lab, "a", &id)));
+
+    fail_over(&lab, "site-b", "failed-over");
+    lab.wait_status(&id, "available");
+    write(&lab, "b", &id, 4, 200 << 20);
+    let there = incremental(&second);
+    made.push((there.clone(), whole(&lab, "b", &id)));
+    for (backup, content) in &made {
+        backups.restore(backup, Some(&id));
+        assert_eq!(&whole(&lab, "b", &id), content, "{backup}");
+    }
+    replays("a");
+    fail_over(&lab, "default", "enabled");
+    lab.wait_status(&id, "available");
+    write(&lab, "a", &id, 5, 300 << 20);
+    made.push((incremental(&there), whole(&lab, "a", &id)));
+    for (backup, content) in &made {
+        backups.restore(backup, Some(&id));
+        assert_eq!(&whole(&lab, "a", &id), content, "{backup}");
+    }
+    assert_eq!(backups.images().unwrap().as_array().unwrap().len(), 1);
+    for (backup, _) in made.iter().rev() {
+        backups.delete(backup);
+    }
+    let left = lab.ceph("info", json!({"site": "a", "image": format!("volume-{id}")}));
+    assert_eq!(left["snapshots"], json!([]));
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
