@@ -23,7 +23,7 @@ async fn failed(scene: &Scene, backup: &str, volume: &str, detail: &str, why: &s
     assert!(reason.contains(why), "{reason}");
     assert_eq!(scene.column("volumes", "status", volume).await, "available");
     assert_eq!(scene.column("volumes", "previous_status", volume).await, "error_backing-up");
-    assert!(scene.is_told(&backup, "013", detail).await);
+    assert!(scene.is_told(backup, "013", detail).await);
     assert!(!scene.points(volume).iter().any(|name| name.contains(backup)), "{:?}", scene.points(volume));
     assert!(!scene.bases().iter().any(|name| name.contains(backup)), "{:?}", scene.bases());
     assert!(!scene.has_object(&format!("backup.{backup}.sums")).await);

@@ -1,8 +1,8 @@
 """The stock cinder-backup with its driver for Ceph, beside whichever volume service runs, and Scoria's.
 
-The problem: backups are made by a service that Scoria does not replace, out of volumes that Scoria
-serves; only the real one shows that both fit. It is started on demand. os-brick, which it opens
-volumes with, insists on keyrings in /etc/ceph, so it gets a mount namespace of its own as the stock
+The problem: either backup service must restore what the other has made, out of volumes that Scoria
+serves; only the real one shows that they fit. Both are started on demand, one at a time. os-brick, which stock opens
+volumes with, insists on keyrings in /etc/ceph, so stock gets a mount namespace of its own as the stock
 cinder-volume does. Backups go to the pool `backups` of site a.
 """
 
