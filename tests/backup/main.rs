@@ -56,8 +56,10 @@ impl<'a> Backups<'a> {
 
     /// One of them, once it makes backups.
     fn served_by(lab: &'a Lab, who: Who) -> Backups<'a> {
-        lab.start(who.name());
         let backups = Backups { lab, who: Cell::new(who) };
+        // Of a run that was interrupted.
+        backups.sweep(&backups.images());
+        lab.start(who.name());
         backups.wait_ready();
         backups
     }
@@ -158,6 +160,19 @@ impl<'a> Backups<'a> {
         self.lab.ceph.call("images", json!({"site": "a", "pool": POOL}))
     }
 
+    /// Removes these images, and all objects of backups.
+    fn sweep(&self, images: &Result<Value, CallError>) {
+        for image in images.iter().flat_map(|l| l.as_array().into_iter().flatten()).filter_map(Value::as_str)
+        {
+            let name = format!("{POOL}/{image}");
+            self.lab.try_tool(&["rbd", "a", "snap", "purge", &name, "--no-progress"]);
+            self.lab.try_tool(&["rbd", "a", "rm", &name, "--no-progress"]);
+        }
+        for object in self.objects() {
+            self.lab.try_tool(&["rados", "a", "-p", POOL, "rm", &object]);
+        }
+    }
+
     /// Objects that are beside them: metadata and checksums.
     fn objects(&self) -> Vec<String> {
         let listed = self.lab.try_tool(&["rados", "a", "-p", POOL, "ls"]);
@@ -172,16 +187,7 @@ impl Drop for Backups<'_> {
         let left = self.images();
         let stopped = self.lab.try_tool(&["stop", self.who.get().name()]).status.success();
         if panicking {
-            for image in
-                left.iter().flat_map(|l| l.as_array().into_iter().flatten()).filter_map(Value::as_str)
-            {
-                let name = format!("{POOL}/{image}");
-                self.lab.try_tool(&["rbd", "a", "snap", "purge", &name, "--no-progress"]);
-                self.lab.try_tool(&["rbd", "a", "rm", &name, "--no-progress"]);
-            }
-            for object in self.objects() {
-                self.lab.try_tool(&["rados", "a", "-p", POOL, "rm", &object]);
-            }
+            self.sweep(&left);
             return;
         }
         assert!(stopped, "{} does not stop", self.who.get().name());
