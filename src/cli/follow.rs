@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::advice::{Failure, failure};
+use super::bar;
 use super::output::{counts, duration, table, time, volumes};
 use super::target::Target;
 use super::{Context, Exit, Report};
@@ -208,7 +209,14 @@ async fn watch(context: &Context, id: i64) -> Result<()> {
     let (started, mut warned) = (Instant::now(), false);
     loop {
         let progress = context.journal.watch(id).await?.ok_or_else(|| unknown(id))?;
-        line.show(&progress_line(&progress), started.elapsed());
+        let mut text = progress_line(&progress);
+        if bar::applies(&progress.operation.method)
+            && let Some(percent) = bar::percent(&context.journal.items_of(id).await?)
+        {
+            let done = if line.terminal { bar::bar(percent) } else { bar::word(percent) };
+            text.push_str(&format!(" {done}"));
+        }
+        line.show(&text, started.elapsed());
         if progress.operation.is_closed() {
             line.end();
             return Ok(());

@@ -12,6 +12,7 @@
 mod advice;
 mod backend;
 mod backup;
+mod bar;
 mod cluster;
 mod config;
 mod confirm;

@@ -130,6 +130,14 @@ pub(super) fn reverted(operation: i64, document: &Value) -> Result<Report> {
 
 /// What `switch` has done.
 pub(super) fn switched(operation: i64, document: &Value) -> Result<Report> {
+    let said = format!("On site {}:\n{}\n", text(document, "switched"), image_rows(document));
+    let left = list(document, "images").any(|i| i["fate"]["step"] == json!("failed"));
+    let report = Report::new(said, &json!({"operation": operation, "result": document}))?;
+    Ok(report.ending(if left { Exit::Failed } else { Exit::Done }))
+}
+
+/// Images, with what has become of their roles.
+pub(super) fn image_rows(document: &Value) -> String {
     let rows = list(document, "images").map(|i| {
         let fate = &i["fate"];
         let step = match (text(fate, "step").as_str(), text(fate, "way").as_str()) {
@@ -143,11 +151,7 @@ pub(super) fn switched(operation: i64, document: &Value) -> Result<Report> {
         };
         [format!("{}/{}", text(i, "pool"), text(i, "image")), step, text(fate, "reason")]
     });
-    let table = table(["Image", "", "Why"], rows.collect::<Vec<_>>());
-    let said = format!("On site {}:\n{table}\n", text(document, "switched"));
-    let left = list(document, "images").any(|i| i["fate"]["step"] == json!("failed"));
-    let report = Report::new(said, &json!({"operation": operation, "result": document}))?;
-    Ok(report.ending(if left { Exit::Failed } else { Exit::Done }))
+    table(["Image", "", "Why"], rows.collect::<Vec<_>>())
 }
 
 /// Arguments of `which-volume`.

@@ -122,6 +122,8 @@ pub enum Event {
         connection: Connection,
         /// `ip:port/nonce`.
         address: String,
+        /// The cluster that it leads to; empty when that is not known.
+        fsid: String,
     },
 }
 

@@ -28,7 +28,7 @@ pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
     Namespace { name: None, version: super::backup::VERSION, methods: BACKUP },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
-    Namespace { name: Some("site"), version: (1, 2), methods: SITE },
+    Namespace { name: Some("site"), version: (1, 3), methods: SITE },
     Namespace { name: Some("backend"), version: (1, 0), methods: BACKEND },
     Namespace { name: Some("cluster"), version: (1, 0), methods: CLUSTER },
 ];
@@ -88,6 +88,7 @@ static SITE: &[Spec] = &[
     spec("site.half_deleted", (1, 2), Kind::Call, Journal::No, d::site_half_deleted),
     spec("site.switch", (1, 2), Kind::Call, Journal::No, d::site_switch),
     spec("site.revert", (1, 2), Kind::Call, Journal::No, d::site_revert),
+    spec("site.independent", (1, 3), Kind::Call, Journal::No, d::site_independent),
 ];
 
 /// Orders for a host's backends, and what is known of them. An order is written down by its method.

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use crate::error::Result;
 use crate::journal::Journal;
 use crate::rbd::pool::{ClientObserver, Ending, WorkerPool};
-use crate::rbd::protocol::{BlocklistAdd, Connection, Fsid, ProbeMon};
+use crate::rbd::protocol::{BlocklistAdd, Connection, ProbeMon};
 use crate::rbd::{Ceph, RbdError, RbdErrorKind, Site};
 
 /// How long a dead worker's client is kept out: past the time that its watch could live.
@@ -95,9 +95,11 @@ impl Clients {
 }
 
 impl ClientObserver for Clients {
-    fn started(&self, connection: &Connection, worker_pid: u32, address: &str) {
-        let (shared, connection, address) = (self.shared.clone(), connection.clone(), address.to_owned());
-        tokio::spawn(async move { shared.record(&connection, worker_pid, &address).await });
+    fn started(&self, connection: &Connection, fsid: &str, worker_pid: u32, address: &str) {
+        lock(&self.shared.registered).insert(address.to_owned(), fsid.to_owned());
+        let (shared, site) = (self.shared.clone(), connection.site.clone());
+        let (fsid, address) = (fsid.to_owned(), address.to_owned());
+        tokio::spawn(async move { shared.record(&site, &fsid, worker_pid, &address).await });
     }
 
     fn gone(&self, connection: &Connection, worker_pid: u32, address: &str, ending: Ending) {
@@ -130,18 +132,16 @@ impl Shared {
         Some(Site::new(self.ceph.get()?.upgrade()?, connection.clone()))
     }
 
-    async fn record(&self, connection: &Connection, worker_pid: u32, address: &str) {
-        let Some(site) = self.site(connection) else { return };
+    async fn record(&self, site: &str, fsid: &str, worker_pid: u32, address: &str) {
         let pid = i32::try_from(worker_pid).unwrap_or(0);
-        let recorded = match site.call_within(ANSWER, Fsid {}).await {
-            Ok(fsid) => {
-                lock(&self.registered).insert(address.to_owned(), fsid.clone());
-                self.register.record(&fsid, address, pid).await
-            }
-            Err(e) => Err(e.into()),
-        };
-        if let Err(error) = recorded {
-            warn!(site = site.name(), worker.pid = pid, %error, "could not record a worker's client");
+        if let Err(error) = self.register.record(fsid, address, pid).await {
+            warn!(site, worker.pid = pid, %error, "could not record a worker's client");
+        }
+        // It has ended meanwhile, and was forgotten before it was written down.
+        if !lock(&self.registered).contains_key(address)
+            && let Err(error) = self.register.forget(fsid, address).await
+        {
+            debug!(%error, "could not forget a worker's client");
         }
     }
 
@@ -249,6 +249,8 @@ mod tests {
         _ceph: Arc<dyn Ceph>,
     }
 
+    const FSID: &str = "51e00000-0000-4000-8000-000000000001";
+
     /// Twenty workers, each with a client.
     async fn fixture() -> Fixture {
         let sim = Sim::new(SimConfig::default());
@@ -257,7 +259,7 @@ mod tests {
         let ceph: Arc<dyn Ceph> = Arc::new(sim.clone());
         clients.reached_by(&ceph);
         for n in 0..20 {
-            clients.started(site.connection(), 100 + n, &address(n));
+            clients.started(site.connection(), FSID, 100 + n, &address(n));
         }
         sim.advance(Duration::from_secs(1)).await;
         assert_eq!(lock(&book.0).len(), 20);
@@ -307,11 +309,7 @@ mod tests {
             f.sim.set_health("a", health);
             f.end(Ending::AtWork);
             f.sim.advance(Duration::from_secs(120)).await;
-            assert_eq!(
-                (f.sim.count("BlocklistAdd"), f.sim.count("Fsid")),
-                (0, 0),
-                "each would cost a worker"
-            );
+            assert_eq!(f.sim.count("BlocklistAdd"), 0, "each would cost a worker");
             assert!(f.sim.count("ProbeMon") <= 20, "{}", f.sim.count("ProbeMon"));
             assert_eq!(lock(&f.book.0).len(), 20, "kept for the next start");
             f.sim.set_health("a", Health::Alive);

@@ -251,6 +251,14 @@ impl SiteHandler {
             SiteCall::Revert { revert, order } => {
                 self.order(order, None, |_| Ok(Order::Revert(revert))).await
             }
+            SiteCall::Independent { mut independent, keys, order } => {
+                if let Some(known) = self.known(&order).await? {
+                    return Ok(known);
+                }
+                let name = independent.name.clone();
+                (independent.admin, _) = self.admins(&name, &name, AdminKeys { b: None, ..keys }).await?;
+                self.order(order, None, |_| Ok(Order::Independent(independent))).await
+            }
             SiteCall::List => to_value(&db.read("sites", async |conn| site::all(conn).await).await?),
             SiteCall::Show { name } => {
                 to_value(&db.read("a site", async |conn| site::one(conn, &name).await).await?)

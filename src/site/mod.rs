@@ -16,6 +16,7 @@ pub mod detective;
 mod files;
 mod found;
 mod given;
+pub mod independent;
 mod link;
 mod operations;
 mod orders;

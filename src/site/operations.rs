@@ -112,13 +112,16 @@ async fn carry_out(sites: &Sites, operation: &Operation, order: &Order) -> Resul
         Order::Half(order) => Box::pin(super::detective::half(sites, operation, order)).await.map(Some),
         Order::Switch(order) => Box::pin(super::switch::run(sites, operation, order)).await.map(Some),
         Order::Revert(order) => Box::pin(super::revert::run(sites, operation, order)).await.map(Some),
+        Order::Independent(order) => {
+            Box::pin(super::independent::run(sites, operation, order)).await.map(Some)
+        }
         Order::Daemon(order) => Box::pin(super::daemon::run(sites, operation, order)).await,
     }
 }
 
 /// Administrators' keys are for one order.
 async fn drop_keys(sites: &Sites, order: &Order) {
-    if matches!(order, Order::Connect(_) | Order::Disconnect(_)) {
+    if matches!(order, Order::Connect(_) | Order::Disconnect(_) | Order::Independent(_)) {
         discard(sites, order.files()).await;
     }
 }
@@ -442,6 +445,25 @@ async fn delete(sites: &Sites, operation: &Operation, order: &Delete) -> Result<
         warn!(%error, "the files of a deleted site will be removed later");
     }
     Ok(None)
+}
+
+/// Forgets a site that nothing uses, inside the operation of somebody else; its files go.
+///
+/// # Errors
+/// `Invalid` when something uses it.
+pub(super) async fn forget(sites: &Sites, operation: &Operation, name: &str) -> Result<()> {
+    operation
+        .write("a site to forget", async |conn| {
+            let row = unused(conn, name).await?;
+            site::lock(conn, &row.name, &row.fsid).await?;
+            mirror_daemon::forget(conn, &row.fsid).await?;
+            site::delete(conn, &row.fsid).await
+        })
+        .await?;
+    if let Err(error) = sites.tidy().await {
+        warn!(%error, "the files of a deleted site will be removed later");
+    }
+    Ok(())
 }
 
 /// The site of this name, if no backend works with it.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::daemon::{Action, DaemonOrder};
 use super::detective::{HalfOrder, WhichOrder};
+use super::independent::IndependentOrder;
 use super::link::{Connect, Disconnect};
 use super::replicate::ReplicateOrder;
 use super::revert::RevertOrder;
@@ -114,6 +115,9 @@ pub enum Order {
     /// See [`RevertOrder`].
     #[serde(rename = "scoria.site.revert")]
     Revert(RevertOrder),
+    /// See [`IndependentOrder`].
+    #[serde(rename = "scoria.site.independent")]
+    Independent(IndependentOrder),
 }
 
 impl Order {
@@ -132,6 +136,7 @@ impl Order {
             Order::Half(_) => "scoria.site.half_deleted",
             Order::Switch(_) => "scoria.site.switch",
             Order::Revert(_) => "scoria.site.revert",
+            Order::Independent(_) => "scoria.site.independent",
         }
     }
 
@@ -155,6 +160,7 @@ impl Order {
             Order::Half(o) => &o.name,
             Order::Switch(o) => &o.name,
             Order::Revert(o) => &o.name,
+            Order::Independent(o) => &o.name,
         }
     }
 
@@ -172,6 +178,7 @@ impl Order {
             Order::Half(o) => !o.finish,
             Order::Switch(o) => o.dry_run,
             Order::Revert(_) => false,
+            Order::Independent(o) => o.dry_run,
             Order::Schedule(o) => matches!(o.act, ScheduleAct::List | ScheduleAct::Status),
         }
     }
@@ -184,6 +191,7 @@ impl Order {
             Order::Connect(o) => o.admins(),
             Order::Disconnect(o) => o.admins(),
             Order::Daemon(o) => o.files.iter().collect(),
+            Order::Independent(o) => o.admin.iter().collect(),
             Order::Delete(_)
             | Order::Schedule(_)
             | Order::Replicate(_)

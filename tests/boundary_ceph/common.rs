@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub(crate) struct Clients(pub(crate) Mutex<Vec<(u32, String)>>, pub(crate) Mutex<Vec<(u32, String)>>);
 
 impl ClientObserver for Clients {
-    fn started(&self, _: &Connection, worker_pid: u32, address: &str) {
+    fn started(&self, _: &Connection, _: &str, worker_pid: u32, address: &str) {
         self.0.lock().unwrap().push((worker_pid, address.to_owned()));
     }
     fn gone(&self, _: &Connection, worker_pid: u32, address: &str, _: Ending) {

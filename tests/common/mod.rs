@@ -15,7 +15,7 @@
 
 mod cinder;
 mod driver;
-mod env;
+pub(crate) mod env;
 mod images;
 mod lab;
 mod leftovers;

@@ -7,6 +7,7 @@
 mod answer;
 mod compute;
 mod daemon;
+mod independent;
 mod link;
 mod remote;
 mod show;
@@ -55,6 +56,11 @@ pub enum Action {
     Switch {
         /// The site
         site: String,
+        /// Then make it independent of the other sites, which are dead: peers, mirroring, daemons and their files go
+        #[arg(long)]
+        independent: bool,
+        #[command(flatten)]
+        admin: independent::Admin,
         #[command(flatten)]
         how: super::rbd::How,
     },
@@ -164,7 +170,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         Action::Connect(arguments) => link::connect(context, *arguments).await,
         Action::Disconnect(arguments) => link::disconnect(context, *arguments).await,
         Action::Link { action } => link::show(context, action).await,
-        Action::Switch { site, how } => super::rbd::switch(context, site, None, how).await,
+        Action::Switch { site, independent: true, admin, how } => {
+            independent::run(context, site, admin, how).await
+        }
+        Action::Switch { site, how, .. } => super::rbd::switch(context, site, None, how).await,
         Action::Daemon(action) => daemon::run(context, action).await,
         Action::LibvirtSecret(arguments) => compute::libvirt_secret(context, arguments).await,
         Action::ClientConf(arguments) => compute::client_conf(context, arguments).await,

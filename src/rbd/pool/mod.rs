@@ -123,8 +123,9 @@ pub enum Ending {
 /// Is told which RADOS clients the workers are, so that a later instance of the service can tell its own
 /// dead clients from others and fence them. Called from async tasks: it must not block.
 pub trait ClientObserver: Send + Sync + 'static {
-    /// A worker has connected to `site`; called before the answer to any call that used the connection.
-    fn started(&self, site: &Connection, worker_pid: u32, address: &str);
+    /// A worker has connected to `site`, the cluster `fsid` (empty when the worker does not know it); called before the
+    /// answer to any call that used the connection.
+    fn started(&self, site: &Connection, fsid: &str, worker_pid: u32, address: &str);
     /// That worker has ended and is reaped.
     fn gone(&self, site: &Connection, worker_pid: u32, address: &str, ending: Ending);
 }

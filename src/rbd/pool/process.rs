@@ -56,6 +56,8 @@ struct State {
     /// When the last call ended; of no meaning while there are calls.
     idle_since: Instant,
     condemned: Option<Instant>,
+    /// Takes no more calls, and ends with the last of those that it has.
+    parting: bool,
     /// Whether it ever answered.
     sound: bool,
     /// Whether it gave up an operation of Ceph that may still take effect.
@@ -132,6 +134,7 @@ impl Process {
                 to_worker: Some(to_worker),
                 idle_since: began,
                 condemned: None,
+                parting: false,
                 sound: false,
                 gave_up: false,
                 clients: Vec::new(),
@@ -154,7 +157,7 @@ impl Process {
     /// Whether it takes calls.
     pub(super) fn usable(&self) -> bool {
         let state = lock(&self.state);
-        state.condemned.is_none() && state.to_worker.is_some()
+        state.condemned.is_none() && !state.parting && state.to_worker.is_some()
     }
 
     /// Calls under way.
@@ -171,6 +174,14 @@ impl Process {
             condemned: state.condemned.is_some(),
             calls: state.calls.len(),
         }
+    }
+
+    /// Takes no more calls from now on, and ends when those under way have ended: a worker that lost one would be taken
+    /// for one that has left something behind.
+    pub(super) fn part(&self) {
+        let mut state = lock(&self.state);
+        state.parting = true;
+        self.end_when_due(state);
     }
 
     /// Tells the worker's supervisor what is wanted.
@@ -241,7 +252,7 @@ impl Process {
         let (answer, answered) = oneshot::channel();
         let progress = Arc::new(Notify::new());
         let mut state = lock(&self.state);
-        if state.condemned.is_some() {
+        if state.condemned.is_some() || state.parting {
             return Err(Box::new(Outcome::NotSent));
         }
         let sent = state.to_worker.as_ref().is_some_and(|to_worker| to_worker.send(frame.into()).is_ok());
@@ -307,12 +318,14 @@ impl Process {
         state.idle_since = Instant::now();
     }
 
-    /// A condemned worker is killed when its last call is over.
+    /// A condemned worker is killed when its last call is over, one that is to go ends then.
     fn end_when_due(&self, state: std::sync::MutexGuard<'_, State>) {
-        let due = state.condemned.is_some() && state.calls.is_empty();
+        let (idle, condemned, parting) = (state.calls.is_empty(), state.condemned.is_some(), state.parting);
         drop(state);
-        if due {
-            self.order(Order::Kill);
+        match (idle, condemned, parting) {
+            (true, true, _) => self.order(Order::Kill),
+            (true, false, true) => self.order(Order::Retire),
+            (true, false, false) | (false, ..) => {}
         }
     }
 
@@ -345,9 +358,9 @@ impl Process {
                 self.tell(id, Told::Part(Part { offset, data: data.unwrap_or_default() }));
             }
             Event::Taken { id } => self.tell(id, Told::Taken),
-            Event::Connected { connection, address } => {
+            Event::Connected { connection, address, fsid } => {
                 if let Some(observer) = &self.shared.observer {
-                    observer.started(&connection, self.pid, &address);
+                    observer.started(&connection, &fsid, self.pid, &address);
                 }
                 lock(&self.state).clients.push((connection, address));
             }

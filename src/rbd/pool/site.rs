@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::process::{Order, Outcome, Process};
+use super::process::{Outcome, Process};
 use super::{Class, Duty, Shared, error, lock};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::protocol::{Connection, Reply, Request};
@@ -45,6 +45,8 @@ struct State {
     stillborn: u32,
     /// No new worker before this time.
     not_before: Option<Instant>,
+    /// Nobody comes here any more: a worker is kept for as long as it has calls.
+    left: bool,
 }
 
 /// A call's right to be made, until it is dropped.
@@ -137,8 +139,12 @@ impl Site {
                 // Condemned or dead since it was chosen.
                 Outcome::NotSent => {}
                 Outcome::Done(result) => {
-                    if duty == Duty::Long {
-                        lock(&self.state).idle_long.push(worker);
+                    let mut state = lock(&self.state);
+                    if state.left {
+                        // Started for a call that came when the others went.
+                        worker.part();
+                    } else if duty == Duty::Long {
+                        state.idle_long.push(worker);
                     }
                     return result;
                 }
@@ -189,7 +195,8 @@ impl Site {
             Duty::Copy => settings.copy_workers_per_site,
             Duty::Long => 0,
         };
-        state.shared(duty).is_some_and(|workers| workers.len() < wanted) && state.may_start()
+        let few = state.shared(duty).is_some_and(|workers| workers.len() < wanted);
+        few && !state.left && state.may_start()
     }
 
     fn start(self: &Arc<Self>, state: &mut State, duty: Duty) -> Result<Arc<Process>, String> {
@@ -202,10 +209,11 @@ impl Site {
 
     /// Ends its workers when their calls have ended; one that a later call starts goes on.
     pub(super) fn retire(&self) {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.left = true;
         let lists = [&state.short, &state.removal, &state.stream, &state.copy, &state.idle_long];
         for worker in lists.into_iter().flatten() {
-            worker.order(Order::Retire);
+            worker.part();
         }
     }
 

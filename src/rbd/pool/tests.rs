@@ -17,7 +17,7 @@ const SHORT: Duration = Duration::from_millis(700);
 struct Seen(Mutex<Vec<(&'static str, u32, String)>>, Mutex<HashMap<u32, Ending>>);
 
 impl ClientObserver for Seen {
-    fn started(&self, _: &Connection, worker_pid: u32, address: &str) {
+    fn started(&self, _: &Connection, _: &str, worker_pid: u32, address: &str) {
         lock(&self.0).push(("started", worker_pid, address.to_owned()));
     }
     fn gone(&self, _: &Connection, worker_pid: u32, address: &str, ending: Ending) {
@@ -381,6 +381,27 @@ async fn idle_workers_that_take_no_short_calls_retire() {
     f.site.call_within(AMPLE, remove("x")).await.unwrap();
     until("retired", || f.pool.workers().is_empty()).await;
     assert_eq!((f.pool.counters().killed, f.pool.counters().died), (0, 0));
+}
+
+#[tokio::test]
+async fn workers_of_a_site_that_is_left_finish_what_they_have_and_have_lost_nothing() {
+    let f = fixture();
+    let call = tokio::spawn({
+        let site = f.site.clone();
+        async move { site.call_within(AMPLE, stat("slow:800")).await }
+    });
+    until("call under way", || f.pool.workers().iter().any(|w| w.calls == 1)).await;
+    until("two workers", || f.pool.workers().len() == 2).await;
+    f.site.leave();
+    // The idle one goes at once, the other with its call.
+    until("one worker", || f.pool.workers().len() == 1).await;
+    call.await.unwrap().unwrap();
+    until("no worker", || f.pool.workers().is_empty()).await;
+    let counters = f.pool.counters();
+    assert_eq!((counters.lost, counters.killed, counters.died), (0, 0, 0), "{counters:?}");
+    assert!(lock(&f.seen.1).values().all(|e| *e == Ending::AtRest));
+    // Who comes again finds workers of his own.
+    pid(&f.site).await;
 }
 
 #[tokio::test]

@@ -42,13 +42,13 @@ impl Connections {
     }
 
     /// The client for `connection`; connects first when there is none, and then calls `connected` with
-    /// its address before anything is done with it. Takes about `left` at most.
+    /// it before anything is done with it. Takes about `left` at most.
     pub(super) fn get(
         &self,
         api: &'static Api,
         connection: &Connection,
         left: Duration,
-        connected: impl FnOnce(&Connection, &str),
+        connected: impl FnOnce(&Connection, &Cluster),
     ) -> Result<Arc<Cluster>, Failure> {
         let identity = identity(connection);
         let slot = Arc::clone(lock(&self.slots).entry(identity.clone()).or_default());
@@ -71,7 +71,7 @@ impl Connections {
 
         let result = Cluster::connect(api, &identity, &self.options(connection, left)).map(Arc::new);
         if let Ok(cluster) = &result {
-            connected(connection, cluster.address());
+            connected(connection, cluster);
         }
         let mut state = lock(&slot.state);
         state.connecting = false;

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::error::{RbdError, RbdErrorKind};
-use super::ffi::{self, Failure, process};
+use super::ffi::{self, Cluster, Failure, process};
 use super::frame::{self, Call, Event, Frame, Word};
 use super::protocol::{Class, Connection, Reply};
 use connections::Connections;
@@ -200,8 +200,13 @@ impl Worker {
             ffi::load().map_err(|message| error(call, RbdErrorKind::Unreachable, 0, message.to_owned()))?;
         let left = Duration::from_millis(call.deadline_ms).saturating_sub(arrived.elapsed());
         let failed = |f: Failure| error(call, f.kind(), f.errno.0, f.to_string());
-        let tell = |connection: &Connection, address: &str| {
-            self.send(&Event::Connected { connection: connection.clone(), address: address.to_owned() });
+        let tell = |connection: &Connection, cluster: &Cluster| {
+            self.send(&Event::Connected {
+                connection: connection.clone(),
+                address: cluster.address().to_owned(),
+                // Known since the connection was made: nobody is asked.
+                fsid: cluster.fsid().unwrap_or_default(),
+            });
         };
         let cluster = self.connections.get(api, &call.connection, left, tell).map_err(failed)?;
 

@@ -11,6 +11,7 @@ use crate::rpc::dispatch::Method;
 use crate::site::daemon::{Action, Means};
 use crate::site::detective::clue::Clue;
 use crate::site::detective::{HalfOrder, WhichOrder};
+use crate::site::independent::IndependentOrder;
 use crate::site::replicate::ReplicateOrder;
 use crate::site::revert::RevertOrder;
 use crate::site::schedule::{ScheduleAct, ScheduleOrder};
@@ -87,6 +88,12 @@ pub enum SiteCall {
     },
     Revert {
         revert: RevertOrder,
+        order: Option<String>,
+    },
+    Independent {
+        independent: IndependentOrder,
+        /// Of the site's administrator, as the first of two.
+        keys: AdminKeys,
         order: Option<String>,
     },
     List,
@@ -436,6 +443,17 @@ pub(crate) fn site_switch(args: &mut Args) -> Result<Method> {
         dry_run: args.flag("dry_run", false)?,
     };
     site(SiteCall::Switch { switch, order: order(args)? })
+}
+
+/// `independent(name, unplanned=False, admin_user='admin', admin_key_a=None, dry_run=False, order=None)`
+pub(crate) fn site_independent(args: &mut Args) -> Result<Method> {
+    let independent = IndependentOrder {
+        name: args.text("name")?,
+        unplanned: args.flag("unplanned", false)?,
+        admin: None,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Independent { independent, keys: keys(args)?, order: order(args)? })
 }
 
 /// `revert(name, pool, image, snapshot, order=None)`

@@ -9,7 +9,7 @@ mod child;
 mod order;
 mod status;
 mod supervisor;
-mod unit;
+pub(super) mod unit;
 
 use std::path::PathBuf;
 

@@ -74,7 +74,7 @@ async fn systemctl(program: &Path, words: &[String]) -> Result<String> {
 }
 
 /// Starts, stops or restarts a unit.
-pub(super) async fn act(program: &Path, action: Action, unit: &str) -> Result<()> {
+pub(in crate::site) async fn act(program: &Path, action: Action, unit: &str) -> Result<()> {
     systemctl(program, &arguments(action, unit)).await.map(drop)
 }
 

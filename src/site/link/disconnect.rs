@@ -17,8 +17,8 @@ use super::orders::Disconnect;
 use super::pair::{End, Seen, claim, require_key};
 use super::plan::On;
 use super::purge::{self, Purged};
-use crate::db::adoption;
 use crate::db::peer_link::{self, LinkRow, Mirrored};
+use crate::db::{Conn, adoption};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::model::DriverData;
@@ -69,6 +69,48 @@ async fn with(
     a: &End,
     b: &End,
 ) -> Result<Option<Value>> {
+    let (answer, parted) = part(sites, operation, order, a, b).await?;
+    let Some(parted) = parted else { return Ok(Some(answer)) };
+    let outcome = Outcome::succeeded().with_reply(answer);
+    sites
+        .journal
+        .complete(operation, &outcome, async |conn| parted.write(conn, a, b, parted.living).await)
+        .await?;
+    crash::point("link:disconnected");
+    Ok(None)
+}
+
+/// What has been parted, and is still to be written into the rows of the links.
+pub(super) struct Parted {
+    pools: Vec<String>,
+    living: bool,
+    note: Option<String>,
+}
+
+impl Parted {
+    /// The links go, or stay to be finished.
+    pub(super) async fn write(&self, conn: &mut Conn, a: &End, b: &End, whole: bool) -> Result<()> {
+        for row in peer_link::lock(conn, &a.row.fsid, &b.row.fsid).await? {
+            if !self.pools.contains(&row.pool) {
+                continue;
+            }
+            match whole {
+                true => peer_link::delete(conn, &row).await?,
+                false => peer_link::put(conn, &LinkRow { note: self.note.clone(), ..row }).await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parts two sites; what is answered, and, unless that was a dry run, what is to be written of the links.
+pub(super) async fn part(
+    sites: &Sites,
+    operation: &Operation,
+    order: &Disconnect,
+    a: &End,
+    b: &End,
+) -> Result<(Value, Option<Parted>)> {
     if !a.is_alive().await {
         return Err(Error::new(
             Code::InvalidInput,
@@ -101,7 +143,7 @@ async fn with(
             let refused = census.refuse_always(a, b).and_then(|()| census.refuse_unforced(a, b));
             map.insert("refused".to_owned(), json!(refused.err().map(|e| e.user().to_owned())));
         }
-        return Ok(Some(answer));
+        return Ok((answer, None));
     }
     census.refuse_always(a, b)?;
     if !order.force {
@@ -118,8 +160,16 @@ async fn with(
         None => vec![(a, &seen_a, &seen_b)],
     };
     remove_peers(operation, &pools, &ends).await?;
-    for (end, ..) in &ends {
-        let_go(operation, end, &pools).await?;
+    let mut left = Vec::new();
+    if living.is_some() {
+        for (end, ..) in &ends {
+            let_go(operation, end, &pools).await?;
+        }
+    } else {
+        // Nothing is changed on a site that does not answer, so that who reads from it mistakes nothing, and need not be
+        // waited for: a daemon whose peer is dead takes minutes to let go. That site's own daemon may live and read
+        // here: it loses its user before images here stop being mirrored.
+        left.extend(remove_clients(sites, operation, &rows, a, None).await?);
     }
     if order.force {
         end_mirroring(sites, operation, a, living, &census).await?;
@@ -132,11 +182,12 @@ async fn with(
         }
         _ => Purged::default(),
     };
-    let mut left = Vec::new();
     for (end, ..) in &ends {
         left.extend(disable_pools(operation, end, &pools).await?);
     }
-    left.extend(remove_clients(sites, operation, &rows, a, living).await?);
+    if living.is_some() {
+        left.extend(remove_clients(sites, operation, &rows, a, living).await?);
+    }
     crash::point("link:parted");
     let strangers = verify(operation, &pools, &ends).await?;
     if living.is_none() {
@@ -151,30 +202,13 @@ async fn with(
         map.insert("left".to_owned(), json!(left));
         map.insert("strangers".to_owned(), json!(strangers));
     }
-    let outcome = Outcome::succeeded().with_reply(answer);
-    let note = left.last().cloned();
-    sites
-        .journal
-        .complete(operation, &outcome, async |conn| {
-            for row in peer_link::lock(conn, &a.row.fsid, &b.row.fsid).await? {
-                if !pools.contains(&row.pool) {
-                    continue;
-                }
-                match living {
-                    Some(_) => peer_link::delete(conn, &row).await?,
-                    None => peer_link::put(conn, &LinkRow { note: note.clone(), ..row }).await?,
-                }
-            }
-            Ok(())
-        })
-        .await?;
-    crash::point("link:disconnected");
-    Ok(None)
+    let parted = Parted { pools, living: living.is_some(), note: left.last().cloned() };
+    Ok((answer, Some(parted)))
 }
 
 /// What is known of a site that does not answer: its name towards peers by that of the peer of a pool that a link
 /// names, which has one.
-fn unseen(b: &End, rows: &[LinkRow], a: &Seen) -> Seen {
+pub(super) fn unseen(b: &End, rows: &[LinkRow], a: &Seen) -> Seen {
     let peers = rows.iter().filter_map(|row| a.mirroring.get(&row.pool)).flat_map(|view| &view.peers);
     Seen {
         name: b.row.name.clone(),

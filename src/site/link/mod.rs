@@ -13,6 +13,7 @@ mod census;
 mod connect;
 mod disconnect;
 mod erasure;
+mod give_up;
 mod orders;
 mod pair;
 mod plan;
@@ -26,3 +27,4 @@ pub use view::{Link, all as links};
 
 pub(super) use connect::connect;
 pub(super) use disconnect::disconnect;
+pub(super) use give_up::{GIVEN_UP, give_up};

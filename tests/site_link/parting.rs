@@ -1,0 +1,92 @@
+//! Parting: from a site that is dead, and with volumes of Cinder.
+
+use serde_json::json;
+
+use crate::scene::Bare;
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_dead_site_is_parted_on_the_living_side_and_the_rest_follows_when_it_is_back() {
+    let lab = Bare::get();
+    lab.start(&[]);
+    lab.register("admin");
+    lab.tool(&["start", "rbd-mirror-a", "rbd-mirror-b"]);
+    let connect = ["site", "connect", "paris", "rome", "--pool", "images", "--create-pools"];
+    lab.good(&connect);
+    lab.rbd("a", &["create", "images/disk", "--size", "16M", "--image-feature", "layering,exclusive-lock"]);
+    lab.good(&["replicate", "paris", "images/disk"]);
+    lab.tool(&["kill", "site-b"]);
+    let part = ["site", "disconnect", "paris", "rome", "--yes", "--force"];
+    let said = lab.refused(&["site", "disconnect", "rome", "paris", "--yes", "--force"]);
+    assert!(said.contains("Site rome, which is to stay, does not answer"), "{said}");
+    let parted = lab.good(&part);
+    assert_eq!(
+        (&parted["alive"], &parted["strangers"]),
+        (&json!(false), &json!(["no pool of paris knows rome"]))
+    );
+    assert!(parted["left"].to_string().contains("disconnect again when it is back"), "{parted:#}");
+    assert_eq!(lab.mirroring("a", "images"), ("disabled".to_owned(), 0));
+    assert_eq!(
+        lab.users("a"),
+        [String::new(); 0],
+        "the dead site's daemon may come back before anybody looks"
+    );
+    assert_eq!(lab.good(&["site", "link", "list"])[0]["state"], "disconnecting");
+
+    lab.tool(&["start", "site-b"]);
+    crate::common::wait_until("rome answers", 120, || {
+        lab.manage(&["site", "update", "rome"]).status.success()
+    });
+    lab.good(&part);
+    lab.assert_strangers();
+    assert_eq!(lab.images("b", "images"), ["disk"], "its copy is kept");
+    assert_eq!(lab.images("a", "images"), ["disk"]);
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_volume_becomes_one_that_is_not_replicated_and_an_image_with_a_clone_there_is_kept() {
+    let lab = Bare::get();
+    lab.start(&[]);
+    lab.register("admin");
+    lab.tool(&["start", "rbd-mirror-a", "rbd-mirror-b"]);
+    lab.good(&["site", "connect", "paris", "rome", "--pool", "images", "--create-pools"]);
+    let id = "457eb676-33da-42ec-9a8c-9293d545c337";
+    let (volume, disk) = (format!("images/volume-{id}"), "images/disk");
+    for image in [volume.as_str(), disk] {
+        lab.rbd("a", &["create", image, "--size", "16M", "--image-feature", "layering,exclusive-lock"]);
+    }
+    lab.good(&["replicate", "paris", disk]);
+    // As Scoria would have made it: journaling was added, and is to be taken away.
+    lab.rbd("a", &["feature", "enable", &volume, "journaling"]);
+    lab.rbd("a", &["mirror", "image", "enable", &volume]);
+    lab.sql(
+        "INSERT INTO volumes (id, size, status, attach_status, replication_status, replication_driver_data, deleted, \
+         volume_type_id, use_quota) VALUES (%s, 1, 'available', 'detached', 'enabled', '{\"had_exclusive_lock\":true,\"had_journaling\":false}', 0, \
+         (SELECT id FROM volume_types LIMIT 1), 0)",
+        &[json!(id)],
+    );
+    crate::common::wait_until("both are copied", 120, || lab.images("b", "images").len() == 2);
+    lab.rbd("a", &["snap", "create", "images/disk@base"]);
+    crate::common::wait_until("the snapshot is copied", 120, || {
+        lab.rbd("b", &["snap", "ls", disk]).contains("base")
+    });
+    lab.rbd("b", &["clone", "--rbd-default-clone-format", "2", "images/disk@base", "images/clone"]);
+
+    let said = lab.refused(&["site", "disconnect", "paris", "rome", "--yes"]);
+    assert!(said.contains("clones"), "{said}");
+    let words = ["site", "disconnect", "paris", "rome", "--yes", "--force", "--purge-replicas"];
+    let parted = lab.good(&words);
+    assert_eq!(parted["removed"], json!([volume]), "{parted:#}");
+    assert!(parted["kept"].to_string().contains("images/disk: it has 1 clones"), "{parted:#}");
+    let row = &lab
+        .rows("SELECT replication_status, replication_driver_data FROM volumes WHERE id = %s", &[json!(id)])
+        [0];
+    assert_eq!(
+        (&row["replication_status"], &row["replication_driver_data"]),
+        (&json!("disabled"), &json!(null))
+    );
+    assert!(!lab.rbd("a", &["info", &volume]).contains("journaling"), "what replication had added is gone");
+    assert_eq!(lab.images("b", "images"), ["clone", "disk"]);
+    lab.assert_strangers();
+}
