@@ -10,6 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::site::Order;
 use crate::site::detective::clue::Clue;
 use crate::site::detective::{HalfOrder, WhichOrder};
+use crate::site::moving::MoveOrder;
 use crate::site::revert::RevertOrder;
 use crate::site::switch::SwitchOrder;
 
@@ -23,6 +24,8 @@ pub enum Action {
     HalfDeleted(Half),
     /// Make an image, or all of a pool, primary on a site; both sides are looked at first
     Switch(Switch),
+    /// Move a closed image that is no volume to another pool of its site
+    Move(Move),
     /// Bring a closed image that is no volume back to a snapshot, by writing only what has changed since
     RevertFast(Revert),
 }
@@ -55,6 +58,53 @@ fn snapshot(text: &str) -> Result<(String, String, String)> {
         (pool, Some(image)) => Ok((pool, image, snap.to_owned())),
         (_, None) => Err(wrong()),
     }
+}
+
+/// Arguments of `move`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Move {
+    /// The site
+    pub site: String,
+    /// POOL/IMAGE
+    #[arg(value_name = "POOL/IMAGE")]
+    pub what: String,
+    /// The pool where it is to be; it keeps its name
+    #[arg(value_name = "TO-POOL")]
+    pub to: String,
+    /// Bring back an image whose move has begun and not ended
+    #[arg(long)]
+    pub undo: bool,
+    /// Only say whether it can be moved
+    #[arg(long, conflicts_with = "no_wait")]
+    pub dry_run: bool,
+    /// Return once the order is written down
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Host whose service does it [default: this one's]
+    #[arg(long)]
+    pub host: Option<String>,
+}
+
+async fn move_image(context: &Context, arguments: Move) -> Result<Report> {
+    let Move { site: name, what, to, undo, dry_run, no_wait, host } = arguments;
+    let (pool, Some(image)) = pool_and_image(&what)? else {
+        return Err(Error::new(Code::InvalidInput, format!("'{what}' is not POOL/IMAGE")));
+    };
+    let order = MoveOrder { name, pool, image, to, undo, dry_run };
+    site::order(context, host.as_deref(), Order::Move(order), !no_wait).await
+}
+
+/// What `move` has done.
+pub(super) fn moved(operation: i64, document: &Value) -> Result<Report> {
+    let said = format!(
+        "{} on site {}, to pool {}: {}.\n",
+        text(document, "moved"),
+        text(document, "site"),
+        text(document, "to"),
+        text(document, "what")
+    );
+    Report::new(said, &json!({"operation": operation, "result": document}))
 }
 
 /// Arguments of `switch`.
@@ -207,6 +257,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
             let order = Order::Revert(RevertOrder { name, pool, image, snap });
             site::order(context, host.as_deref(), order, !no_wait).await
         }
+        Action::Move(arguments) => move_image(context, arguments).await,
         Action::Switch(Switch { site: name, what, how }) => switch(context, name, Some(what), how).await,
         Action::HalfDeleted(Half { site: name, pool, finish, yes, host }) => {
             if finish {

@@ -415,6 +415,20 @@ commands! {
     /// when somebody has it.
     Long SnapRevertChanges { pool: String, image: String, snap: String } -> u64;
 
+    // ---- moving an image to another pool -----------------------------------------------------------
+
+    /// How far the move of an image is, which goes by its old place or its new one; `None` when nobody moves it.
+    Short ImageMoveState { pool: String, image: String } -> Option<Moving>;
+    /// Begins to move an image to another pool: from then on it goes by its new place. `Busy` while somebody has it
+    /// open, `Exists` when there is one of that name, `NotFound` also when it is on its way already.
+    Short ImageMoveBegin { pool: String, image: String, dest_pool: String, dest: String } -> ();
+    /// Moves the data, by the new place.
+    Long ImageMoveData { pool: String, image: String } -> ();
+    /// Gives the old place up, when all data is in the new one.
+    Long ImageMoveFinish { pool: String, image: String } -> ();
+    /// Brings the image back to its old place; `NotFound` when it is there again.
+    Long ImageMoveUndo { pool: String, image: String } -> ();
+
     // ---- which image it is -----------------------------------------------------------------------
 
     /// (internal id, name) of all images in a pool's directory, also of one of which only half is there.

@@ -498,3 +498,29 @@ pub struct Scheduled {
     /// Its schedules.
     pub schedules: Vec<Schedule>,
 }
+
+/// How far the move of an image to another pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// The part that it is in.
+    pub state: MoveState,
+    /// Of its data, while that is moved.
+    pub percent: Option<u8>,
+}
+
+/// The parts of a move (`rbd_image_migration_state_t`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoveState {
+    /// Being begun.
+    Preparing,
+    /// The image goes by its new place, its data is in the old one.
+    Prepared,
+    /// Data is being moved.
+    Executing,
+    /// All data is in the new place.
+    Executed,
+    /// Being brought back.
+    Aborting,
+    /// librbd does not know how to go on.
+    Failed,
+}

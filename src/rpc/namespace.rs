@@ -88,6 +88,7 @@ static SITE: &[Spec] = &[
     spec("site.half_deleted", (1, 2), Kind::Call, Journal::No, d::site_half_deleted),
     spec("site.switch", (1, 2), Kind::Call, Journal::No, d::site_switch),
     spec("site.revert", (1, 2), Kind::Call, Journal::No, d::site_revert),
+    spec("site.move", (1, 3), Kind::Call, Journal::No, d::site_move),
     spec("site.independent", (1, 3), Kind::Call, Journal::No, d::site_independent),
 ];
 

@@ -251,6 +251,7 @@ impl SiteHandler {
             SiteCall::Revert { revert, order } => {
                 self.order(order, None, |_| Ok(Order::Revert(revert))).await
             }
+            SiteCall::Move { order, id } => self.order(id, None, |_| Ok(Order::Move(order))).await,
             SiteCall::Independent { mut independent, keys, order } => {
                 if let Some(known) = self.known(&order).await? {
                     return Ok(known);

@@ -18,7 +18,7 @@ use super::reach::Reached;
 use super::switch::{self, SwitchOrder};
 use super::{Sites, link, operations};
 use crate::db::mirror_daemon::{self, DaemonRow};
-use crate::db::site;
+use crate::db::site::{self, SiteRow};
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
 use crate::rbd::protocol::OrchestratorAct;
@@ -53,6 +53,11 @@ pub(super) async fn run(sites: &Sites, operation: &Operation, order: &Independen
         unplanned: order.unplanned,
         dry_run: order.dry_run,
     };
+    // Roles change, and then there is no way back: that the others are dead has to be known before.
+    let first = sites.reach(&order.name).await?;
+    let checked = Box::pin(each(sites, operation, order, &first, link::GiveUp::Check)).await;
+    sites.part(&first.site);
+    checked?;
     let switched = Box::pin(switch::run(sites, operation, &turn)).await?;
     crash::point("independent:switched");
     let reached = sites.reach(&order.name).await?;
@@ -71,12 +76,8 @@ async fn alone(
     order: &IndependentOrder,
     reached: &Reached,
 ) -> Result<Value> {
-    let host = sites.host.as_str();
-    let (files, all) = sites
-        .db
-        .read("other sites", async |conn| Ok((site::files_on(conn, host).await?, site::list(conn).await?)))
-        .await?;
     let name = reached.row.name.as_str();
+    let how = if order.dry_run { link::GiveUp::DryRun } else { link::GiveUp::Do };
     // Of an attempt that was interrupted: who is parted already is a stranger now, and is to be forgotten all the same.
     let mut given_up: Vec<String> = operation
         .items()
@@ -85,19 +86,12 @@ async fn alone(
         .filter(|s| s.name == link::GIVEN_UP)
         .map(|s| s.resource_id)
         .collect();
-    let (mut parted, mut left) = (Vec::new(), Vec::new());
-    for other in all.iter().filter(|row| row.fsid != reached.row.fsid) {
-        if !files.iter().any(|file| file.fsid == other.fsid) {
-            left.push(format!("host {host} has no files of site {}, which was not looked at", other.name));
-            continue;
-        }
-        let names = (name, other.name.as_str());
-        let done = link::give_up(sites, operation, names, order.admin.as_ref(), order.dry_run).await?;
-        let Some(done) = done else { continue };
-        parted.push(done);
-        crash::point("independent:parted");
-        if !given_up.contains(&other.name) {
-            given_up.push(other.name.clone());
+    let Others { all, done, mut left } = Box::pin(each(sites, operation, order, reached, how)).await?;
+    let mut parted = Vec::new();
+    for (other, answer) in done {
+        parted.push(answer);
+        if !given_up.contains(&other) {
+            given_up.push(other);
         }
     }
     let mut stopped = Vec::new();
@@ -151,6 +145,45 @@ async fn alone(
         "independent": name, "dry_run": order.dry_run, "parted": parted, "given_up": given_up, "stopped": stopped,
         "forgotten": forgotten, "left": left,
     }))
+}
+
+/// The other sites, and what came of those that this one knows.
+struct Others {
+    all: Vec<SiteRow>,
+    done: Vec<(String, Value)>,
+    left: Vec<String>,
+}
+
+/// Gives up each site that this one knows, as far as `how` says.
+async fn each(
+    sites: &Sites,
+    operation: &Operation,
+    order: &IndependentOrder,
+    reached: &Reached,
+    how: link::GiveUp,
+) -> Result<Others> {
+    let host = sites.host.as_str();
+    let (files, all) = sites
+        .db
+        .read("other sites", async |conn| Ok((site::files_on(conn, host).await?, site::list(conn).await?)))
+        .await?;
+    let mut others = Others { all, done: Vec::new(), left: Vec::new() };
+    for other in others.all.iter().filter(|row| row.fsid != reached.row.fsid) {
+        if !files.iter().any(|file| file.fsid == other.fsid) {
+            others
+                .left
+                .push(format!("host {host} has no files of site {}, which was not looked at", other.name));
+            continue;
+        }
+        let names = (reached.row.name.as_str(), other.name.as_str());
+        if let Some(answer) = link::give_up(sites, operation, names, order.admin.as_ref(), how).await? {
+            others.done.push((other.name.clone(), answer));
+            if how == link::GiveUp::Do {
+                crash::point("independent:parted");
+            }
+        }
+    }
+    Ok(others)
 }
 
 /// Stops one daemon, by whatever means it was started.

@@ -18,6 +18,7 @@ mod found;
 mod given;
 pub mod independent;
 mod link;
+pub mod moving;
 mod operations;
 mod orders;
 mod owner;

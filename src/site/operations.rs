@@ -112,6 +112,7 @@ async fn carry_out(sites: &Sites, operation: &Operation, order: &Order) -> Resul
         Order::Half(order) => Box::pin(super::detective::half(sites, operation, order)).await.map(Some),
         Order::Switch(order) => Box::pin(super::switch::run(sites, operation, order)).await.map(Some),
         Order::Revert(order) => Box::pin(super::revert::run(sites, operation, order)).await.map(Some),
+        Order::Move(order) => Box::pin(super::moving::run(sites, operation, order)).await.map(Some),
         Order::Independent(order) => {
             Box::pin(super::independent::run(sites, operation, order)).await.map(Some)
         }

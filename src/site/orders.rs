@@ -11,6 +11,7 @@ use super::daemon::{Action, DaemonOrder};
 use super::detective::{HalfOrder, WhichOrder};
 use super::independent::IndependentOrder;
 use super::link::{Connect, Disconnect};
+use super::moving::MoveOrder;
 use super::replicate::ReplicateOrder;
 use super::revert::RevertOrder;
 use super::schedule::{ScheduleAct, ScheduleOrder};
@@ -115,6 +116,9 @@ pub enum Order {
     /// See [`RevertOrder`].
     #[serde(rename = "scoria.site.revert")]
     Revert(RevertOrder),
+    /// See [`MoveOrder`].
+    #[serde(rename = "scoria.site.move")]
+    Move(MoveOrder),
     /// See [`IndependentOrder`].
     #[serde(rename = "scoria.site.independent")]
     Independent(IndependentOrder),
@@ -136,6 +140,7 @@ impl Order {
             Order::Half(_) => "scoria.site.half_deleted",
             Order::Switch(_) => "scoria.site.switch",
             Order::Revert(_) => "scoria.site.revert",
+            Order::Move(_) => "scoria.site.move",
             Order::Independent(_) => "scoria.site.independent",
         }
     }
@@ -160,6 +165,7 @@ impl Order {
             Order::Half(o) => &o.name,
             Order::Switch(o) => &o.name,
             Order::Revert(o) => &o.name,
+            Order::Move(o) => &o.name,
             Order::Independent(o) => &o.name,
         }
     }
@@ -178,6 +184,7 @@ impl Order {
             Order::Half(o) => !o.finish,
             Order::Switch(o) => o.dry_run,
             Order::Revert(_) => false,
+            Order::Move(o) => o.dry_run,
             Order::Independent(o) => o.dry_run,
             Order::Schedule(o) => matches!(o.act, ScheduleAct::List | ScheduleAct::Status),
         }
@@ -198,7 +205,8 @@ impl Order {
             | Order::Which(_)
             | Order::Half(_)
             | Order::Switch(_)
-            | Order::Revert(_) => vec![],
+            | Order::Revert(_)
+            | Order::Move(_) => vec![],
         }
     }
 }

@@ -55,10 +55,8 @@ async fn is_alone(scene: &Scene) {
 #[tokio::test]
 async fn the_survivor_is_nobodys_copy_any_more() {
     let scene = survivor().await;
-    let dry = scene
-        .run(Order::Independent(IndependentOrder { dry_run: true, ..independent("b") }))
-        .await
-        .unwrap();
+    let dry =
+        scene.run(Order::Independent(IndependentOrder { dry_run: true, ..independent("b") })).await.unwrap();
     assert_eq!(dry["images"][0]["fate"], json!({"step": "planned", "way": "force"}), "{dry:#}");
     assert!(!scene.sim.is_stranger("b"), "nothing happened");
 
@@ -79,7 +77,10 @@ async fn one_that_answers_is_parted_properly_and_force_has_to_be_said() {
     assert!(refused.contains("--unplanned"), "{refused}");
     scene.sim.set_health("a", Health::Alive);
     let refused = scene.run(Order::Independent(independent("b"))).await.unwrap_err();
-    assert!(refused.contains("Site a answers") && refused.contains("site disconnect b a --force"), "{refused}");
+    assert!(
+        refused.contains("Site a answers") && refused.contains("site disconnect b a --force"),
+        "{refused}"
+    );
     assert!(!scene.sim.is_stranger("b"), "no peer went");
 }
 

@@ -90,3 +90,48 @@ fn a_volume_becomes_one_that_is_not_replicated_and_an_image_with_a_clone_there_i
     assert_eq!(lab.images("b", "images"), ["clone", "disk"]);
     lab.assert_strangers();
 }
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn the_survivor_of_a_disaster_becomes_a_data_centre_of_its_own() {
+    let lab = Bare::get();
+    lab.start(&[]);
+    lab.register("admin");
+    lab.tool(&["start", "rbd-mirror-a", "rbd-mirror-b"]);
+    lab.good(&["site", "connect", "paris", "rome", "--pool", "images", "--create-pools"]);
+    for image in ["disk", "parent"] {
+        let words = ["create", "--size", "16M", "--image-feature", "layering,exclusive-lock"];
+        lab.rbd("a", &[&words[..], &[&format!("images/{image}")]].concat());
+    }
+    lab.rbd("a", &["snap", "create", "images/parent@s"]);
+    lab.rbd("a", &["snap", "protect", "images/parent@s"]);
+    lab.good(&["replicate", "paris", "images"]);
+    lab.rbd("a", &["clone", "images/parent@s", "images/child", "--image-feature", "layering,exclusive-lock"]);
+    lab.good(&["replicate", "paris", "images"]);
+    let order = ["site", "switch", "rome", "--independent", "--unplanned", "--yes"];
+    let said = lab.refused(&order);
+    assert!(said.contains("site disconnect rome paris --force"), "paris answers: {said}");
+
+    lab.tool(&["kill", "site-a"]);
+    let said = lab.refused(&["site", "switch", "rome", "--independent", "--yes"]);
+    assert!(said.contains("--unplanned"), "{said}");
+    // The first service dies when the images are its own, and peers are not gone yet.
+    lab.start_to_die_at("independent:switched");
+    assert!(lab.manage(&[&order[..], &["--no-wait"]].concat()).status.success());
+    lab.wait_dead("independent:switched");
+    lab.start(&[]);
+    crate::common::wait_until("the next service finishes it", 180, || {
+        let rows = lab.rows("SELECT outcome FROM scoria_operations ORDER BY id DESC LIMIT 1", &[]);
+        rows[0]["outcome"].as_str() == Some("succeeded")
+    });
+    assert_eq!(lab.mirroring("b", "images"), ("disabled".to_owned(), 0));
+    for image in ["disk", "parent", "child"] {
+        assert!(!lab.rbd("b", &["info", &format!("images/{image}")]).contains("mirroring state"), "{image}");
+        lab.ceph.call("write", json!({"site": "b", "image": image, "pool": "images", "seed": 1})).unwrap();
+    }
+    assert_eq!(lab.users("b"), [String::new(); 0]);
+    let sites = lab.good(&["site", "list"]);
+    assert_eq!((sites.as_array().unwrap().len(), &sites[0]["name"]), (1, &json!("rome")), "{sites:#}");
+    assert_eq!(lab.good(&["site", "link", "list"]), json!([]));
+    lab.tool(&["start", "site-a"]);
+}

@@ -28,7 +28,7 @@ fn rbd(lab: &Lab, site: &str, words: &[&str]) -> String {
 }
 
 #[test]
-#[ignore = "has not passed on real Ceph yet"]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_site_whose_daemon_the_service_runs_takes_copies_and_changes_roles() {
     let lab = Lab::get();
     if !lab.only_scoria("stock has no sites") {

@@ -18,6 +18,9 @@ pub(super) fn report(operation: i64, document: &Value) -> Result<Report> {
     if document.get("switched").is_some() {
         return super::super::rbd::switched(operation, document);
     }
+    if document.get("moved").is_some() {
+        return super::super::rbd::moved(operation, document);
+    }
     if document.get("independent").is_some() {
         return super::independent::report(operation, document);
     }

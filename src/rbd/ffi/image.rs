@@ -92,15 +92,21 @@ impl Drop for Options {
 }
 
 impl Options {
+    /// None: what is made takes over those of its source.
+    ///
     /// Implements:
     /// ```c
     /// void rbd_image_options_create(rbd_image_options_t* opts);
     /// ```
-    pub(super) fn new(api: &'static Api, features: u64, order: u8) -> Result<Options, Failure> {
+    pub(super) fn of_source(api: &'static Api) -> Options {
         let mut handle: rbd_image_options_t = ptr::null_mut();
         // SAFETY: valid out-pointer.
         unsafe { (api.image.rbd_image_options_create)(&mut handle) };
-        let options = Options { api, handle };
+        Options { api, handle }
+    }
+
+    pub(super) fn new(api: &'static Api, features: u64, order: u8) -> Result<Options, Failure> {
+        let options = Options::of_source(api);
         for (option, value) in [
             (RBD_IMAGE_OPTION_FORMAT, 2),
             (RBD_IMAGE_OPTION_FEATURES, features),

@@ -20,6 +20,7 @@ mod layer;
 mod link;
 mod lock;
 mod metadata;
+mod migration;
 mod mirror;
 mod mirror_snapshot;
 mod peers;
@@ -80,6 +81,7 @@ pub(crate) struct Api {
     link: link::Functions,
     lock: lock::Functions,
     metadata: metadata::Functions,
+    migration: migration::Functions,
     mirror: mirror::Functions,
     mirror_snapshot: mirror_snapshot::Functions,
     peers: peers::Functions,
@@ -119,6 +121,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             link: link::Functions::load(&rbd).map_err(missing)?,
             lock: lock::Functions::load(&rbd).map_err(missing)?,
             metadata: metadata::Functions::load(&rbd).map_err(missing)?,
+            migration: migration::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
             mirror_snapshot: mirror_snapshot::Functions::load(&rbd).map_err(missing)?,
             peers: peers::Functions::load(&rbd).map_err(missing)?,

@@ -266,6 +266,13 @@ impl World {
                 Reply::LevelScheduleRemove(self.level_remove(site, &r.level, r.schedule.as_ref())?)
             }
             Request::LevelDue(r) => Reply::LevelDue(self.level_due(site, &r.level)?),
+            Request::ImageMoveState(r) => Reply::ImageMoveState(self.move_state(site, &r.pool, &r.image)?),
+            Request::ImageMoveBegin(r) => {
+                Reply::ImageMoveBegin(self.move_begin(site, (&r.pool, &r.image), (&r.dest_pool, &r.dest))?)
+            }
+            Request::ImageMoveData(r) => Reply::ImageMoveData(self.move_data(site, &r.pool, &r.image)?),
+            Request::ImageMoveFinish(r) => Reply::ImageMoveFinish(self.move_finish(site, &r.pool, &r.image)?),
+            Request::ImageMoveUndo(r) => Reply::ImageMoveUndo(self.move_undo(site, &r.pool, &r.image)?),
             Request::SnapRevertChanges(r) => {
                 Reply::SnapRevertChanges(self.snap_revert_changes(site, &r.pool, &r.image, &r.snap)?)
             }

@@ -112,6 +112,7 @@ impl World {
             mirror: None,
             lock: None,
             watchers: vec![],
+            moving: None,
             version: self.next(),
         }
     }

@@ -39,6 +39,7 @@ mod link;
 mod log;
 mod mirror_daemon;
 mod mirroring;
+mod moving;
 mod replica;
 mod schedules;
 mod services;

@@ -49,6 +49,7 @@ impl World {
             }),
             lock: None,
             watchers: vec![],
+            moving: None,
             version: 0,
         };
         pool.names.insert(content.name.clone(), id.clone());

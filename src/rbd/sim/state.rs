@@ -12,6 +12,7 @@ use super::data::Data;
 use super::faults::{CrashPoint, Fault, Health};
 use super::log::CallRecord;
 use super::mirror_daemon::{Daemon, Phase, Replayer, Turn};
+use super::moving::MoveFrom;
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::link::ErasureProfile;
 use crate::rbd::types::{MirrorMode, Schedule, id_in_trash};
@@ -149,6 +150,8 @@ pub(super) struct ImageState {
     /// Address of the owner of a lock that is not given up when asked.
     pub(super) lock: Option<String>,
     pub(super) watchers: Vec<WatcherState>,
+    /// Where it comes from, while it is being moved to another pool.
+    pub(super) moving: Option<MoveFrom>,
     /// Grows with each change that replication carries.
     pub(super) version: u64,
 }

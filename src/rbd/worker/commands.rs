@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::stream::Link;
 use super::survey::mirroring;
 use super::{about, delta, levels, link, monitor, schedule, services, together};
 use crate::rbd::error::RbdErrorKind;
@@ -297,6 +296,16 @@ pub(super) fn execute(
             let back = |image: &Image<'_>| image.revert_changes(&snap, &c.snap, progress);
             Reply::SnapRevertChanges(locked(&image, &c.image, back)?)
         }
+        Request::ImageMoveState(c) => Reply::ImageMoveState(pool(&c.pool)?.move_state(&c.image)?),
+        Request::ImageMoveBegin(c) => {
+            let there = pool(&c.dest_pool)?;
+            Reply::ImageMoveBegin(pool(&c.pool)?.move_begin(&c.image, (&there, &c.dest))?)
+        }
+        Request::ImageMoveData(c) => Reply::ImageMoveData(pool(&c.pool)?.move_data(&c.image, progress)?),
+        Request::ImageMoveFinish(c) => {
+            Reply::ImageMoveFinish(pool(&c.pool)?.move_finish(&c.image, progress)?)
+        }
+        Request::ImageMoveUndo(c) => Reply::ImageMoveUndo(pool(&c.pool)?.move_undo(&c.image, progress)?),
         Request::ImageDirectory(c) => Reply::ImageDirectory(pool(&c.pool)?.directory()?),
         Request::MirrorServices(_) => Reply::MirrorServices(services::mirror_daemons(cluster)?),
         Request::OrchestratorApply(c) => {
@@ -304,25 +313,6 @@ pub(super) fn execute(
         }
         Request::OrchestratorAct(c) => Reply::OrchestratorAct(services::act(cluster, c.act)?),
     })
-}
-
-/// Runs one request through which data flows.
-pub(super) fn flow(cluster: &Arc<Cluster>, request: &Request, link: &Link<'_>) -> Result<Reply, Failure> {
-    match request {
-        Request::ImageImport(c) => {
-            let io = IoCtx::open(cluster, &c.pool)?;
-            Ok(Reply::ImageImport(link.import(&Image::open(&io, &c.image)?, c.blank)?))
-        }
-        Request::ImageExport(c) => {
-            let io = IoCtx::open(cluster, &c.pool)?;
-            let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
-            Ok(Reply::ImageExport(link.export(&image, c.offset, c.length)?))
-        }
-        other => {
-            let what = format!("{} has no data that flows", other.name());
-            Err(Failure::new("rbd_open", what, -i64::from(libc::EINVAL)))
-        }
-    }
 }
 
 /// Writes, reads back and removes one small object.

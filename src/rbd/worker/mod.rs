@@ -228,7 +228,7 @@ impl Worker {
         };
         let second = other.as_ref().map(|(_, cluster)| cluster);
         let result = match link {
-            Some(link) => commands::flow(&cluster, &call.request, link),
+            Some(link) => stream::flow(&cluster, &call.request, link),
             None => commands::execute(&cluster, second, &call.request, &self.leftovers, &progress),
         };
         result.map_err(|failure| {

@@ -7,14 +7,15 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use super::Worker;
 use super::commands::filled;
-use crate::rbd::ffi::{Failure, Image};
+use crate::rbd::ffi::{Cluster, Failure, Image, IoCtx};
 use crate::rbd::frame::{Event, Word};
+use crate::rbd::protocol::{Reply, Request};
 use crate::rbd::stream::{PART, WINDOW};
 
 /// Bytes whose extents are asked for at once: their list must stay short.
@@ -202,4 +203,23 @@ fn put_zeros(
         put(from + start, from + end)?;
     }
     Ok(())
+}
+
+/// Runs one request through which data flows.
+pub(super) fn flow(cluster: &Arc<Cluster>, request: &Request, link: &Link<'_>) -> Result<Reply, Failure> {
+    match request {
+        Request::ImageImport(c) => {
+            let io = IoCtx::open(cluster, &c.pool)?;
+            Ok(Reply::ImageImport(link.import(&Image::open(&io, &c.image)?, c.blank)?))
+        }
+        Request::ImageExport(c) => {
+            let io = IoCtx::open(cluster, &c.pool)?;
+            let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+            Ok(Reply::ImageExport(link.export(&image, c.offset, c.length)?))
+        }
+        other => {
+            let what = format!("{} has no data that flows", other.name());
+            Err(Failure::new("rbd_open", what, -i64::from(libc::EINVAL)))
+        }
+    }
 }

@@ -81,9 +81,9 @@ pub(crate) mod decode {
     pub(crate) use super::site::{
         site_cancel_operation, site_connect, site_daemon_restart, site_daemon_start, site_daemon_status,
         site_daemon_stop, site_delete, site_disconnect, site_get_operation, site_half_deleted,
-        site_independent, site_list, site_list_links, site_list_operations, site_register, site_replicate,
-        site_revert, site_schedule_add, site_schedule_list, site_schedule_remove, site_schedule_status,
-        site_show, site_switch, site_update, site_which_volume,
+        site_independent, site_list, site_list_links, site_list_operations, site_move, site_register,
+        site_replicate, site_revert, site_schedule_add, site_schedule_list, site_schedule_remove,
+        site_schedule_status, site_show, site_switch, site_update, site_which_volume,
     };
     pub(crate) use super::snapshot::{create_snapshot, delete_snapshot, revert_to_snapshot};
     pub(crate) use super::volume::{

@@ -12,6 +12,7 @@ use crate::site::daemon::{Action, Means};
 use crate::site::detective::clue::Clue;
 use crate::site::detective::{HalfOrder, WhichOrder};
 use crate::site::independent::IndependentOrder;
+use crate::site::moving::MoveOrder;
 use crate::site::replicate::ReplicateOrder;
 use crate::site::revert::RevertOrder;
 use crate::site::schedule::{ScheduleAct, ScheduleOrder};
@@ -89,6 +90,10 @@ pub enum SiteCall {
     Revert {
         revert: RevertOrder,
         order: Option<String>,
+    },
+    Move {
+        order: MoveOrder,
+        id: Option<String>,
     },
     Independent {
         independent: IndependentOrder,
@@ -443,6 +448,19 @@ pub(crate) fn site_switch(args: &mut Args) -> Result<Method> {
         dry_run: args.flag("dry_run", false)?,
     };
     site(SiteCall::Switch { switch, order: order(args)? })
+}
+
+/// `move(name, pool, image, to, undo=False, dry_run=False, order=None)`
+pub(crate) fn site_move(args: &mut Args) -> Result<Method> {
+    let moving = MoveOrder {
+        name: args.text("name")?,
+        pool: args.text("pool")?,
+        image: args.text("image")?,
+        to: args.text("to")?,
+        undo: args.flag("undo", false)?,
+        dry_run: args.flag("dry_run", false)?,
+    };
+    site(SiteCall::Move { order: moving, id: order(args)? })
 }
 
 /// `independent(name, unplanned=False, admin_user='admin', admin_key_a=None, dry_run=False, order=None)`

@@ -165,6 +165,7 @@ pub(super) async fn part(
         for (end, ..) in &ends {
             let_go(operation, end, &pools).await?;
         }
+        remove_returned(operation, &pools, &ends).await?;
     } else {
         // Nothing is changed on a site that does not answer, so that who reads from it mistakes nothing, and need not be
         // waited for: a daemon whose peer is dead takes minutes to let go. That site's own daemon may live and read
@@ -310,8 +311,34 @@ async fn remove_peers(operation: &Operation, pools: &[String], ends: &[(&End, &S
     Ok(())
 }
 
-/// Until no daemon of the site works on the pools for a peer that is gone. One that makes itself known once more, as
-/// it does while it runs, is removed again.
+/// Removes peers that have come back since: a daemon that runs makes itself known to whom it reads from, now and then.
+async fn remove_returned(
+    operation: &Operation,
+    pools: &[String],
+    ends: &[(&End, &Seen, &Seen)],
+) -> Result<()> {
+    for (end, _, other) in ends {
+        for pool in pools {
+            let view = match end.site.insist(MirrorPoolView { pool: pool.clone() }).await {
+                Err(e) if e.kind == RbdErrorKind::NoPool => continue,
+                other => other.map_err(|e| end.explain(e))?,
+            };
+            for peer in view.peers.iter().filter(|peer| other.is_peer(peer)) {
+                let ask = PeerRemove { pool: pool.clone(), uuid: peer.uuid.clone() };
+                end.site.insist(ask).await.map_err(|e| end.explain(e))?;
+                info!(
+                    operation.id = operation.id(),
+                    site = end.row.name,
+                    pool,
+                    "a peer had come back, and was removed"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Until no daemon of the site works on the pools for a peer that is gone.
 async fn let_go(operation: &Operation, end: &End, pools: &[String]) -> Result<()> {
     operation.step("waiting for daemons", &json!({"site": end.row.name})).await?;
     let (until, mut pause) = (Instant::now() + LET_GO, Pause::default());

@@ -18,6 +18,17 @@ use crate::volume::crash;
 /// The step of a site that is given up.
 pub(in crate::site) const GIVEN_UP: &str = "given up";
 
+/// How far it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::site) enum How {
+    /// Only fail if the other answers.
+    Check,
+    /// Say what would be done.
+    DryRun,
+    /// Do it.
+    Do,
+}
+
 /// Makes site `name` forget `other`, which is dead, for good: no link stays to be finished. What was parted; `None` when
 /// the two were strangers. Repeatable.
 ///
@@ -28,24 +39,18 @@ pub(in crate::site) async fn give_up(
     operation: &Operation,
     (name, other): (&str, &str),
     admin: Option<&Files>,
-    dry_run: bool,
+    how: How,
 ) -> Result<Option<Value>> {
     require_key(sites, operation, &admin.into_iter().collect::<Vec<_>>())?;
     let a = End::open(sites, name, admin).await?;
     let b = End::open(sites, other, None).await?;
-    let done = Box::pin(given_up(sites, operation, &a, &b, dry_run)).await;
+    let done = Box::pin(given_up(sites, operation, &a, &b, how)).await;
     a.leave();
     b.leave();
     done
 }
 
-async fn given_up(
-    sites: &Sites,
-    operation: &Operation,
-    a: &End,
-    b: &End,
-    dry_run: bool,
-) -> Result<Option<Value>> {
+async fn given_up(sites: &Sites, operation: &Operation, a: &End, b: &End, how: How) -> Result<Option<Value>> {
     let rows = sites
         .db
         .read("links of two sites", async |conn| peer_link::list(conn, Some(&a.row.fsid)).await)
@@ -66,6 +71,10 @@ async fn given_up(
             ),
         ));
     }
+    if how == How::Check {
+        return Ok(Some(Value::Null));
+    }
+    let dry_run = how == How::DryRun;
     let order = Disconnect {
         a: a.row.name.clone(),
         b: b.row.name.clone(),
@@ -80,10 +89,19 @@ async fn given_up(
         // Whoever goes on after a crash finds two strangers, and has to know that they were not.
         operation.item_step(&b.row.name, GIVEN_UP, &json!({})).await?;
     }
-    let (answer, parted) = part(sites, operation, &order, a, b).await?;
+    let (mut answer, parted) = part(sites, operation, &order, a, b).await?;
     if let Some(parted) = parted {
         operation.write("links that are given up", async |conn| parted.write(conn, a, b, true).await).await?;
         crash::point("link:given-up");
+        // What parting says last is how it would be finished.
+        if let Some(left) = answer.get_mut("left").and_then(Value::as_array_mut) {
+            left.pop();
+            left.push(json!(format!(
+                "site {} did not answer: what it has of {} is still there, and leads nowhere; should it come back, register \
+                 it and take that away (scoria-manage site disconnect {} {} --force)",
+                b.row.name, a.row.name, a.row.name, b.row.name
+            )));
+        }
     }
     Ok(Some(answer))
 }

@@ -27,4 +27,4 @@ pub use view::{Link, all as links};
 
 pub(super) use connect::connect;
 pub(super) use disconnect::disconnect;
-pub(super) use give_up::{GIVEN_UP, give_up};
+pub(super) use give_up::{GIVEN_UP, How as GiveUp, give_up};
