@@ -87,15 +87,18 @@ async fn one_that_answers_is_parted_properly_and_force_has_to_be_said() {
 #[tokio::test]
 async fn a_site_that_a_backend_names_is_given_up_and_not_forgotten() {
     let scene = survivor().await;
+    scene.sim.set_health("a", Health::Alive);
     scene.backend().await;
+    scene.sim.set_health("a", Health::Dead);
     scene.test.sql("DELETE FROM scoria_site_uses WHERE site = 'b'").await;
     let done = scene.run(Order::Independent(independent("b"))).await.unwrap();
     assert_eq!((&done["given_up"], &done["forgotten"]), (&json!(["a"]), &json!([])), "{done:#}");
     assert!(done["left"].to_string().contains("Site a is in use by"), "{done:#}");
 }
 
-/// Killed at every third call, the order ends as it would have.
+/// Killed at every third call, the order ends as it would have. A dead site takes its time each time it is asked.
 #[tokio::test]
+#[ignore = "whole matrix: tools/test --full"]
 async fn it_survives_a_kill_at_every_third_call() {
     let calls = {
         let scene = survivor().await;

@@ -88,12 +88,16 @@ impl World {
         (to, name): (&str, &str),
         moving: Option<MoveFrom>,
     ) -> Answer<()> {
-        let Some(mut image) = self.pool_mut(site, pool)?.images.remove(id) else {
+        let old = self.pool_mut(site, pool)?;
+        let Some(mut image) = old.images.remove(id) else {
             return refuse(Kind::NotFound, format!("no image {id} in {pool}"));
         };
+        old.names.remove(&image.name);
         name.clone_into(&mut image.name);
         image.moving = moving;
-        self.pool_mut(site, to)?.images.insert(id.to_owned(), image);
+        let new = self.pool_mut(site, to)?;
+        new.names.insert(name.to_owned(), id.to_owned());
+        new.images.insert(id.to_owned(), image);
         let pools = self.sites.get_mut(site).into_iter().flat_map(|s| s.pools.values_mut());
         for other in pools.flat_map(|p| p.images.values_mut()) {
             let snaps = other.snaps.values_mut().filter_map(|snap| snap.parent.as_mut());
