@@ -212,13 +212,16 @@ async fn stop(sites: &Sites, operation: &Operation, reached: &Reached, row: &Dae
         Means::Child => {}
     }
     operation.write("a daemon is to stop", async |conn| mirror_daemon::want(conn, &wanted).await).await?;
+    if by != Means::Child {
+        return Ok(());
+    }
     let end = Instant::now() + PATIENCE;
-    while by == Means::Child {
+    loop {
         let fsid = row.fsid.as_str();
         let rows = sites.db.read("daemons", async |conn| mirror_daemon::of_site(conn, fsid).await).await?;
         let now = rows.into_iter().find(|now| now.host == row.host);
         if now.is_none_or(|now| now.state == "stopped") {
-            break;
+            return Ok(());
         }
         if Instant::now() >= end {
             let text = format!(
@@ -230,5 +233,4 @@ async fn stop(sites: &Sites, operation: &Operation, reached: &Reached, row: &Dae
         }
         sleep(PERIOD).await;
     }
-    Ok(())
 }

@@ -269,7 +269,7 @@ impl Bare {
             for pool in self.pools(site) {
                 assert_eq!(self.mirroring(site, &pool).1, 0, "peers of {pool} on {site}");
             }
-            assert_eq!(self.users(site), [String::new(); 0], "{site}");
+            assert_eq!(self.users(site), Vec::<String>::new(), "{site}");
             let keys = self.keys_of(site);
             assert!(!keys.iter().any(|key| key.starts_with("rbd/mirror/peer")), "{site}: {keys:?}");
         }
