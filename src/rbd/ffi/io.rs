@@ -95,6 +95,11 @@ impl Image<'_> {
         self.flush()
     }
 
+    /// What several threads can use at once.
+    pub(crate) fn data(&self) -> Data<'_> {
+        Data(self)
+    }
+
     /// Writes all of `data`, maybe into librbd's cache only.
     ///
     /// Implements:
@@ -125,6 +130,28 @@ impl Image<'_> {
         let result = unsafe { (self.api().io.rbd_flush)(self.handle) };
         check("rbd_flush", || self.path(), result)?;
         Ok(())
+    }
+}
+
+/// The data of an open image, for several threads at once: they read and write, and nothing that changes the image.
+#[derive(Clone, Copy)]
+pub(crate) struct Data<'a>(&'a Image<'a>);
+
+// SAFETY: librbd serves the reads and writes of any number of threads by one handle, as qemu's driver has it do; the
+// image is closed by its owner, who outlives this.
+unsafe impl Send for Data<'_> {}
+// SAFETY: the same.
+unsafe impl Sync for Data<'_> {}
+
+impl Data<'_> {
+    /// See [`Image::read`].
+    pub(crate) fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
+        self.0.read(offset, length)
+    }
+
+    /// See [`Image::put`].
+    pub(crate) fn put(&self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        self.0.put(offset, data)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Copies from image to image that look only at what can differ, and the checksums of what they read.
 //!
-//! Threads read pieces side by side, each through a handle of its own; one writes, because two handles on one image
-//! would take the exclusive lock from each other. At most a few pieces are in memory, whatever the image's size.
+//! Threads copy pieces side by side. Each reads through a handle of its own; all write through one, because two handles
+//! on one image would take the exclusive lock from each other. Each thread has one piece in memory, whatever the
+//! image's size.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,18 +19,18 @@ use crate::rbd::types::{Checked, Copied};
 
 /// Bytes whose changes are asked for at once: their list must stay short.
 const STRETCH: u64 = 16 << 30;
-/// Threads that read.
-const READERS: usize = 3;
+/// Threads that read and write.
+const THREADS: usize = 4;
 /// Bytes of a table that are copied at once.
 const BLOCK: usize = 4 << 20;
 /// Pieces that are reported as wrong.
 const WRONG: usize = 16;
 
-/// What a reader has read of a piece.
-struct Read {
-    nth: usize,
-    data: Vec<u8>,
+/// What came of a piece that was copied.
+struct Done {
     digest: Option<Digest>,
+    read: u64,
+    written: u64,
 }
 
 /// The image that is read: each thread opens it for itself.
@@ -90,28 +91,33 @@ pub(super) fn copy(
         let all = pieces.len();
         pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
         let mut digests = BTreeMap::new();
-        each(&from, &pieces, |piece, mut read| {
-            if let (Some(found), Some(noted)) = (read.digest, expected.get(&piece.index))
+        let there = dest.data();
+        let work = |piece: &Piece, mut data: Vec<u8>, digest: Option<Digest>| {
+            if let (Some(found), Some(noted)) = (digest, expected.get(&piece.index))
                 && !found.fits(*noted)
             {
                 return Err(spoilt(c, piece.index));
             }
             let offset = piece.index * PIECE;
-            copied.read += read.data.len() as u64;
-            digests.extend(read.digest.map(|digest| (piece.index, digest)));
+            let mut done = Done { digest, read: data.len() as u64, written: 0 };
             // What the source does not have any more is zero in the destination.
             let length = usize::try_from(PIECE.min(end - offset)).unwrap_or(0);
-            read.data.resize(length, 0);
-            let old = match piece.wants_old(&read.data, over) {
-                true => Some(dest.read(offset, length)?),
+            data.resize(length, 0);
+            let old = match piece.wants_old(&data, over) {
+                true => Some(there.read(offset, length)?),
                 false => None,
             };
-            for (from, to) in piece.writes(&read.data, old.as_deref()) {
-                dest.put(offset + from as u64, read.data.get(from..to).unwrap_or_default())?;
-                copied.written += (to - from) as u64;
+            for (from, to) in piece.writes(&data, old.as_deref()) {
+                there.put(offset + from as u64, data.get(from..to).unwrap_or_default())?;
+                done.written += (to - from) as u64;
             }
-            progress(offset, end);
-            Ok(())
+            Ok(done)
+        };
+        each(&from, &pieces, work, |piece, done| {
+            copied.read += done.read;
+            copied.written += done.written;
+            digests.extend(done.digest.map(|digest| (piece.index, digest)));
+            progress(piece.index * PIECE, end);
         })?;
         if let Some(table) = &c.sums.write {
             note(&dest_io, table, &digests)?;
@@ -161,9 +167,9 @@ pub(super) fn check(
         let budget = (c.budget - checked.compared - checked.unknown).div_ceil(PIECE);
         let all = pieces.len();
         pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-        each(&from, &pieces, |piece, read| {
-            let bytes = read.data.len() as u64;
-            match (expected.get(&piece.index), read.digest) {
+        let work = |_: &Piece, data: Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
+        each(&from, &pieces, work, |piece, (bytes, digest)| {
+            match (expected.get(&piece.index), digest) {
                 (Some(noted), _) if *noted == Digest::UNKNOWN => checked.unknown += bytes,
                 (Some(noted), Some(found)) => {
                     checked.compared += bytes;
@@ -174,7 +180,6 @@ pub(super) fn check(
                 _ => checked.unknown += bytes,
             }
             progress(piece.index * PIECE, size);
-            Ok(())
         })?;
         checked.reached = match pieces.last() {
             Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
@@ -259,23 +264,29 @@ pub(super) fn read(io: &IoCtx, name: &str, at: u64, length: usize) -> Result<Opt
     }
 }
 
-/// Reads pieces side by side and hands them over one after the other, in no order.
-fn each(
+/// Reads pieces side by side, has the same threads do the work with them, and takes what came of it one after the
+/// other, in no order.
+fn each<T: Send>(
     source: &Source<'_>,
     pieces: &[Piece],
-    mut take: impl FnMut(&Piece, Read) -> Result<(), Failure>,
+    work: impl Fn(&Piece, Vec<u8>, Option<Digest>) -> Result<T, Failure> + Sync,
+    mut take: impl FnMut(&Piece, T),
 ) -> Result<(), Failure> {
     if pieces.is_empty() {
         return Ok(());
     }
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
-    let (sender, receiver) = sync_channel::<Result<Read, Failure>>(1);
+    let (sender, receiver) = sync_channel::<Result<(&Piece, T), Failure>>(THREADS);
     thread::scope(|scope| {
-        for n in 0..READERS.min(pieces.len()) {
-            let (sender, next, stop) = (sender.clone(), &next, &stop);
-            let reader = thread::Builder::new().name(format!("reader {n}"));
-            let started = reader.spawn_scoped(scope, move || fetch(source, pieces, next, stop, &sender));
+        for n in 0..THREADS.min(pieces.len()) {
+            let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
+            let thread = thread::Builder::new().name(format!("copy {n}"));
+            let started = thread.spawn_scoped(scope, move || {
+                let done = carry(source, pieces, next, stop, work, &sender);
+                // Nobody listens any more when another one has failed before.
+                done.or_else(|failure| sender.send(Err(failure)))
+            });
             if let Err(error) = started
                 && n == 0
             {
@@ -284,7 +295,7 @@ fn each(
             }
         }
         drop(sender);
-        let outcome = drain(&receiver, pieces, &mut take);
+        let outcome = drain(&receiver, pieces.len(), &mut take);
         stop.store(true, Ordering::Relaxed);
         // Whoever waits to hand something over must not wait for ever.
         drop(receiver);
@@ -292,24 +303,20 @@ fn each(
     })
 }
 
-fn drain(
-    receiver: &Receiver<Result<Read, Failure>>,
-    pieces: &[Piece],
-    take: &mut impl FnMut(&Piece, Read) -> Result<(), Failure>,
+fn drain<T>(
+    receiver: &Receiver<Result<(&Piece, T), Failure>>,
+    count: usize,
+    take: &mut impl FnMut(&Piece, T),
 ) -> Result<(), Failure> {
-    let mut left = pieces.len();
-    while left > 0 {
+    for _ in 0..count {
         match receiver.recv() {
-            Ok(read) => {
-                let read = read?;
-                if let Some(piece) = pieces.get(read.nth) {
-                    take(piece, read)?;
-                }
-                left -= 1;
+            Ok(done) => {
+                let (piece, done) = done?;
+                take(piece, done);
             }
-            // All readers have ended, and something is missing.
+            // All threads have ended, and something is missing.
             Err(_) => {
-                let what = "a thread that read pieces has ended".to_owned();
+                let what = "a thread that copies pieces has ended".to_owned();
                 return Err(Failure::new("rbd_read", what, -i64::from(libc::EIO)));
             }
         }
@@ -317,37 +324,28 @@ fn drain(
     Ok(())
 }
 
-fn fetch(
+/// One thread: takes the next piece until there is none, or nobody wants it.
+fn carry<'p, T>(
     source: &Source<'_>,
-    pieces: &[Piece],
+    pieces: &'p [Piece],
     next: &AtomicUsize,
     stop: &AtomicBool,
-    sender: &SyncSender<Result<Read, Failure>>,
-) {
-    let image = match Image::open_read_only(source.io, source.image, source.snap) {
-        Ok(image) => image,
-        Err(failure) => {
-            // Nobody listens any more when another one has failed before.
-            let _ = sender.send(Err(failure));
-            return;
-        }
-    };
+    work: &impl Fn(&Piece, Vec<u8>, Option<Digest>) -> Result<T, Failure>,
+    sender: &SyncSender<Result<(&'p Piece, T), Failure>>,
+) -> Result<(), Failure> {
+    let image = Image::open_read_only(source.io, source.image, source.snap)?;
     while !stop.load(Ordering::Relaxed) {
-        let nth = next.fetch_add(1, Ordering::Relaxed);
-        let Some(piece) = pieces.get(nth) else { return };
+        let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
         let offset = piece.index * PIECE;
         let length = usize::try_from(PIECE.min(source.size.saturating_sub(offset))).unwrap_or(0);
         let data = match length {
-            0 => Ok(Vec::new()),
-            _ => image.read(offset, length),
+            0 => Vec::new(),
+            _ => image.read(offset, length)?,
         };
-        let read = data.map(|data| {
-            let digest = source.digests.then(|| Digest::of(&data));
-            Read { nth, data, digest }
-        });
-        let failed = read.is_err();
-        if sender.send(read).is_err() || failed {
-            return;
+        let digest = source.digests.then(|| Digest::of(&data));
+        if sender.send(Ok((piece, work(piece, data, digest)?))).is_err() {
+            break;
         }
     }
+    Ok(())
 }
