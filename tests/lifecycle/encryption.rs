@@ -119,6 +119,7 @@ fn a_retype_neither_encrypts_nor_decrypts() {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_migration_takes_the_whole_of_an_encrypted_volume_along() {
     let lab = Lab::get();
     if !lab
