@@ -24,6 +24,7 @@ class Metric:
     better: str = LOWER
     aim: float | None = None    # bound of scoria/stock; None: shown, not judged
     over: str = STOCK           # or scoria/floor
+    or_floor: float | None = None   # bound of scoria/floor that does as well
     samples: dict = dataclasses.field(default_factory=dict)     # contestant: {round: value}
 
     def values(self, who):
@@ -48,6 +49,9 @@ class Metric:
         ratio = self.ratio(self.over)
         if ratio is None or self.aim is None:
             return None
+        to_floor = self.ratio(FLOOR)
+        if self.or_floor is not None and to_floor is not None and to_floor <= self.or_floor:
+            return True
         return ratio <= self.aim if self.better == LOWER else ratio >= self.aim
 
     def as_json(self):
@@ -57,7 +61,7 @@ class Metric:
                 "median": {w: self.median(w) for w in self.samples},
                 "ratio": self.ratio(), "ratio_min": min(ratios, default=None),
                 "ratio_max": max(ratios, default=None), "ratio_floor": self.ratio(FLOOR),
-                "aim": self.aim, "aim_over": self.over, "met": self.met}
+                "aim": self.aim, "aim_over": self.over, "aim_or_floor": self.or_floor, "met": self.met}
 
 
 class Results:
@@ -66,9 +70,9 @@ class Results:
     def __init__(self):
         self.sections = {}      # title: {key: Metric}
 
-    def metric(self, section, key, label, unit, better=LOWER, aim=None, over=STOCK):
+    def metric(self, section, key, label, unit, better=LOWER, aim=None, over=STOCK, or_floor=None):
         return self.sections.setdefault(section, {}).setdefault(
-            key, Metric(key, label, unit, better, aim, over))
+            key, Metric(key, label, unit, better, aim, over, or_floor))
 
     def all(self):
         return [m for metrics in self.sections.values() for m in metrics.values()]
@@ -121,7 +125,8 @@ def aim_text(metric):
         return ""
     sign = "≤" if metric.better == LOWER else "≥"
     verdict = {None: "", True: " met", False: " MISSED"}[metric.met]
-    return f"{sign} {metric.aim:.3g}{' of the floor' if metric.over == FLOOR else ''}{verdict}"
+    other = f", or {metric.or_floor:.3g} of the floor" if metric.or_floor is not None else ""
+    return f"{sign} {metric.aim:.3g}{' of the floor' if metric.over == FLOOR else ''}{other}{verdict}"
 
 
 HEAD = ("", "unit", "scoria", "stock", "scoria/stock", "floor", "scoria/floor", "aim")

@@ -41,6 +41,15 @@ class Ratios(unittest.TestCase):
         self.assertTrue(metric([10], [10], better=HIGHER, aim=1 / 1.1).met)
         self.assertFalse(metric([8], [10], better=HIGHER, aim=1 / 1.1).met)
 
+    def test_being_near_the_floor_may_do_as_well(self):
+        near = metric([1.2], [1.3], aim=0.5)
+        near.or_floor = 1.25
+        self.assertFalse(near.met, "nobody has measured the floor")
+        near.samples["floor"] = {0: 1.0}
+        self.assertTrue(near.met)
+        near.samples["floor"] = {0: 0.9}
+        self.assertFalse(near.met)
+
 
 class Report(unittest.TestCase):
     def filled(self):
