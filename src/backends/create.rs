@@ -186,7 +186,9 @@ async fn finish(
     // The scheduler names no disabled service. Without a scheduler the backend is there all the same: the first that
     // comes asks for everybody's report.
     if order.enabled && service.is_some_and(|service| !service.disabled) {
-        let pool = format!("{}#{}", config.host, config.backend_name);
+        // The scheduler knows a member of a Cinder cluster by the cluster's name (`Service.service_topic_queue`).
+        let known_as = config.cluster.as_deref().unwrap_or(&config.host);
+        let pool = format!("{known_as}#{}", config.backend_name);
         let placeable = b.runner.placeable(&pool, SCHEDULER).await;
         if !placeable {
             warn!(backend = config.host, "no scheduler has named the new backend's pool yet");

@@ -105,7 +105,8 @@ pub trait Runner: Send + Sync + 'static {
     /// `Broker`, `DeadlineExceeded` when it has not answered in time; what it answered.
     async fn ask(&self, host: &str, method: &str, args: Value, limit: Duration) -> Result<Value>;
 
-    /// Waits until a scheduler says that it may place volumes in this pool (`host@backend#pool`); false when none has
+    /// Waits until a scheduler says that it may place volumes in this pool (`host@backend#pool`, or
+    /// `cluster@backend#pool`); false when none has
     /// said so within `limit`.
     async fn placeable(&self, pool: &str, limit: Duration) -> bool;
 

@@ -233,7 +233,7 @@ impl IoCtx {
     }
 }
 
-/// An open image, closed on drop. Belongs to the thread that opened it.
+/// An open image, closed on drop. Belongs to the thread that opened it; its data can be shared ([`Image::data`]).
 pub(crate) struct Image<'io> {
     pub(super) io: &'io IoCtx,
     pub(super) handle: rbd_image_t,
