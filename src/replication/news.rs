@@ -1,4 +1,4 @@
-//! What listeners hear of a failover, and of copies that fall behind: volume by volume.
+//! What listeners hear of a failover, of an adoption, and of copies that fall behind: volume by volume.
 //!
 //! Upstream tells of the failover of a group, and nothing of a backend's, on the day when an auditor or a billing
 //! system wants to know most. Here every volume is told of, in upstream's words (`failover_replication.start`,
@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::backend::peers::{Notify, Priority};
 use crate::context::RequestContext;
 use crate::db::{self, Db};
+use crate::error::Error;
 use crate::journal::{Ending, Operation, Outcome};
 use crate::model::{Service, Volume};
 use crate::volume::group::tell_volume;
@@ -68,9 +69,9 @@ impl Herald {
         }
     }
 
-    /// Sends `service.failover.<what>`.
-    async fn service(&self, what: &str, priority: Priority, payload: Map<String, Value>) {
-        let (event, publisher) = (format!("service.failover.{what}"), format!("service.{}", self.host));
+    /// Sends `service.<event>`.
+    async fn service(&self, event: &str, priority: Priority, payload: Map<String, Value>) {
+        let (event, publisher) = (format!("service.{event}"), format!("service.{}", self.host));
         self.notify.publish(&self.context, &event, priority, &publisher, Value::Object(payload)).await;
     }
 }
@@ -88,7 +89,7 @@ pub(super) fn begun(backend: &Backend, context: &RequestContext, decision: &Deci
     payload.insert("volumes".to_owned(), json!(ids.len()));
     tokio::spawn(async move {
         let _turn = TURN.lock().await;
-        herald.service("start", Priority::Info, payload).await;
+        herald.service("failover.start", Priority::Info, payload).await;
         herald.volumes("failover_replication.start", &ids).await;
     });
 }
@@ -103,8 +104,8 @@ pub(super) fn over(backend: &Backend, context: &RequestContext, operation: &Oper
     let mut payload = row(backend);
     payload.insert("detail".to_owned(), json!(outcome.detail));
     let (what, priority) = match outcome.ending {
-        Ending::Failed => ("error", Priority::Error),
-        _ => ("end", Priority::Info),
+        Ending::Failed => ("failover.error", Priority::Error),
+        _ => ("failover.end", Priority::Info),
     };
     tokio::spawn(async move {
         let _turn = TURN.lock().await;
@@ -136,6 +137,57 @@ pub(super) fn left(backend: &Backend, context: &RequestContext, ids: Vec<String>
     tokio::spawn(async move {
         let _turn = TURN.lock().await;
         herald.volumes("failover_replication.error", &ids).await;
+    });
+}
+
+/// The active site is going to be the backend's own.
+pub(super) fn adopting(backend: &Backend, context: &RequestContext) {
+    let site = backend.active_name();
+    tell(backend, context, "adopt.start", Priority::Info, json!({"site": site}), Vec::new());
+}
+
+/// It is: these volumes are at home there, and those were given up.
+pub(super) fn adopted(
+    backend: &Backend,
+    context: &RequestContext,
+    detail: &str,
+    served: Vec<String>,
+    behind: Vec<String>,
+) {
+    let count = json!({"adopted": served.len(), "left_behind": behind.len()});
+    let more = json!({"detail": detail, "volumes": count});
+    let volumes = vec![("adopt.end", served), ("adopt.error", behind)];
+    tell(backend, context, "adopt.end", Priority::Info, more, volumes);
+}
+
+/// Nothing was adopted.
+pub(super) fn not_adopted(backend: &Backend, context: &RequestContext, why: &Error) {
+    tell(backend, context, "adopt.error", Priority::Error, json!({"detail": why.user()}), Vec::new());
+}
+
+/// Sends what happened to these volumes, and `service.<event>` with the service's row and `more`.
+fn tell(
+    backend: &Backend,
+    context: &RequestContext,
+    event: &'static str,
+    priority: Priority,
+    more: Value,
+    volumes: Vec<(&'static str, Vec<String>)>,
+) {
+    if !backend.peers.notify.enabled() {
+        return;
+    }
+    let herald = Herald::new(backend, context);
+    let mut payload = row(backend);
+    if let Value::Object(more) = more {
+        payload.extend(more);
+    }
+    tokio::spawn(async move {
+        let _turn = TURN.lock().await;
+        for (suffix, ids) in volumes {
+            herald.volumes(suffix, &ids).await;
+        }
+        herald.service(event, priority, payload).await;
     });
 }
 

@@ -14,6 +14,7 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
 mod cinder;
+pub(crate) mod conf;
 mod driver;
 pub(crate) mod env;
 mod images;

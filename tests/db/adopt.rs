@@ -107,6 +107,23 @@ async fn volumes(stage: &Stage) -> Vec<String> {
     stage.test.rows(text).await.into_iter().map(|row| row.join(" ")).collect()
 }
 
+/// Listeners have heard this of adoptions, the two volumes of one in any order.
+async fn heard(stage: &Stage, expected: &[&str]) {
+    let mut events = Vec::new();
+    for _ in 0..50 {
+        events = stage.heard.events();
+        events.retain(|event| event.contains(".adopt."));
+        events
+            .chunk_by_mut(|one, next| one.starts_with("volume") && next.starts_with("volume"))
+            .for_each(<[_]>::sort);
+        if events.len() >= expected.len() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(events, expected);
+}
+
 /// Everything that an adoption changes.
 async fn rows(stage: &Stage) -> Vec<Vec<String>> {
     let mut all = vec![service(stage).await, volumes(stage).await];
@@ -167,9 +184,14 @@ async fn the_secondary_becomes_the_backends_own_and_everything_follows() {
         "{looked}"
     );
     assert_eq!(service(&stage).await[0], "failed-over", "it was only looked at");
+    let refused = ["service.adopt.start failed-over", "service.adopt.error failed-over"].repeat(2);
+    heard(&stage, &refused).await;
 
     adopted(&stage, &PLAIN).await;
     assert_eq!(service(&stage).await, ["enabled", "NULL", "0", ""]);
+    let ends = ids.iter().map(|id| format!("volume.adopt.end {id} available")).collect::<Vec<_>>();
+    let told = ["service.adopt.start failed-over", &ends[0], &ends[1], "service.adopt.end enabled"];
+    heard(&stage, &[refused.as_slice(), &told].concat()).await;
     assert_eq!(volumes(&stage).await, ["available enabled 0", "available enabled 0"]);
     assert_eq!(works_on(&stage.backend), "default /sim/b.conf");
     assert_eq!(stage.backend.device_names(), ["a"]);

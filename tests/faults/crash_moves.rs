@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::common::conf::Conf;
 use crate::common::{CEPH, Lab, row_str, wait_for, wait_until};
 use crate::crash::{WHY, delete_all, wait_death, wait_quiet};
 use crate::workers::workers_died_at;
@@ -32,6 +33,7 @@ const DRILL_BEGINS: &[&str] = &[
 ];
 const DRILL_ENDS: &[&str] =
     &["replication_test:stopping", "replication_test:clone_removed", "replication_test:snapshot_removed"];
+const ADOPTION: &[&str] = &["adopt:accepted", "adopt:proven", "adopt:written"];
 const REPAIR: &[&str] = &["repair:enabling", "repair:mirrored", "repair:written"];
 
 /// Seconds after which a demotion has failed, and a probe is silence.
@@ -286,6 +288,54 @@ fn whole_matrix_a_repair_dies_at_each_step() {
             f.mended(Victim::Service, &[point]);
         }
         f.mended(Victim::Workers, &REPAIR[..2]);
+    });
+}
+
+/// The secondary becomes the backend's own site, and later the old one again, while the service dies; each new process
+/// reads the file in which the sites have changed places already.
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn whole_matrix_an_adoption_dies_at_each_step() {
+    fleet(1, |f| {
+        let lab = f.lab;
+        let conf = Conf::of(lab);
+        let mut deaths = vec![ADOPTION.to_vec()];
+        deaths.extend(ADOPTION.iter().map(|point| vec![*point]));
+        for (round, points) in deaths.iter().enumerate() {
+            // The peer is called what the file calls it: `site-b`, and `site-a` once they have changed places.
+            let (peer, there, here) =
+                if round % 2 == 0 { ("site-b", "b", "a") } else { ("site-a", "a", "b") };
+            let moved = lab.manage(&[
+                "replication",
+                "failover",
+                "--backend",
+                CEPH,
+                "--to",
+                peer,
+                "--planned",
+                "--yes",
+            ]);
+            assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+            if round % 2 == 0 {
+                conf.swap()
+            } else {
+                conf.restore()
+            }
+            f.disturbed(Victim::Service, points, || f.order(&["adopt", "--yes"]));
+            let row = lab.service(CEPH);
+            assert_eq!(
+                (row_str(&row, "replication_status"), &row["active_backend_id"], &row["disabled"]),
+                ("enabled", &json!(null), &json!(0)),
+                "{points:?}"
+            );
+            for (id, sum) in &f.volumes {
+                assert_eq!(lab.volume(id)["replication_status"], "enabled", "{points:?}");
+                assert_eq!(lab.image(there, id)["primary"], true, "{points:?}");
+                assert_eq!(lab.image(here, id)["primary"], false, "{points:?}");
+                assert_eq!(&lab.checksum(there, id), sum, "{points:?}");
+            }
+            f.rewrite(there);
+        }
     });
 }
 

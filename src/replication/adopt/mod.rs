@@ -28,7 +28,7 @@ use self::names::{Former, Found, Names};
 use super::orders::Adopt;
 use super::standing::{self, Telling};
 use super::target::DEFAULT;
-use super::{enable, fence};
+use super::{enable, fence, news};
 use crate::backend::{Backend, Sites};
 use crate::config::BackendConfig;
 use crate::context::RequestContext;
@@ -87,6 +87,24 @@ pub fn run<'a>(
                 .finish(operation, &Outcome { detail: Some(detail), ..Outcome::succeeded() })
                 .await;
         }
+        news::adopting(backend, context);
+        let done = carry_out(backend, context, operation, order).await;
+        if let Err(why) = &done {
+            news::not_adopted(backend, context, why);
+        }
+        done
+    })
+}
+
+/// All of it, from the closed gate to the rows.
+// Boxed as `run` is.
+fn carry_out<'a>(
+    backend: &'a Backend,
+    context: &'a RequestContext,
+    operation: &'a Operation,
+    order: &'a Adopt,
+) -> BoxFuture<'a, Result<()>> {
+    Box::pin(async move {
         let closed = backend.gate.close(WAIT).await;
         if !closed.is_empty() {
             return Err(Error::new(
@@ -399,6 +417,9 @@ fn conclude<'a>(
         info!(backend = backend.host(), "adoption is over: {detail}");
         backend.replace_sites(plan.sites, DEFAULT)?;
         drop(active);
+        let served = plan.census.served.iter().map(|volume| volume.id.clone()).collect();
+        let behind = plan.census.behind.iter().map(|(volume, _)| volume.id.clone()).collect();
+        news::adopted(backend, context, &detail, served, behind);
         backend.want_report();
         backend.schedules_wanted.notify_one();
         match telling {
