@@ -283,6 +283,17 @@ def make_peers(lab):
         lab.mark("peers")
 
 
+def give_up_lost(lab, site):
+    """Let go of objects that an OSD has lost, if its log says so; how many.
+
+    An OSD of Ceph 16.2.15 that was killed may find another object's bytes in a block when it is back. Everybody who
+    asks for what was there then waits without an end, a mirror daemon too, which says nothing."""
+    logs = lab.path("log").glob(f"site-{site}-osd.*.log")
+    if not any("unfound" in log.read_text(errors="replace") for log in logs):
+        return 0
+    return int(setup_step(lab, "give-up-lost", daemon_conf(lab, site)))
+
+
 def mirroring_health(lab, site, pool="volumes", timeout=8):
     """(daemon health, image health) as rbd-mirror reports them, or None."""
     try:

@@ -5,10 +5,11 @@ call can hang beyond any deadline. So each step is one child process with one co
 the lab kills when it does not come back.
 
     python3 -m labkit.ceph_setup osd-new CONF ID | pools CONF OSDS POOL... | peers CONF CONF POOL...
-                               | entity CONF KEYRING
+                               | entity CONF KEYRING | give-up-lost CONF
 """
 
 import json
+import re
 import sys
 import time
 import uuid
@@ -82,5 +83,21 @@ def entity(conf, keyring):
         command(connect(conf), f.read(), prefix="auth import")
 
 
+def give_up_lost(conf):
+    """Objects that no OSD has any more are gone, instead of being waited for; prints how many."""
+    cluster = connect(conf)
+    given = 0
+    found = command(cluster, prefix="health", detail="detail")["checks"].get("OBJECT_UNFOUND", {})
+    for line in found.get("detail", ()):
+        pg, count = re.match(r"pg (\S+) has (\d+) unfound", line["message"]).groups()
+        words = {"prefix": "mark_unfound_lost", "pgid": pg, "mulcmd": "delete"}
+        code, _, err = cluster.pg_command(pg, json.dumps(words), b"", 30)
+        if code:
+            raise RuntimeError(f"{words}: {code} {err}")
+        given += int(count)
+    print(given)
+
+
 if __name__ == "__main__":
-    {"osd-new": osd_new, "pools": pools, "peers": peers, "entity": entity}[sys.argv[1]](*sys.argv[2:])
+    {"osd-new": osd_new, "pools": pools, "peers": peers, "entity": entity,
+     "give-up-lost": give_up_lost}[sys.argv[1]](*sys.argv[2:])

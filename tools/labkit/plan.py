@@ -125,6 +125,10 @@ def up(lab, every, names, say):
 def wait_mirroring(lab, seconds=60):
     """Until both daemons call themselves healthy; a warning when they do not, since images in
     trouble are what tests are about."""
+    for site in ("a", "b"):
+        lost = ceph.give_up_lost(lab, site)
+        if lost:
+            print(f"lab: warning: site {site} has lost {lost} objects", file=sys.stderr)
     end = time.monotonic() + seconds
     while True:
         found = {s: ceph.mirroring_health(lab, s) for s in ("a", "b")}
