@@ -162,28 +162,15 @@ pub async fn register(conn: &mut Conn, registration: &Registration) -> Result<Re
         update(conn, found.id, &changes).await?;
         return Ok(Registered { service: get(conn, found.id).await?, created: false, added_to_cluster });
     }
-    let at = now();
-    let uuid = Uuid::new_v4().to_string();
-    diesel::insert_into(services::table)
-        .values((
-            services::uuid.eq(&uuid),
-            services::cluster_name.eq(&registration.cluster),
-            services::host.eq(host),
-            services::binary.eq(BINARY),
-            services::topic.eq(BINARY),
-            services::report_count.eq(0),
-            services::disabled.eq(!registration.enable_new_services),
-            services::availability_zone.eq(&registration.availability_zone),
-            services::rpc_current_version.eq(RPC_VERSION),
-            services::object_current_version.eq(OBJECT_VERSION),
-            services::replication_status.eq("not-capable"),
-            services::frozen.eq(false),
-            services::deleted.eq(false),
-            services::created_at.eq(at),
-            services::updated_at.eq(at),
-        ))
-        .execute(conn)
-        .await?;
+    let row = NewRow {
+        cluster_name: registration.cluster.as_deref(),
+        host,
+        binary: BINARY,
+        enabled: registration.enable_new_services,
+        zone: &registration.availability_zone,
+        rpc_version: RPC_VERSION,
+    };
+    row.insert(conn).await?;
     let service = find(conn, host).await?.ok_or_else(|| not_found(host))?;
     if let Some(name) = &registration.cluster {
         let mut changes = ServiceChanges::default();
@@ -233,27 +220,47 @@ pub async fn register_backup(
         update(conn, found.id, &changes).await?;
         return get(conn, found.id).await;
     }
-    let at = now();
-    diesel::insert_into(services::table)
-        .values((
-            services::uuid.eq(Uuid::new_v4().to_string()),
-            services::host.eq(host),
-            services::binary.eq(BACKUP_BINARY),
-            services::topic.eq(BACKUP_BINARY),
-            services::report_count.eq(0),
-            services::disabled.eq(!enable),
-            services::availability_zone.eq(zone),
-            services::rpc_current_version.eq(rpc_version),
-            services::object_current_version.eq(OBJECT_VERSION),
-            services::replication_status.eq("not-capable"),
-            services::frozen.eq(false),
-            services::deleted.eq(false),
-            services::created_at.eq(at),
-            services::updated_at.eq(at),
-        ))
-        .execute(conn)
-        .await?;
+    let row = NewRow { cluster_name: None, host, binary: BACKUP_BINARY, enabled: enable, zone, rpc_version };
+    row.insert(conn).await?;
     find(conn).await?.ok_or_else(|| not_found(host))
+}
+
+/// What differs between the rows of new services.
+struct NewRow<'a> {
+    cluster_name: Option<&'a str>,
+    host: &'a str,
+    /// Also its topic.
+    binary: &'a str,
+    enabled: bool,
+    zone: &'a str,
+    rpc_version: &'a str,
+}
+
+impl NewRow<'_> {
+    async fn insert(&self, conn: &mut Conn) -> Result<()> {
+        let at = now();
+        diesel::insert_into(services::table)
+            .values((
+                services::uuid.eq(Uuid::new_v4().to_string()),
+                services::cluster_name.eq(self.cluster_name),
+                services::host.eq(self.host),
+                services::binary.eq(self.binary),
+                services::topic.eq(self.binary),
+                services::report_count.eq(0),
+                services::disabled.eq(!self.enabled),
+                services::availability_zone.eq(self.zone),
+                services::rpc_current_version.eq(self.rpc_version),
+                services::object_current_version.eq(OBJECT_VERSION),
+                services::replication_status.eq("not-capable"),
+                services::frozen.eq(false),
+                services::deleted.eq(false),
+                services::created_at.eq(at),
+                services::updated_at.eq(at),
+            ))
+            .execute(conn)
+            .await?;
+        Ok(())
+    }
 }
 
 /// A service that joins takes the cluster's replication fields (unless its own failover failed); the

@@ -47,22 +47,8 @@ pub(super) async fn settle(
             };
             delete::give_up(b, c, o, request, f).await
         }
-        Method::ExtendVolume(a) => {
-            let request = extend::Extend {
-                volume_id: a.volume.volume.id.clone(),
-                new_size: a.new_size,
-                reservations: a.reservations.clone(),
-            };
-            extend::give_up(b, c, o, request, f).await
-        }
-        Method::ExtendVolumeCompletion(a) => {
-            let request = extend::Extend {
-                volume_id: a.volume.volume.id.clone(),
-                new_size: a.new_size,
-                reservations: a.reservations.clone(),
-            };
-            extend::give_up(b, c, o, request, f).await
-        }
+        Method::ExtendVolume(a) => extend::give_up(b, c, o, a.into(), f).await,
+        Method::ExtendVolumeCompletion(a) => extend::give_up(b, c, o, a.into(), f).await,
         Method::CreateSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, true, f).await,
         Method::DeleteSnapshot(a) => snapshot::give_up(b, c, o, &a.snapshot.snapshot.id, false, f).await,
         Method::CreateGroup { .. }

@@ -25,7 +25,7 @@ use crate::db::worker::{Claim, is_cleanable};
 use crate::error::{Code, Result};
 use crate::journal::{self, Ending, NewOperation, Operation, Outcome};
 use crate::replication::{failover, foresight, group as replication, standing};
-use crate::rpc::method::{CreateVolume, Reimage};
+use crate::rpc::method::{CreateVolume, ExtendVolume, ExtendVolumeCompletion, Reimage};
 use crate::rpc::objects::{LogLevel, WireVolume, attachment_object, log_level_list};
 use crate::rpc::{Accept, Call, Handler, Method, synthetic};
 use crate::volume::{
@@ -190,21 +190,11 @@ impl BackendHandler {
                     Ok(Value::Null)
                 }
                 Method::ExtendVolume(a) => {
-                    let request = extend::Extend {
-                        volume_id: a.volume.volume.id.clone(),
-                        new_size: a.new_size,
-                        reservations: a.reservations.clone(),
-                    };
-                    extend::extend(backend, context, operation, request).boxed().await?;
+                    extend::extend(backend, context, operation, a.into()).boxed().await?;
                     Ok(Value::Null)
                 }
                 Method::ExtendVolumeCompletion(a) => {
-                    let request = extend::Extend {
-                        volume_id: a.volume.volume.id.clone(),
-                        new_size: a.new_size,
-                        reservations: a.reservations.clone(),
-                    };
-                    extend::complete(backend, context, operation, request, a.error).boxed().await?;
+                    extend::complete(backend, context, operation, a.into(), a.error).boxed().await?;
                     Ok(Value::Null)
                 }
                 Method::CreateSnapshot(a) => {
@@ -367,6 +357,26 @@ fn create_request(a: &CreateVolume) -> create::Create {
         image_id: spec.and_then(|s| s.image_id.clone()),
         backup_id: spec.and_then(|s| s.backup_id.clone()),
         reschedule,
+    }
+}
+
+impl From<&ExtendVolume> for extend::Extend {
+    fn from(a: &ExtendVolume) -> extend::Extend {
+        extend::Extend {
+            volume_id: a.volume.volume.id.clone(),
+            new_size: a.new_size,
+            reservations: a.reservations.clone(),
+        }
+    }
+}
+
+impl From<&ExtendVolumeCompletion> for extend::Extend {
+    fn from(a: &ExtendVolumeCompletion) -> extend::Extend {
+        extend::Extend {
+            volume_id: a.volume.volume.id.clone(),
+            new_size: a.new_size,
+            reservations: a.reservations.clone(),
+        }
     }
 }
 
