@@ -2,7 +2,8 @@
 //!
 //! Threads copy pieces side by side. Each reads through a handle of its own; all write through one, because two handles
 //! on one image would take the exclusive lock from each other. Each thread has one piece in memory, whatever the
-//! image's size.
+//! image's size. When many images are copied at once, each has one thread of its own, and they share the others: what
+//! they hold stays bounded, and a copy to a site that hangs does not keep the others from going on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +17,14 @@ use crate::rbd::ffi::{Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck};
 use crate::rbd::sums::{self, Digest, PIECE};
 use crate::rbd::types::{Checked, Copied};
+use crate::rbd::worker::permits::Permits;
 
 /// Bytes whose changes are asked for at once: their list must stay short.
 const STRETCH: u64 = 16 << 30;
 /// Threads that read and write.
 const THREADS: usize = 4;
+/// Pieces that all copies of this process hold at once besides one each.
+static SHARED: Permits = Permits::new(2 * (THREADS - 1));
 /// Bytes of a table that are copied at once.
 const BLOCK: usize = 4 << 20;
 /// Pieces that are reported as wrong.
@@ -283,7 +287,8 @@ fn each<T: Send>(
             let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
             let thread = thread::Builder::new().name(format!("copy {n}"));
             let started = thread.spawn_scoped(scope, move || {
-                let done = carry(source, pieces, next, stop, work, &sender);
+                let shared = (n > 0).then_some(&SHARED);
+                let done = carry(source, pieces, (next, stop, shared), work, &sender);
                 // Nobody listens any more when another one has failed before.
                 done.or_else(|failure| sender.send(Err(failure)))
             });
@@ -328,13 +333,13 @@ fn drain<T>(
 fn carry<'p, T>(
     source: &Source<'_>,
     pieces: &'p [Piece],
-    next: &AtomicUsize,
-    stop: &AtomicBool,
+    (next, stop, shared): (&AtomicUsize, &AtomicBool, Option<&Permits>),
     work: &impl Fn(&Piece, Vec<u8>, Option<Digest>) -> Result<T, Failure>,
     sender: &SyncSender<Result<(&'p Piece, T), Failure>>,
 ) -> Result<(), Failure> {
     let image = Image::open_read_only(source.io, source.image, source.snap)?;
     while !stop.load(Ordering::Relaxed) {
+        let permit = shared.map(Permits::take);
         let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
         let offset = piece.index * PIECE;
         let length = usize::try_from(PIECE.min(source.size.saturating_sub(offset))).unwrap_or(0);
@@ -343,7 +348,10 @@ fn carry<'p, T>(
             _ => image.read(offset, length)?,
         };
         let digest = source.digests.then(|| Digest::of(&data));
-        if sender.send(Ok((piece, work(piece, data, digest)?))).is_err() {
+        let done = work(piece, data, digest)?;
+        // What is handed over is small, and whoever takes it may be slow.
+        drop(permit);
+        if sender.send(Ok((piece, done))).is_err() {
             break;
         }
     }

@@ -15,6 +15,7 @@ mod delta;
 mod levels;
 mod link;
 mod monitor;
+mod permits;
 mod schedule;
 mod services;
 mod stream;
