@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
+use self::pause::Patience;
 pub use self::pause::Pause;
 use self::survey::Surveyed;
 use super::intent::Intent;
@@ -150,14 +151,10 @@ fn replays(report: &MirrorReport) -> bool {
 /// Most and fewest images of one survey.
 const CHUNK: (usize, usize) = (128, 16);
 /// How old its answer may be when its image has its turn, before the copy is asked for anew.
-const SURVEYED: Duration = Duration::from_secs(5);
+const SURVEYED: Duration = Duration::from_secs(15);
 /// Time between two looks at both sides of an image whose promotion is tried: a look costs as much as the trial, and
 /// hundreds wait at once.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a volume counts against the concurrency limit. One that takes longer is waiting for something
-/// that the limit does not protect (a copy, a daemon, a stuck image), and must not delay those behind it.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// A move of volumes of one pool from `source` to `target`.
 pub struct Engine {
     pool: String,
@@ -169,6 +166,7 @@ pub struct Engine {
     source_judge: Judge,
     target_judge: Judge,
     slots: Semaphore,
+    patience: Patience,
     /// Daemons whose locks were broken. One at a time, so that fifty volumes behind one daemon break it once.
     broken: Mutex<BTreeSet<String>>,
 }
@@ -218,6 +216,7 @@ impl Engine {
             source_judge,
             target_judge,
             slots: Semaphore::new(limits.concurrency.max(1)),
+            patience: Patience::default(),
             broken: Mutex::default(),
         }
     }
@@ -294,7 +293,7 @@ impl Engine {
     ) -> BoxFuture<'a, Result<Event<'a>>> {
         Box::pin(async move {
             let mut volume = self.volume(job, seen);
-            let (id, step) = match timeout(PATIENCE, &mut volume).await {
+            let (id, step) = match timeout(self.patience.now(), &mut volume).await {
                 Ok(done) => done?,
                 Err(_) => {
                     drop(place);
@@ -379,6 +378,9 @@ impl Engine {
 
     fn report(&self, job: &Job, step: &Step, started: Instant) {
         let took_ms = started.elapsed().as_millis() as u64;
+        if *step == Step::Moved {
+            self.patience.took(started.elapsed());
+        }
         match step {
             Step::Failed { reason } => warn!(
                 volume.id = job.volume_id,

@@ -20,7 +20,7 @@ use crate::replication::plan::{Peer, Side};
 use crate::replication::verdict::Verdict;
 
 /// How long such a request may hold up its images, before each of them is asked for by itself.
-const SURVEY: Duration = Duration::from_secs(2);
+const SURVEY: Duration = Duration::from_secs(8);
 
 /// What a survey has found of one image.
 #[derive(Clone, Copy)]
