@@ -222,6 +222,14 @@ pub struct RestoreBackup {
     pub volume_id: String,
 }
 
+/// What the backup service asks of itself, as if the API had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum BackupRequest {
+    Create,
+    Delete,
+}
+
 /// cinder-backup's `import_record`, handed to another service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImportRecord {
@@ -259,6 +267,18 @@ pub trait BackupPeers: Send + Sync {
     /// # Errors
     /// [`crate::error::Code::Broker`] when the broker did not confirm it.
     async fn import_record(&self, context: &RequestContext, order: ImportRecord) -> Result<()>;
+
+    /// The journal's text of a request about `backup` that nobody has sent: under `unique_id`, without a token.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Internal`] when the backup cannot be written as an object.
+    fn request(
+        &self,
+        context: &RequestContext,
+        unique_id: &str,
+        asked: BackupRequest,
+        backup: &Backup,
+    ) -> Result<String>;
 }
 
 #[cfg(test)]
@@ -431,6 +451,10 @@ pub mod testing {
         async fn import_record(&self, _: &RequestContext, order: ImportRecord) -> Result<()> {
             self.say(Said::ImportRecord(order));
             Ok(())
+        }
+
+        fn request(&self, _: &RequestContext, _: &str, asked: BackupRequest, _: &Backup) -> Result<String> {
+            Ok(format!("{asked:?}"))
         }
     }
 }

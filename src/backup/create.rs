@@ -50,7 +50,7 @@ pub async fn create(
     operation: &Operation,
     backup_id: &str,
 ) -> Result<()> {
-    let turn = b.running.enter(backup_id);
+    let turn = b.running.enter_for(backup_id, operation.id());
     crash::point("create_backup:accepted");
     match run(b, context, operation, backup_id, &turn).await {
         Ok(End::Made(plan)) => finish(b, context, operation, backup_id, &plan).await,

@@ -139,10 +139,10 @@ async fn finish(b: &Backups, context: &RequestContext, operation: &Operation, ba
                 let release = Release::backup(backup.size);
                 db::quota::give_back(conn, project, &release, &b.globals.quota).await?;
             }
+            // As it is now: its parent may have been deleted since this began.
+            let current = db::backup_work::get_deleted(conn, id).await?;
             db::backup_work::destroy(conn, id).await?;
-            if let Some(parent) = &backup.parent_id {
-                db::backup_work::count_dependent(conn, parent, false).await?;
-            }
+            db::backup_order::take_out(conn, &current).await?;
             db::backup_work::get_deleted(conn, id).await
         })
         .await?;

@@ -8,25 +8,32 @@
 //!
 //! `create`, `restore` and `delete` are the operations; `record` takes records of backups out and in, `status` resets
 //! and mends rows, `metadata` is what is kept of the volume's row, `check` compares data with its checksums, `orders`
-//! are the operator's.
+//! are the operator's: `ordered` makes backups without the API, of groups as of one instant; `retention` says which stay;
+//! `schedule` makes them when they are due; `cancel` stops what is under way.
 
+pub mod cancel;
 pub mod check;
 pub mod create;
 pub mod delete;
 mod images;
 pub mod metadata;
 pub mod names;
+pub mod ordered;
 pub mod orders;
 pub mod place;
 mod plan;
 pub mod record;
 pub mod restore;
+pub mod retention;
 pub mod running;
+pub mod schedule;
 pub mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::locks::NamedLocks;
 use crate::backend::peers::Priority;
@@ -35,7 +42,7 @@ use crate::config::{BackendConfig, BackupConfig, Config};
 use crate::context::RequestContext;
 use crate::db::Db;
 use crate::db::message::{Action, Detail, Message, ResourceType};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
 use crate::journal::Journal;
 use crate::model::{Backup, Scope};
 use crate::rbd::Ceph;
@@ -61,6 +68,8 @@ pub struct Backups {
     pub locks: NamedLocks,
     /// What is under way, so that it can be called off.
     pub running: Running,
+    /// The service ends: orders that wait for others go on with its next start.
+    pub stopping: CancellationToken,
     ceph: Arc<dyn Ceph>,
 }
 
@@ -77,18 +86,32 @@ impl Backups {
             journal,
             peers,
             running: Running::default(),
+            stopping: CancellationToken::new(),
             ceph,
         }
     }
 
     /// `scoria_operations.backend_host` of its operations. The host alone is that of orders for sites.
     pub fn journal_host(&self) -> String {
-        format!("{}#backup", self.host)
+        format!("{}{}", self.host, orders::SERVICE)
     }
 
     /// Which operations are its own.
     pub fn scope(&self) -> Scope {
         Scope::Host(self.journal_host())
+    }
+
+    /// Waits a while for others, unless the service ends.
+    ///
+    /// # Errors
+    /// `Cancelled` when it does: the operation stays in the journal.
+    async fn pause(&self, period: Duration) -> Result<()> {
+        tokio::select! {
+            () = tokio::time::sleep(period) => Ok(()),
+            () = self.stopping.cancelled() => {
+                Err(Error::new(Code::Cancelled, "The service ends: the order goes on with its next start"))
+            }
+        }
     }
 
     /// Sends `backup.<suffix>`.

@@ -4,13 +4,19 @@
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::{Backups, check, is_unsettled};
+use super::ordered::{self, Create};
+use super::retention::apply;
+use super::{Backups, cancel, check, is_unsettled};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{NewOperation, Operation, Outcome, Request};
 
 /// What the method of every order begins with.
 pub const PREFIX: &str = "scoria.backup.";
+/// What `backend_host` of every operation of a backup service ends with.
+pub const SERVICE: &str = "#backup";
+/// Method of [`Order::Create`].
+pub const CREATE: &str = "scoria.backup.create";
 
 /// An order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +27,20 @@ pub enum Order {
         /// Which.
         backup: String,
     },
+    /// Make backups; the answer says which, once they are made.
+    Create(Box<Create>),
+    /// Delete what the retention of a volume does not keep; the answer is an [`apply::Applied`].
+    ApplyRetention {
+        /// Of which volume.
+        volume: String,
+        /// Also those that came to nothing.
+        failed: bool,
+    },
+    /// Stop an operation of this service, and take away what it has made.
+    Cancel {
+        /// Its number.
+        operation: i64,
+    },
 }
 
 impl Order {
@@ -28,6 +48,9 @@ impl Order {
     pub fn method(&self) -> &'static str {
         match self {
             Order::Verify { .. } => "scoria.backup.verify",
+            Order::Create(_) => CREATE,
+            Order::ApplyRetention { .. } => "scoria.backup.apply_retention",
+            Order::Cancel { .. } => "scoria.backup.cancel",
         }
     }
 }
@@ -40,11 +63,18 @@ pub fn entry(host: &str, order: Order) -> Result<NewOperation> {
     let method = order.method().to_owned();
     let resource = match &order {
         Order::Verify { backup } => Some(("Backup".to_owned(), backup.clone())),
+        Order::ApplyRetention { volume, .. } => Some(("Volume".to_owned(), volume.clone())),
+        Order::Create(create) => match (&create.volume, &create.group) {
+            (Some(volume), _) => Some(("Volume".to_owned(), volume.clone())),
+            (None, Some(group)) => Some(("Group".to_owned(), group.clone())),
+            (None, None) => None,
+        },
+        Order::Cancel { .. } => None,
     };
     Ok(NewOperation {
         unique_id: uuid::Uuid::new_v4().simple().to_string(),
         method,
-        backend_host: format!("{host}#backup"),
+        backend_host: format!("{host}{SERVICE}"),
         request: Request::new(order).to_text()?,
         resource,
         ..NewOperation::default()
@@ -77,8 +107,18 @@ pub async fn run(b: &Backups, operation: &Operation) {
 }
 
 async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Value> {
-    let Order::Verify { backup } = Request::parse(operation.request())?.order;
-    let row = b.db.read("backup to verify", async |conn| db::backup::get(conn, &backup).await).await?;
+    match Request::parse(operation.request())?.order {
+        Order::Verify { backup } => verify(b, &backup).await,
+        Order::Create(create) => Box::pin(ordered::create(b, operation, &create)).await,
+        Order::ApplyRetention { volume, failed } => {
+            to_value(&Box::pin(apply::apply(b, operation, &volume, failed)).await?)
+        }
+        Order::Cancel { operation } => cancel::cancel(b, operation).await,
+    }
+}
+
+async fn verify(b: &Backups, backup: &str) -> Result<serde_json::Value> {
+    let row = b.db.read("backup to verify", async |conn| db::backup::get(conn, backup).await).await?;
     if !matches!(row.status.as_str(), "available" | "restoring") {
         let text = format!("Backup {backup} is {}: only one that is available can be verified", row.status);
         return Err(Error::new(Code::InvalidBackup, text));
@@ -91,8 +131,12 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
         unknown_bytes = verdict.unknown_bytes,
         "a backup was verified"
     );
-    serde_json::to_value(&verdict)
-        .map_err(|e| Error::internal("A verdict cannot be written as JSON").caused_by(e))
+    to_value(&verdict)
+}
+
+fn to_value(answer: &impl Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(answer)
+        .map_err(|e| Error::internal("An answer cannot be written as JSON").caused_by(e))
 }
 
 #[cfg(test)]
@@ -110,5 +154,17 @@ mod tests {
         assert!(entry.method.starts_with(PREFIX));
         assert_eq!(Request::<Order>::parse(&entry.request).unwrap().order, order);
         assert!(Request::<Order>::parse(r#"{"order": "burn", "args": {}, "request_id": "r"}"#).is_err());
+        let group = Create { group: Some("g1".to_owned()), ..Create::default() };
+        for (order, resource) in [
+            (Order::Create(Box::new(group)), Some(("Group", "g1"))),
+            (Order::ApplyRetention { volume: "v1".to_owned(), failed: true }, Some(("Volume", "v1"))),
+            (Order::Cancel { operation: 7 }, None),
+        ] {
+            let entry = super::entry("h1", order.clone()).unwrap();
+            let named = entry.resource.as_ref().map(|(kind, id)| (kind.as_str(), id.as_str()));
+            assert_eq!(named, resource);
+            assert!(entry.method.starts_with(PREFIX) && entry.backend_host.ends_with(SERVICE));
+            assert_eq!(Request::<Order>::parse(&entry.request).unwrap().order, order);
+        }
     }
 }

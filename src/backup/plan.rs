@@ -109,9 +109,14 @@ pub(super) async fn draft(b: &Backups, backup: &Backup, source: &Located, store:
         Some(parent) => (names::bases(backup, Some(parent)).swap_remove(0), false),
         None => (names::own_base(&backup.volume_id, &backup.id), true),
     };
-    let snap = names::new_snapshot(&backup.id);
+    // Of a group its snapshot is taken with those of the others, before this begins.
+    let ahead = names::snapshots(&found.snaps, &backup.id).next();
+    let snap = ahead.map_or_else(|| names::new_snapshot(&backup.id), |taken| taken.name.clone());
     let (point, taken, size) = match &backup.snapshot_id {
-        None => (snap.clone(), Some(false), found.info.size),
+        None => match ahead {
+            Some(taken) => (snap.clone(), Some(true), taken.size),
+            None => (snap.clone(), Some(false), found.info.size),
+        },
         Some(id) => {
             let name = b.globals.snapshot_name_template.replace("%s", id);
             let Some(taken) = found.snaps.iter().find(|s| s.name == name) else {

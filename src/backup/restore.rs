@@ -85,7 +85,7 @@ pub async fn restore(
     operation: &Operation,
     request: &Restore,
 ) -> Result<()> {
-    let turn = b.running.enter(&request.backup_id);
+    let turn = b.running.enter_for(&request.backup_id, operation.id());
     crash::point("restore_backup:accepted");
     match run(b, context, operation, request, &turn).await {
         Ok(End::Filled(volume, kept)) => finish(b, context, operation, request, &volume, kept).await,
@@ -151,7 +151,10 @@ async fn run(
             offset: progress.reached,
             budget: images::budget(b.config.bandwidth_mib),
             // Of a backup of stock's there are none: then nothing is compared.
-            sums: Sums { write: None, expect: Some(names::sums_object(&backup.id)) },
+            sums: Sums {
+                write: None,
+                expect: b.config.verify_on_restore.then(|| names::sums_object(&backup.id)),
+            },
         };
         // Which cluster the target is: the workers of the other site do not ask.
         target.place.stat(&target.image).await?;
@@ -351,15 +354,18 @@ fn tolerate(changed: Result<()>) -> Result<()> {
     }
 }
 
-/// The backup is deleted meanwhile: what the volume holds is half of something.
+/// The backup is deleted meanwhile, or nobody wants the volume filled any more: what the volume holds is half of something.
 async fn call_off(
     b: &Backups,
     context: &RequestContext,
     operation: &Operation,
     request: &Restore,
 ) -> Result<()> {
-    let outcome =
-        Outcome { ending: Ending::RolledBack, detail: Some("the backup is deleted".to_owned()), reply: None };
+    let outcome = Outcome {
+        ending: Ending::RolledBack,
+        detail: Some("the restoration was called off".to_owned()),
+        reply: None,
+    };
     let id = &request.volume_id;
     let ended = b
         .journal

@@ -115,17 +115,22 @@ pub async fn at_start(
 async fn end_creation(b: &Backups, context: &RequestContext, backup: &Backup) -> Result<()> {
     warn!(backup.id = backup.id, "a backup that nobody makes any more is in error");
     b.db.write("unfinished backup", async |conn| {
-        free(conn, &backup.volume_id).await?;
-        if let Some(id) = &backup.snapshot_id {
-            let none = SnapshotChanges::default();
-            tolerate(db::snapshot::transition(conn, id, SnapshotEvent::BackupEnded, &none).await)?;
-        }
-        let reason = BackupChanges::because("incomplete backup reset on manager restart");
-        db::backup_work::transition(conn, &backup.id, BackupEvent::CreateFailed, &reason).await
+        fail_creation(conn, backup, "incomplete backup reset on manager restart").await
     })
     .await?;
     drop_copy(b, context, backup).await;
     Ok(())
+}
+
+/// A backup is not made, for this reason: its row says so, and what it is of gets its status back.
+pub(super) async fn fail_creation(conn: &mut Conn, backup: &Backup, why: &str) -> Result<bool> {
+    free(conn, &backup.volume_id).await?;
+    if let Some(id) = &backup.snapshot_id {
+        let none = SnapshotChanges::default();
+        tolerate(db::snapshot::transition(conn, id, SnapshotEvent::BackupEnded, &none).await)?;
+    }
+    let reason = BackupChanges::because(why);
+    db::backup_work::transition(conn, &backup.id, BackupEvent::CreateFailed, &reason).await
 }
 
 /// The volume's own status comes back; a volume that was being filled cannot be used.

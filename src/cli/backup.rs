@@ -2,6 +2,10 @@
 //!
 //! Rows are read here. To read data is the backup service's: it is given an order, and answers through the journal.
 
+mod create;
+mod retention;
+mod schedule;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -32,6 +36,16 @@ pub enum Action {
     ///
     /// The backup service of the backup's host does it; nothing is written. Exit code 1 when something is wrong.
     Verify(Verify),
+    /// Back up a volume, or all volumes of a group as of one instant
+    ///
+    /// Ordinary backups: of the volume's project and owner, counted in its quota, seen by the API. Volumes in use, too.
+    Create(create::Create),
+    /// How many backups of a volume stay
+    #[command(subcommand, arg_required_else_help = true)]
+    Retention(retention::Action),
+    /// When backups are made without anybody asking
+    #[command(subcommand, arg_required_else_help = true)]
+    Schedule(schedule::Action),
 }
 
 /// Arguments of `list`.
@@ -92,6 +106,8 @@ impl From<&Backup> for View {
     }
 }
 
+pub(super) use create::cancel;
+
 pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     context.require_tables().await?;
     match action {
@@ -105,6 +121,9 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
             list(&found, &sites)
         }
         Action::Verify(arguments) => verify(context, &arguments).await,
+        Action::Create(arguments) => create::run(context, arguments).await,
+        Action::Retention(action) => retention::run(context, action).await,
+        Action::Schedule(action) => schedule::run(context, action).await,
     }
 }
 

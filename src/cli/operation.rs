@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::follow::{self, View};
 use super::output::{table, time};
-use super::{Context, Report, drain};
+use super::{Context, Report, backup, drain};
 use crate::error::Result;
 use crate::journal::ListingFilter;
 
@@ -40,6 +40,16 @@ pub enum Action {
         /// Watch it to its end
         #[arg(long, conflicts_with = "all")]
         follow: bool,
+    },
+    /// Stop a backup or a restoration, and take away what it has made
+    ///
+    /// The backup is in error afterwards, and its volume what it was; a volume that was being filled is in error.
+    Cancel {
+        /// Number of the operation
+        id: i64,
+        /// Return once the order is written down
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Have a host's services take no more requests and finish what is open, before stock takes over; fails (1)
     /// when something is left
@@ -88,6 +98,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
             let timeout = std::time::Duration::from_secs(timeout);
             drain::run(context, drain::Asked { host, timeout, cancel }).await
         }
+        Action::Cancel { id, no_wait } => backup::cancel(context, id, no_wait).await,
         Action::Show { id, follow: true, .. } => follow::follow(context, id).await,
         Action::Show { id, all, follow: false } => follow::report(context, id, all).await,
     }

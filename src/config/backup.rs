@@ -24,6 +24,8 @@ pub struct BackupConfig {
     pub site: Option<String>,
     /// `scoria_backup_bandwidth`: MiB a second that an operation reads at most (0: no limit).
     pub bandwidth_mib: u64,
+    /// `scoria_backup_verify_on_restore` (true): what is restored is compared with its checksums.
+    pub verify_on_restore: bool,
     /// `backup_max_operations` (15; 0: no limit).
     pub max_operations: usize,
     /// `backup_timer_interval` (120 s).
@@ -44,6 +46,7 @@ pub(super) fn backup(reader: &Reader<'_>) -> BackupConfig {
         site: reader.optional(scope, "backup_site").filter(|name| !name.is_empty()),
         bandwidth_mib: u64::try_from(reader.integer(Scope::Global(Group::Scoria), "scoria_backup_bandwidth"))
             .unwrap_or(0),
+        verify_on_restore: reader.boolean(Scope::Global(Group::Scoria), "scoria_backup_verify_on_restore"),
         max_operations: size(reader.integer(scope, "backup_max_operations")),
         timer_interval: reader.seconds(scope, "backup_timer_interval"),
         report_interval: reader.seconds(scope, "backup_driver_stats_polling_interval"),

@@ -53,6 +53,8 @@ pub(super) fn config(reader: &Reader<'_>) -> Config {
         enable_new_services: reader.boolean(global, "enable_new_services"),
         no_snapshot_gb_quota: reader.boolean(global, "no_snapshot_gb_quota"),
         quota_gigabytes: reader.integer(global, "quota_gigabytes"),
+        quota_backups: reader.integer(global, "quota_backups"),
+        quota_backup_gigabytes: reader.integer(global, "quota_backup_gigabytes"),
         per_volume_size_limit: reader.integer(global, "per_volume_size_limit"),
         use_default_quota_class: reader.boolean(global, "use_default_quota_class"),
         message_ttl: reader.seconds(global, "message_ttl"),

@@ -160,6 +160,10 @@ pub struct Config {
     pub no_snapshot_gb_quota: bool,
     /// `[DEFAULT] quota_gigabytes` (1000); negative: no limit.
     pub quota_gigabytes: i64,
+    /// `[DEFAULT] quota_backups` (10); negative: no limit.
+    pub quota_backups: i64,
+    /// `[DEFAULT] quota_backup_gigabytes` (1000); negative: no limit.
+    pub quota_backup_gigabytes: i64,
     /// `[DEFAULT] per_volume_size_limit` (-1), GiB; negative: no limit.
     pub per_volume_size_limit: i64,
     /// `[DEFAULT] use_default_quota_class` (true).

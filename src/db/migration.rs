@@ -39,6 +39,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("../../migrations/0010_mirror_daemons.sql"),
     },
     Migration { version: 11, name: "backends", sql: include_str!("../../migrations/0011_backends.sql") },
+    Migration {
+        version: 13,
+        name: "backup_policy",
+        sql: include_str!("../../migrations/0013_backup_policy.sql"),
+    },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

@@ -23,7 +23,7 @@ use super::{Conn, now, volume_type};
 use crate::config::Config;
 use crate::error::Result;
 
-pub use reserve::{check_volume_size, reserve};
+pub use reserve::{check_volume_size, reserve, reserve_backup};
 
 /// Options of `[DEFAULT]` that decide how usage is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub struct QuotaRules {
     pub gigabytes: i64,
     /// `per_volume_size_limit` (-1), in the same case.
     pub per_volume_gigabytes: i64,
+    /// `quota_backups` (10), in the same case.
+    pub backups: i64,
+    /// `quota_backup_gigabytes` (1000), in the same case.
+    pub backup_gigabytes: i64,
 }
 
 impl Default for QuotaRules {
@@ -48,6 +52,8 @@ impl Default for QuotaRules {
             default_class: true,
             gigabytes: 1000,
             per_volume_gigabytes: -1,
+            backups: 10,
+            backup_gigabytes: 1000,
         }
     }
 }
@@ -59,6 +65,8 @@ impl From<&Config> for QuotaRules {
             default_class: config.use_default_quota_class,
             gigabytes: config.quota_gigabytes,
             per_volume_gigabytes: config.per_volume_size_limit,
+            backups: config.quota_backups,
+            backup_gigabytes: config.quota_backup_gigabytes,
             ..QuotaRules::default()
         }
     }

@@ -96,6 +96,16 @@ impl Journal {
             .await
     }
 
+    /// The same inside the caller's transaction, whatever is open: what the order is about is written with it. Answers
+    /// its number.
+    ///
+    /// # Errors
+    /// `MalformedMessage` when a name or id is too long; `Internal` when the message is known already; `Database`.
+    pub async fn submit_in(conn: &mut Conn, new: &NewOperation) -> Result<i64> {
+        new.check()?;
+        insert_order(conn, new).await
+    }
+
     /// The operation that was accepted or submitted under this id, if there is one.
     ///
     /// # Errors

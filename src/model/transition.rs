@@ -113,6 +113,8 @@ pub enum VolumeEvent {
     GroupDeleteFailed,
     /// Adding it to a group, or removing it, failed.
     GroupUpdateFailed,
+    /// A backup of it is ordered, and it waits for that.
+    BackupOrdered,
     /// A backup of the volume failed: back to what it was.
     BackupFailed,
     /// It is a copy of another volume, made for a backup of that.
@@ -196,6 +198,7 @@ pub fn volume(event: VolumeEvent) -> Transition {
         GroupDeleteFailed => (&["deleting"], Some("error")),
         // Those that the API lets into a group or out of it.
         GroupUpdateFailed => (&["available", "in-use", "error", "error_deleting"], Some("error")),
+        BackupOrdered => (&["available", "in-use"], Some("backing-up")),
         BackupFailed => (&["backing-up"], None),
         CopiedForBackup => (&["creating", "backing-up"], Some("backing-up")),
         HandedOver => (&["creating"], None),
@@ -319,6 +322,10 @@ pub enum BackupEvent {
     CreateFailed,
     /// A volume was filled from it, or could not be.
     RestoreEnded,
+    /// Retention lets go of it.
+    DeleteOrdered,
+    /// Nobody needs one that came to nothing.
+    FailedDeleteOrdered,
     /// It could not be deleted: Ceph refused or failed.
     DeleteFailed,
     /// It was not tried: the backup service does not work, or the backup is of another driver.
@@ -338,6 +345,10 @@ pub fn backup(event: BackupEvent) -> Transition {
             Transition { from: &["creating"], to: Some("available") }
         }
         BackupEvent::CreateFailed => Transition { from: &["creating"], to: Some("error") },
+        BackupEvent::DeleteOrdered => Transition { from: &["available"], to: Some("deleting") },
+        BackupEvent::FailedDeleteOrdered => {
+            Transition { from: &["error", "error_deleting"], to: Some("deleting") }
+        }
         BackupEvent::RestoreEnded => Transition { from: &["restoring"], to: Some("available") },
         BackupEvent::DeleteFailed => Transition { from: &["deleting"], to: Some("error") },
         BackupEvent::DeleteRefused => Transition { from: &["deleting"], to: Some("error_deleting") },

@@ -4,13 +4,15 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use crate::backend::peers::{BackupPeers, ContinueBackup, ImportRecord, RestoreBackup};
+use crate::backend::peers::{BackupPeers, BackupRequest, ContinueBackup, ImportRecord, RestoreBackup};
 use crate::context::RequestContext;
 use crate::error::Result;
+use crate::model::Backup;
 use crate::rpc::objects::{self, Object, WireBackup};
 use crate::rpc::pins::Pins;
 use crate::rpc::publisher::Destination;
 use crate::rpc::scheduler::{Binary, Peers, Request};
+use crate::rpc::synthetic;
 use crate::rpc::topology::{BACKUP_TOPIC, Target};
 
 /// Newest version of cinder-backup's RPC that Scoria speaks.
@@ -78,5 +80,15 @@ impl BackupPeers for Peers {
     async fn import_record(&self, context: &RequestContext, order: ImportRecord) -> Result<()> {
         let request = import_record(&order)?;
         self.cast_once(server(&order.host), Binary::Backup, context, request, &order.unique_id).await
+    }
+
+    fn request(
+        &self,
+        context: &RequestContext,
+        unique_id: &str,
+        asked: BackupRequest,
+        backup: &Backup,
+    ) -> Result<String> {
+        synthetic::of_backup(context, unique_id, asked, backup)
     }
 }

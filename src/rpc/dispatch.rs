@@ -107,6 +107,8 @@ pub enum Method {
     Site(Box<m::SiteCall>),
     /// Of cinder-backup's RPC API.
     Backup(Box<m::BackupCall>),
+    /// Of namespace `backup`.
+    BackupPolicy(Box<m::PolicyCall>),
     /// Of namespace `backend`.
     Backend(Box<m::BackendCall>),
     /// Of namespace `cluster`.
@@ -208,6 +210,7 @@ impl Method {
             | ReplicationStatus { .. }
             | Question(_)
             | Site(_)
+            | BackupPolicy(_)
             | Backend(_)
             | Label(_) => return None,
         })

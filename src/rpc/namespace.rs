@@ -11,6 +11,9 @@ use super::method::decode as d;
 /// asked of a host.
 pub const TOPIC: &str = "scoria";
 
+/// The topic of namespace `backup`; its servers are the hosts of backup services.
+pub const BACKUP_ORDERS: &str = "scoria-backup";
+
 /// Methods that belong together.
 #[derive(Debug)]
 pub struct Namespace {
@@ -29,6 +32,7 @@ pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: super::backup::VERSION, methods: BACKUP },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
     Namespace { name: Some("site"), version: (1, 3), methods: SITE },
+    Namespace { name: Some("backup"), version: (1, 0), methods: BACKUP_POLICY },
     Namespace { name: Some("backend"), version: (1, 0), methods: BACKEND },
     Namespace { name: Some("cluster"), version: (1, 0), methods: CLUSTER },
 ];
@@ -110,6 +114,27 @@ static BACKEND: &[Spec] = &[
     spec("backend.cancel_operation", (1, 0), Kind::Call, Journal::No, d::backend_cancel_operation),
 ];
 
+/// Backups that are ordered, how many stay, when they are made; by the backup service of a host. An order is written
+/// down by its method.
+static BACKUP_POLICY: &[Spec] = &[
+    spec("backup.create", (1, 0), Kind::Call, Journal::No, d::backup_create),
+    spec("backup.get_retention", (1, 0), Kind::Call, Journal::No, d::backup_get_retention),
+    spec("backup.set_retention", (1, 0), Kind::Call, Journal::No, d::backup_set_retention),
+    spec("backup.clear_retention", (1, 0), Kind::Call, Journal::No, d::backup_clear_retention),
+    spec("backup.preview_retention", (1, 0), Kind::Call, Journal::No, d::backup_preview_retention),
+    spec("backup.apply_retention", (1, 0), Kind::Call, Journal::No, d::backup_apply_retention),
+    spec("backup.create_schedule", (1, 0), Kind::Call, Journal::No, d::backup_create_schedule),
+    spec("backup.list_schedules", (1, 0), Kind::Call, Journal::No, d::backup_list_schedules),
+    spec("backup.show_schedule", (1, 0), Kind::Call, Journal::No, d::backup_show_schedule),
+    spec("backup.update_schedule", (1, 0), Kind::Call, Journal::No, d::backup_update_schedule),
+    spec("backup.delete_schedule", (1, 0), Kind::Call, Journal::No, d::backup_delete_schedule),
+    spec("backup.pause_schedule", (1, 0), Kind::Call, Journal::No, d::backup_pause_schedule),
+    spec("backup.run_schedule", (1, 0), Kind::Call, Journal::No, d::backup_run_schedule),
+    spec("backup.get_operation", (1, 0), Kind::Call, Journal::No, d::backup_get_operation),
+    spec("backup.list_operations", (1, 0), Kind::Call, Journal::No, d::backup_list_operations),
+    spec("backup.cancel_operation", (1, 0), Kind::Call, Journal::No, d::backup_cancel_operation),
+];
+
 /// Marks of backends (`host_cluster_id`): one transaction each, by any host.
 static CLUSTER: &[Spec] = &[
     spec("cluster.create", (1, 0), Kind::Call, Journal::No, d::cluster_create),
@@ -143,10 +168,14 @@ pub fn is_served(name: &str, major: u32, routing_key: &str) -> bool {
         let rest = routing_key.strip_prefix(topic);
         (rest.is_some_and(str::is_empty), rest.is_some_and(|rest| rest.starts_with('.')))
     };
-    let own = of(TOPIC).1;
+    if let Some((namespace, _)) = name.split_once('.') {
+        return of(if namespace == "backup" { BACKUP_ORDERS } else { TOPIC }).1;
+    }
+    if of(TOPIC).1 || of(BACKUP_ORDERS).1 {
+        return false;
+    }
     let (bare, server) = of(super::topology::BACKUP_TOPIC);
-    let backup = !name.contains('.') && major == super::backup::VERSION.0;
-    name.contains('.') == own && (routing_key.is_empty() || backup == (bare || server))
+    routing_key.is_empty() || (major == super::backup::VERSION.0) == (bare || server)
 }
 
 #[cfg(test)]
@@ -236,6 +265,13 @@ mod tests {
                 && !is_served("replication.failover", 1, "scoriable.x")
         );
         assert!(!is_served("failover", 3, "scoria.h@b"));
+        assert!(is_served("backup.create", 1, "scoria-backup.h"));
+        for key in ["scoria.h", "scoria-backup", "cinder-backup.h", ""] {
+            assert!(!is_served("backup.create", 1, key), "{key}");
+        }
+        for (name, major) in [("backend.create", 1), ("create_backup", 2), ("create_volume", 3)] {
+            assert!(!is_served(name, major, "scoria-backup.h"), "{name}");
+        }
         for key in ["cinder-backup", "cinder-backup.h", ""] {
             assert!(is_served("create_backup", 2, key), "{key}");
         }

@@ -29,6 +29,7 @@ use crate::rpc::connection::{self, Link, answered, broker_error};
 use crate::rpc::consumer::{Consumer, Received};
 use crate::rpc::dispatch::Resource;
 use crate::rpc::envelope::{Reply, ReplyTo};
+use crate::rpc::namespace::BACKUP_ORDERS;
 use crate::rpc::publisher::Publisher;
 use crate::rpc::topology::{self, BACKUP_TOPIC, ExchangeKind, FanoutNames, Queue, Target, VOLUME_TOPIC};
 
@@ -139,7 +140,9 @@ impl Rpc {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             topology::queues(self.consuming.config(), &self.control_exchange, &target, &mut names)
         };
-        self.consume(host, vec![queues], handler)
+        let (config, own) = (self.consuming.config(), format!("{BACKUP_ORDERS}.{host}"));
+        let orders = vec![topology::topic_queue(config, &self.control_exchange, &own)];
+        self.consume(host, vec![queues, orders], handler)
     }
 
     /// Asks other services.

@@ -3,6 +3,7 @@
 
 use serde_json::json;
 
+use crate::backend::peers::BackupRequest;
 use crate::context::RequestContext;
 use crate::error::Result;
 use crate::model::{Backup, Volume};
@@ -22,16 +23,33 @@ pub fn delete_volume(context: &RequestContext, unique_id: &str, volume: &Volume)
     Ok(serde_json::Value::Object(inner).to_string())
 }
 
+/// The journal's text of what the backup service asks of itself.
+///
+/// # Errors
+/// `Internal` when the backup cannot be written as an object.
+pub fn of_backup(
+    context: &RequestContext,
+    unique_id: &str,
+    asked: BackupRequest,
+    backup: &Backup,
+) -> Result<String> {
+    let method = match asked {
+        BackupRequest::Create => "create_backup",
+        BackupRequest::Delete => "delete_backup",
+    };
+    let arguments = json!({"backup": backup_object(backup)?.to_value()});
+    let mut inner = envelope::cast(context, method, "2.0", arguments);
+    inner.insert("_unique_id".to_owned(), unique_id.into());
+    inner.remove(&format!("{CONTEXT_PREFIX}auth_token"));
+    Ok(serde_json::Value::Object(inner).to_string())
+}
+
 /// The journal's text of cinder-backup's `delete_backup`.
 ///
 /// # Errors
 /// `Internal` when the backup cannot be written as an object.
 pub fn delete_backup(context: &RequestContext, unique_id: &str, backup: &Backup) -> Result<String> {
-    let arguments = json!({"backup": backup_object(backup)?.to_value()});
-    let mut inner = envelope::cast(context, "delete_backup", "2.0", arguments);
-    inner.insert("_unique_id".to_owned(), unique_id.into());
-    inner.remove(&format!("{CONTEXT_PREFIX}auth_token"));
-    Ok(serde_json::Value::Object(inner).to_string())
+    of_backup(context, unique_id, BackupRequest::Delete, backup)
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ impl Lane {
             | Method::ReplicationStatus { .. }
             | Method::Question(_)
             | Method::Site(_)
+            | Method::BackupPolicy(_)
             | Method::Backend(_)
             | Method::Label(_) => Lane::Free,
             Method::Backup(call) => match **call {

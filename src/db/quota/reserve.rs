@@ -1,6 +1,7 @@
-//! Reserving quota for what the API could not know: how large an image is that a project takes over.
+//! Reserving quota for what the API could not know: how large an image is that a project takes over, and which backups
+//! are made without it.
 //!
-//! As `QUOTAS.reserve` and `limit_check` of `cinder/quota.py`, for gigabytes alone. Limits come from the
+//! As `QUOTAS.reserve` and `limit_check` of `cinder/quota.py`. Limits come from the
 //! project's own quotas, else from the quota class `default`, else from the configuration; those of a volume
 //! type have no default. What is reserved here is committed or cancelled like the API's own reservations.
 
@@ -56,26 +57,38 @@ pub async fn reserve(
         line(resource.name().to_owned(), None),
         line(format!("{}_{type_name}", resource.name()), Some(volume_type_id.to_owned())),
     ];
-    let usages = lock_usages(conn, project_id, &lines, rules).await?;
+    take(conn, project_id, &lines, rules).await
+}
+
+/// Reserves one more backup, of `gib` GiB, as the API does before it makes its row.
+///
+/// # Errors
+/// `OverQuota`; `Database`.
+pub async fn reserve_backup(
+    conn: &mut Conn,
+    project_id: &str,
+    gib: i32,
+    rules: &QuotaRules,
+) -> Result<Vec<String>> {
+    let line =
+        |resource: Resource, delta| Line { name: resource.name().to_owned(), resource, delta, type_id: None };
+    take(conn, project_id, &[line(Resource::Backups, 1), line(Resource::BackupGigabytes, gib)], rules).await
+}
+
+async fn take(conn: &mut Conn, project_id: &str, lines: &[Line], rules: &QuotaRules) -> Result<Vec<String>> {
+    let usages = lock_usages(conn, project_id, lines, rules).await?;
     let names: Vec<String> = lines.iter().map(|line| line.name.clone()).collect();
     let limits = limits(conn, project_id, &names, rules).await?;
-    for line in &lines {
+    for line in lines {
         let (Some(usage), Some(limit)) = (usages.get(&line.name), limits.get(&line.name)) else { continue };
         let consumed = i64::from(usage.in_use) + i64::from(usage.reserved);
         if *limit >= 0 && line.delta >= 0 && *limit < consumed + i64::from(line.delta) {
-            return Err(Error::new(
-                Code::OverQuota,
-                format!(
-                    "Requested volume or snapshot exceeds allowed {} quota. Requested {gib}G, quota is {limit}G \
-                     and {consumed}G has been consumed.",
-                    line.name
-                ),
-            ));
+            return Err(Error::new(Code::OverQuota, over(line, *limit, consumed)));
         }
     }
     let at = now();
     let mut made = Vec::with_capacity(lines.len());
-    for line in &lines {
+    for line in lines {
         let Some(usage) = usages.get(&line.name) else { continue };
         let uuid = Uuid::new_v4().to_string();
         diesel::insert_into(reservations::table)
@@ -105,6 +118,23 @@ pub async fn reserve(
     Ok(made)
 }
 
+/// As the API says it (`VolumeSizeExceedsAvailableQuota`, `BackupLimitExceeded`,
+/// `VolumeBackupSizeExceedsAvailableQuota`).
+fn over(line: &Line, limit: i64, consumed: i64) -> String {
+    let (name, delta) = (&line.name, line.delta);
+    match line.resource {
+        Resource::Backups => format!("Maximum number of backups allowed ({limit}) exceeded"),
+        Resource::BackupGigabytes => format!(
+            "Requested backup exceeds allowed Backup gigabytes quota. Requested {delta}G, quota is {limit}G and \
+             {consumed}G has been consumed."
+        ),
+        _ => format!(
+            "Requested volume or snapshot exceeds allowed {name} quota. Requested {delta}G, quota is {limit}G and \
+             {consumed}G has been consumed."
+        ),
+    }
+}
+
 /// The limit of each resource; negative: none.
 async fn limits(
     conn: &mut Conn,
@@ -115,6 +145,8 @@ async fn limits(
     let default = |name: &str| match name {
         "gigabytes" => rules.gigabytes,
         PER_VOLUME => rules.per_volume_gigabytes,
+        "backups" => rules.backups,
+        "backup_gigabytes" => rules.backup_gigabytes,
         _ => -1,
     };
     let mut found: HashMap<String, i64> = resources.iter().map(|r| (r.clone(), default(r))).collect();

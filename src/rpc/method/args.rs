@@ -83,6 +83,14 @@ impl Args {
         value.as_i64().and_then(|i| i32::try_from(i).ok()).ok_or_else(|| self.wrong(name, "an integer"))
     }
 
+    pub(super) fn maybe_flag(&mut self, name: &str) -> Result<Option<bool>> {
+        match self.optional(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(self.wrong(name, "a boolean or null")),
+        }
+    }
+
     pub(super) fn maybe_integer(&mut self, name: &str) -> Result<Option<i64>> {
         match self.optional(name) {
             None => Ok(None),

@@ -8,6 +8,7 @@ mod args;
 mod attachment;
 mod backend;
 mod backup;
+mod backup_policy;
 mod backup_service;
 mod connection;
 mod group;
@@ -25,6 +26,7 @@ pub use args::Args;
 pub use attachment::{AttachVolume, AttachmentDelete, AttachmentUpdate, DetachVolume};
 pub use backend::{BackendCall, LabelCall};
 pub use backup::GetBackupDevice;
+pub use backup_policy::PolicyCall;
 pub use backup_service::BackupCall;
 pub use connection::{
     InitializeConnection, InitializeConnectionSnapshot, TerminateConnection, TerminateConnectionSnapshot,
@@ -48,6 +50,12 @@ pub(crate) mod decode {
         cluster_list, cluster_show, cluster_update,
     };
     pub(crate) use super::backup::get_backup_device;
+    pub(crate) use super::backup_policy::{
+        backup_apply_retention, backup_cancel_operation, backup_clear_retention, backup_create,
+        backup_create_schedule, backup_delete_schedule, backup_get_operation, backup_get_retention,
+        backup_list_operations, backup_list_schedules, backup_pause_schedule, backup_preview_retention,
+        backup_run_schedule, backup_set_retention, backup_show_schedule, backup_update_schedule,
+    };
     pub(crate) use super::backup_service::{
         check_support_to_force_delete, continue_backup, create_backup, delete_backup, export_record,
         import_record, reset_status, restore_backup,

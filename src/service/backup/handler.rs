@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use tracing::warn;
 
+use super::policy;
 use crate::backend::peers::ImportRecord;
 use crate::backup::restore::Restore;
 use crate::backup::{Backups, create, delete, record, restore, status};
@@ -53,7 +54,11 @@ impl BackupHandler {
     pub async fn run_journaled(&self, call: &Call, operation: Operation) -> Result<Value> {
         let lane = Lane::of(&call.method, call.reply.is_some());
         let work = Box::pin(async {
-            let _place = self.lanes.enter(lane).await;
+            // What is cancelled needs no place: it only takes away what it has made.
+            let _place = tokio::select! {
+                place = self.lanes.enter(lane) => Some(place),
+                () = self.backups.running.cancelled(operation.id()) => None,
+            };
             match &call.method {
                 Method::Backup(request) => {
                     self.journaled(request, &call.context, &operation).await.map(|()| Value::Null)
@@ -150,6 +155,7 @@ impl BackupHandler {
                 BackupCall::SupportsForceDelete => Ok(Value::Bool(true)),
                 _ => Err(fault::no_such_method(call.name)),
             },
+            Method::BackupPolicy(call) => Box::pin(policy::answer(&self.backups, call)).await,
             Method::PublishServiceCapabilities => {
                 self.wanted.notify_one();
                 Ok(Value::Null)

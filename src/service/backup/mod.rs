@@ -4,6 +4,7 @@
 //! the end stays in the journal, and goes on where it was with the next start.
 
 mod handler;
+mod policy;
 mod recovery;
 
 use std::sync::Arc;
@@ -15,13 +16,14 @@ use tracing::{error, info, warn};
 
 pub use handler::BackupHandler;
 use recovery::Recovery;
+pub use recovery::finish;
 
 use super::logging::LogHandle;
 use super::pins;
 use super::volume::{FLUSH, Signals, kill_on_loss, lease, notify, purge, watchdog, workers};
 use crate::backend::Peers;
 use crate::backend::peers::{Capabilities, Reporter};
-use crate::backup::{Backups, status};
+use crate::backup::{Backups, schedule, status};
 use crate::config::{Config, Sources};
 use crate::context::RequestContext;
 use crate::db;
@@ -37,6 +39,8 @@ use crate::rpc::{self, Notifier, Rpc, Server, synthetic};
 const LOOK: Duration = Duration::from_secs(5);
 /// How often a pool that cannot be used is looked at.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often schedules are looked at.
+const SCHEDULES: Duration = Duration::from_secs(5);
 
 /// Runs the service until it is told to stop.
 ///
@@ -103,10 +107,12 @@ impl Service {
             tokio::spawn(purge(journal.clone(), stopping.clone())),
             tokio::spawn(pins::keep(db.clone(), clients, stopping.clone())),
         ];
-        let backups = Arc::new(Backups::new(config, journal, peers, ceph));
+        let (stop, running, tasks) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
+        let mut backups = Backups::new(config, journal, peers, ceph);
+        backups.stopping = stop.clone();
+        let backups = Arc::new(backups);
         let row = register(&backups, config).await?;
         status::at_start(&backups, &RequestContext::admin(), &synthetic::delete_backup).await?;
-        let (stop, running, tasks) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
         let handler =
             Arc::new(BackupHandler::new(backups.clone(), log.clone(), config.executor_thread_pool_size));
         let recovery =
@@ -116,6 +122,7 @@ impl Service {
         let works = tokio::sync::watch::Sender::new(false);
         tasks.spawn(until(stop.clone(), async move { recovery.watch().await }));
         tasks.spawn(until(stop.clone(), heartbeat(backups.clone(), config.clone(), row, works.subscribe())));
+        tasks.spawn(until(stop.clone(), run_schedules(backups.clone(), works.subscribe())));
         tasks.spawn(until(stop.clone(), report(backups, handler, works)));
         tasks.close();
         server.ready().await;
@@ -196,6 +203,19 @@ async fn heartbeat(
             },
             Err(error) => error!(%error, "could not write the heartbeat"),
         }
+    }
+}
+
+/// Runs what is due, while backups can be made: another service may be better off.
+async fn run_schedules(backups: Arc<Backups>, mut works: tokio::sync::watch::Receiver<bool>) {
+    loop {
+        if works.wait_for(|works| *works).await.is_err() {
+            return;
+        }
+        if let Err(error) = schedule::take_due(&backups).await {
+            warn!(%error, "could not look which backups are due");
+        }
+        tokio::time::sleep(SCHEDULES).await;
     }
 }
 

@@ -84,7 +84,8 @@ impl Recovery {
     }
 }
 
-async fn finish(backups: &Backups, handler: &BackupHandler, operation: Operation) {
+/// Carries out an operation that was adopted: a request, or an order.
+pub async fn finish(backups: &Backups, handler: &BackupHandler, operation: Operation) {
     if operation.method().starts_with(orders::PREFIX) {
         orders::run(backups, &operation).await;
         return;

@@ -1,0 +1,234 @@
+//! `backup retention`: how many backups of a volume stay.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::output::{table, time};
+use super::super::{Context, Report, confirm};
+use super::create::{At, send};
+use crate::backup::orders::Order;
+use crate::backup::retention::rule::Fate;
+use crate::backup::retention::{self, Policy, Preview, Source};
+use crate::db;
+use crate::error::Result;
+
+/// Actions of `retention`.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum Action {
+    /// What counts for a volume: its own rule, or its type's (extra specs backup:keep_last, backup:keep_daily,
+    /// backup:keep_weekly, backup:keep_monthly, backup:time_zone)
+    Show(Which),
+    /// Set a rule for a volume, which counts instead of its type's
+    Set(Set),
+    /// Remove a volume's own rule: its type's counts again
+    Clear(Which),
+    /// What retention would do with each backup of a volume now, and why; changes nothing
+    Preview(Look),
+    /// Delete the backups of a volume that nothing keeps
+    Apply(Apply),
+}
+
+/// A volume.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Which {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: Uuid,
+}
+
+/// Arguments of `set`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Set {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: Uuid,
+    /// Keep the newest N
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<i64>,
+    /// Keep the newest one of each of N days
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<i64>,
+    /// Of N weeks, which begin on Monday
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<i64>,
+    /// Of N months
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<i64>,
+    /// Where a day begins, as the IANA database names it [default: UTC]
+    #[arg(long, value_name = "ZONE")]
+    pub time_zone: Option<String>,
+}
+
+/// Arguments of `preview`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Look {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: Uuid,
+    /// Also those in error
+    #[arg(long)]
+    pub failed: bool,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+#[allow(missing_docs)]
+pub struct Apply {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: Uuid,
+    /// Also those in error
+    #[arg(long)]
+    pub failed: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub at: At,
+}
+
+pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
+    match action {
+        Action::Show(Which { volume }) => show(context, &volume.to_string()).await,
+        Action::Set(set) => {
+            let volume = set.volume.to_string();
+            let keep = [set.keep_last, set.keep_daily, set.keep_weekly, set.keep_monthly];
+            let row = retention::row(&volume, keep, set.time_zone.as_deref())?;
+            context
+                .db
+                .write("retention of a volume", async |conn| {
+                    db::volume::get(conn, &volume).await?;
+                    db::backup_retention::set(conn, &row).await
+                })
+                .await?;
+            show(context, &volume).await
+        }
+        Action::Clear(Which { volume }) => {
+            let volume = volume.to_string();
+            context
+                .db
+                .write("retention of a volume", async |conn| db::backup_retention::clear(conn, &volume).await)
+                .await?;
+            show(context, &volume).await
+        }
+        Action::Preview(Look { volume, failed }) => told(&look(context, &volume.to_string(), failed).await?),
+        Action::Apply(Apply { volume, failed, yes, at }) => {
+            let volume = volume.to_string();
+            if !yes {
+                let found = look(context, &volume, failed).await?;
+                eprintln!("{}", told(&found)?.text.trim_end());
+                let question =
+                    format!("Type the id of the volume ({volume}) to delete what is to be removed:");
+                confirm::ask(question, &volume, yes).await?;
+            }
+            send(context, Order::ApplyRetention { volume, failed }, at, applied).await
+        }
+    }
+}
+
+async fn look(context: &Context, volume: &str, failed: bool) -> Result<Preview> {
+    let read = async |conn: &mut db::Conn| retention::preview(conn, volume, failed).await;
+    context.db.read("retention of a volume", read).await
+}
+
+async fn show(context: &Context, volume: &str) -> Result<Report> {
+    let found =
+        context.db.read("retention of a volume", async |conn| retention::policy(conn, volume).await).await?;
+    Report::new(
+        format!("Volume {volume}: {}\n", rule(found.as_ref())),
+        &json!({"volume_id": volume, "policy": found}),
+    )
+}
+
+/// A rule in words.
+fn rule(policy: Option<&Policy>) -> String {
+    let Some(Policy { keep, time_zone, source }) = policy else {
+        return "no rule, all backups are kept".to_owned();
+    };
+    let counts =
+        [("last", keep.last), ("daily", keep.daily), ("weekly", keep.weekly), ("monthly", keep.monthly)];
+    let said: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    let of = match source {
+        Source::Volume => "set for the volume".to_owned(),
+        Source::Type(name) => format!("by its type {name}"),
+    };
+    format!("keep {} ({of}; days of {time_zone})", said.join(", "))
+}
+
+fn told(found: &Preview) -> Result<Report> {
+    let rows = found.backups.iter().map(|v| {
+        let fate = match v.fate {
+            Fate::Kept => "keep",
+            Fate::Removed => "REMOVE",
+            Fate::Spared => "not now",
+            Fate::Untouched => "leave",
+        };
+        let why = if v.why.is_empty() { "nothing keeps it".to_owned() } else { v.why.join(", ") };
+        [v.id.clone(), time(Some(v.at)), v.status.clone(), fate.to_owned(), why]
+    });
+    let mut text = format!("Volume {}: {}\n", found.volume_id, rule(found.policy.as_ref()));
+    if !found.backups.is_empty() {
+        text.push_str(&table(["Backup", "Data of (UTC)", "Status", "Retention", "Why"], rows));
+        text.push('\n');
+    }
+    Report::new(text, found)
+}
+
+fn applied(document: &Value) -> String {
+    let removed = document.get("removed").and_then(Value::as_array);
+    let ids = removed.into_iter().flatten().filter_map(|one| one.get("backup").and_then(Value::as_str));
+    let mut lines: Vec<String> = ids.map(|id| format!("Backup {id} is deleted.")).collect();
+    let kept = document.get("kept").and_then(Value::as_u64).unwrap_or_default();
+    lines.push(format!("{} deleted, {kept} stay.", lines.len()));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::retention::rule::{Keep, Verdict};
+
+    #[test]
+    fn what_would_go_is_told_with_the_reason() {
+        let at = chrono::NaiveDate::from_ymd_opt(2026, 1, 2).unwrap().and_hms_opt(3, 4, 5).unwrap();
+        let verdict = |id: &str, fate, why: &[&str]| Verdict {
+            id: id.into(),
+            at,
+            status: "available".into(),
+            fate,
+            why: why.iter().map(|w| (*w).to_owned()).collect(),
+        };
+        let policy = Policy {
+            keep: Keep { last: 1, weekly: 4, ..Keep::default() },
+            time_zone: "Europe/Berlin".into(),
+            source: Source::Type("gold".into()),
+        };
+        let found = Preview {
+            volume_id: "v".into(),
+            policy: Some(policy),
+            backups: vec![verdict("b2", Fate::Kept, &["last 1"]), verdict("b1", Fate::Removed, &[])],
+        };
+        let report = told(&found).unwrap();
+        for said in
+            ["keep last 1, weekly 4 (by its type gold; days of Europe/Berlin)", "REMOVE", "nothing keeps it"]
+        {
+            assert!(report.text.contains(said), "{said}: {}", report.text);
+        }
+        assert_eq!(report.json["policy"]["last"], 1);
+        assert_eq!(report.json["backups"][1]["fate"], "removed");
+        assert_eq!(
+            applied(&json!({"removed": [{"backup": "b1"}], "kept": 1})),
+            "Backup b1 is deleted.\n1 deleted, 1 stay."
+        );
+        assert!(rule(None).contains("all backups are kept"));
+    }
+}
