@@ -13,6 +13,7 @@ mod interop;
 mod killed;
 mod life;
 mod ours;
+mod policy;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

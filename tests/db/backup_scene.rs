@@ -85,6 +85,12 @@ impl Scene {
         self.backups = service(&self.test, &self.sim, &self.heard, &self.options, self.conf.path());
     }
 
+    /// The service of another host, beside it.
+    pub fn on(&self, host: &str) -> Backups {
+        let conf = tempfile::NamedTempFile::new().unwrap();
+        of_host(&self.test, &self.sim, &self.heard, &self.options, conf.path(), host)
+    }
+
     /// It is started with other options of `[DEFAULT]`.
     pub fn reconfigure(&mut self, options: &str) {
         self.options = options.to_owned();
@@ -283,7 +289,12 @@ impl Scene {
 }
 
 fn service(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &Path) -> Backups {
+    of_host(test, sim, heard, options, conf, "node1")
+}
+
+fn of_host(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &Path, host: &str) -> Backups {
     let text = CONF.replace("[database]", &format!("{options}\n[database]"));
+    let text = text.replace("host=node1", &format!("host={host}"));
     std::fs::write(conf, text).unwrap();
     let (config, _) = Config::load(&[conf.to_owned()], &[], std::iter::empty()).unwrap();
     let peers = Peers {
@@ -292,5 +303,5 @@ fn service(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &P
         volumes: heard.clone(),
         backups: heard.clone(),
     };
-    Backups::new(&config, journal(test, "node1"), peers, sim.ceph())
+    Backups::new(&config, journal(test, host), peers, sim.ceph())
 }

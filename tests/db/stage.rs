@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
-    BackupPeers, Capabilities, ContinueBackup, ImportRecord, Notify, Priority, Reschedule, RestoreBackup,
-    Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
+    BackupPeers, BackupRequest, Capabilities, ContinueBackup, ImportRecord, Notify, Priority, Reschedule,
+    RestoreBackup, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
 };
 use scoria::backend::{Backend, Condition, Globals, Peers};
 use scoria::config::Config;
@@ -161,6 +161,15 @@ impl BackupPeers for Heard {
     async fn import_record(&self, _: &RequestContext, order: ImportRecord) -> Result<()> {
         self.cast.lock().unwrap().push(format!("import at {}, then {:?}", order.host, order.hosts));
         Ok(())
+    }
+    fn request(
+        &self,
+        context: &RequestContext,
+        unique_id: &str,
+        asked: BackupRequest,
+        backup: &Backup,
+    ) -> Result<String> {
+        scoria::rpc::synthetic::of_backup(context, unique_id, asked, backup)
     }
 }
 
