@@ -74,7 +74,11 @@ async fn whole(
     }
     let count = left.len().to_string();
     let gib = (2 * left.len()).to_string();
-    assert_eq!(used(scene).await, [["backup_gigabytes", gib.as_str(), "0"], ["backups", count.as_str(), "0"]], "{why}");
+    assert_eq!(
+        used(scene).await,
+        [["backup_gigabytes", gib.as_str(), "0"], ["backups", count.as_str(), "0"]],
+        "{why}"
+    );
     assert!(scene.open().await.is_empty(), "{why}: {:?}", scene.open().await);
     assert!(serving.backups.journal.open_count() == 0, "{why}");
 }
