@@ -268,50 +268,40 @@ async fn what_is_under_way_or_waits_for_its_turn_is_cancelled_and_the_rest_goes_
         scene.write(&volumes[0], piece * 40 * MIB, 7, MIB).await;
     }
     let serving = Serving::of(&scene);
-    let slow = serving.submit(of_volume(&volumes[0], false)).await;
-    let began = async {
-        while scene.sim.count("DeltaCopy") < 2 {
+    let copies = async |more: usize| {
+        while scene.sim.count("DeltaCopy") < more {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    serving.until(began).await;
-    // The second has no place.
-    let waits = serving.submit(of_volume(&volumes[1], false)).await;
-    let row = async || scene.test.rows("SELECT id FROM backups ORDER BY created_at").await.len();
-    serving
-        .until(async {
-            while row().await < 2 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await;
-    for number in [waits, slow] {
-        let answer = serving.carry_out(Order::Cancel { operation: number }).await.unwrap();
-        assert_eq!(
-            (&answer["cancelled"], answer["outcome"].as_str()),
-            (&true.into(), Some("failed")),
-            "{answer}"
-        );
-    }
-    clean(&scene, &volumes, "two").await;
-    assert_eq!(scene.test.rows("SELECT id FROM backups WHERE status='error'").await.len(), 2);
-    // One of all the backups of a group.
-    let whole = serving.submit(of_group(&group, false)).await;
-    let before = scene.sim.count("DeltaCopy");
-    let began = async {
-        while scene.sim.count("DeltaCopy") == before {
+    let cancel = async |operation| {
+        let answer = serving.answered(Order::Cancel { operation }).await.unwrap();
+        assert_eq!((&answer["cancelled"], answer["outcome"].as_str()), (&true.into(), Some("failed")));
+    };
+    let story = async {
+        let slow = serving.submit(of_volume(&volumes[0], false)).await;
+        copies(2).await;
+        // The second has no place.
+        let waits = serving.submit(of_volume(&volumes[1], false)).await;
+        while scene.test.rows("SELECT id FROM backups").await.len() < 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        cancel(waits).await;
+        let still = scene.test.rows("SELECT id FROM backups WHERE status='creating'").await;
+        assert_eq!(still.len(), 1, "the first goes on");
+        cancel(slow).await;
+        clean(&scene, &volumes, "two").await;
+        assert_eq!(scene.test.rows("SELECT id FROM backups WHERE status='error'").await.len(), 2);
+        // All the backups of a group.
+        let whole = serving.submit(of_group(&group, false)).await;
+        copies(scene.sim.count("DeltaCopy") + 1).await;
+        cancel(whole).await;
+        clean(&scene, &volumes, "a group").await;
+        // What has ended stays as it is, and what is unknown is refused.
+        cancel(whole).await;
+        let refused = serving.answered(Order::Cancel { operation: 999_999 }).await.unwrap_err();
+        assert!(refused.contains("There is no operation 999999"), "{refused}");
     };
-    serving.until(began).await;
-    let answer = serving.carry_out(Order::Cancel { operation: whole }).await.unwrap();
-    assert_eq!(answer["cancelled"], true);
-    clean(&scene, &volumes, "a group").await;
-    // What has ended stays as it is, and what is unknown is refused.
-    let answer = serving.carry_out(Order::Cancel { operation: whole }).await.unwrap();
-    assert_eq!(answer["outcome"], "failed");
-    let refused = serving.carry_out(Order::Cancel { operation: 999_999 }).await.unwrap_err();
-    assert!(refused.contains("There is no operation 999999"), "{refused}");
+    serving.until(story).await;
 }
 
 #[tokio::test]

@@ -38,19 +38,31 @@ impl Serving {
 
     /// Takes up what there is, for ever.
     async fn serve(&self) {
-        let mut work = FuturesUnordered::new();
-        loop {
-            for operation in self.backups.journal.adopt(&self.backups.scope()).await.unwrap() {
-                work.push(finish(&self.backups, &self.handler, operation));
+        let (found, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        let looking = async {
+            loop {
+                for operation in self.backups.journal.adopt(&self.backups.scope()).await.unwrap() {
+                    found.send(operation).unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            tokio::select! {
-                Some(()) = work.next() => {}
-                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        };
+        // Who looks waits for the rows of what is under way, which must go on meanwhile.
+        let working = async {
+            let mut work = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    Some(operation) = taken.recv() => {
+                        work.push(finish(&self.backups, &self.handler, operation));
+                    }
+                    Some(()) = work.next() => {}
+                }
             }
-        }
+        };
+        let ((), ()) = tokio::join!(looking, working);
     }
 
-    /// Serves until `done`.
+    /// Serves until `done`; what is under way then is dropped, as if the service were killed.
     pub async fn until<T>(&self, done: impl Future<Output = T>) -> T {
         tokio::select! {
             () = self.serve() => unreachable!("it serves for ever"),
@@ -80,8 +92,13 @@ impl Serving {
 
     /// Carries an order out; the answer, or what failed.
     pub async fn carry_out(&self, order: Order) -> Result<Value, String> {
+        self.until(self.answered(order)).await
+    }
+
+    /// The same of a service that serves meanwhile.
+    pub async fn answered(&self, order: Order) -> Result<Value, String> {
         let number = self.submit(order).await;
-        let (outcome, detail) = self.until(self.ended(number)).await;
+        let (outcome, detail) = self.ended(number).await;
         match outcome.as_str() {
             "succeeded" => Ok(self.backups.journal.answer_of(number).await.unwrap().unwrap_or_default()),
             _ => Err(detail),
@@ -130,13 +147,15 @@ pub async fn dies(scene: &Scene, k: usize, when: When, order: Order) -> (bool, S
 
 /// What the project uses: backups, and gigabytes of them.
 pub async fn used(scene: &Scene) -> Vec<Vec<String>> {
-    scene
+    let mut rows = scene
         .test
         .rows(&format!(
             "SELECT resource, in_use, reserved FROM quota_usages WHERE project_id='{PROJECT}' \
-             AND resource LIKE 'backup%' ORDER BY resource"
+             AND resource LIKE 'backup%'"
         ))
-        .await
+        .await;
+    rows.sort();
+    rows
 }
 
 /// The data of a backup was so at this time.

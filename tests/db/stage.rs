@@ -16,7 +16,7 @@ use scoria::config::Config;
 use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::journal::{NewOperation, Operation};
-use scoria::model::{Group, GroupSnapshot, Service, Volume};
+use scoria::model::{Backup, Group, GroupSnapshot, Service, Volume};
 use scoria::rbd::sim::{ImageView, Sim, SimConfig, Timing, When};
 use scoria::replication::orders::{Order, Request};
 use scoria::volume::image::{Attempt, Place, Shape};
