@@ -1,37 +1,18 @@
 //! How much of an operation is done, as its items tell: a bar on a terminal, a word elsewhere.
 //!
-//! An item that takes long says `percent` in its step. One that has come to an end says so by the step's name. What
+//! The database counts ([`crate::journal::Journal::percent_of`]). An item that takes long says `percent` in its step. One that has come to an end says so by the step's name. What
 //! does not say either counts as not begun.
-
-use serde_json::Value;
-
-use crate::journal::Item;
 
 /// Characters of a bar.
 const WIDTH: usize = 30;
 /// Steps after which an item needs nothing more.
-const ENDS: &[&str] = &["replaying", "skipped", "failed", "moved"];
+pub(super) const ENDS: &[&str] = &["replaying", "skipped", "failed", "moved"];
 /// Orders whose items tell.
 const METHODS: &[&str] = &["scoria.site.replicate", "scoria.site.move"];
 
 /// Whether the items of such operations are worth asking for.
 pub(super) fn applies(method: &str) -> bool {
     METHODS.contains(&method)
-}
-
-/// Percent of all items, rounded down, so that 100 means that all have ended. `None` without items.
-pub(super) fn percent(items: &[Item]) -> Option<u64> {
-    let all: Vec<u64> = items.iter().filter(|i| !i.step.resource_id.is_empty()).map(of_one).collect();
-    let count = u64::try_from(all.len()).ok().filter(|n| *n > 0)?;
-    Some(all.iter().sum::<u64>() / count)
-}
-
-fn of_one(item: &Item) -> u64 {
-    if ENDS.contains(&item.name()) {
-        return 100;
-    }
-    // Whatever it says: it has not ended.
-    item.step.data.get("percent").and_then(Value::as_u64).unwrap_or(0).min(99)
 }
 
 /// `[############------------------] 40 %`.
@@ -48,29 +29,6 @@ pub(super) fn word(percent: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Step;
-    use serde_json::json;
-
-    fn item(image: &str, data: Value) -> Item {
-        let step = Step { resource_id: image.into(), name: "image".into(), data };
-        Item { step, updated_at: chrono::NaiveDateTime::default() }
-    }
-
-    #[test]
-    fn what_has_ended_counts_whole_and_what_has_not_never_does() {
-        assert_eq!(percent(&[]), None);
-        let mut items = vec![
-            item("", json!({"percent": 7})),
-            item("a", json!({"step": "replaying"})),
-            item("b", json!({"step": "enabled", "percent": 40})),
-            item("c", json!({"step": "pending"})),
-            item("d", json!({"step": "enabled", "percent": null})),
-        ];
-        assert_eq!(percent(&items), Some(35));
-        items.truncate(2);
-        assert_eq!(percent(&items), Some(100));
-        assert_eq!(percent(&[item("a", json!({"step": "enabled", "percent": 100}))]), Some(99));
-    }
 
     #[test]
     fn a_bar_has_one_length() {

@@ -211,7 +211,7 @@ async fn watch(context: &Context, id: i64) -> Result<()> {
         let progress = context.journal.watch(id).await?.ok_or_else(|| unknown(id))?;
         let mut text = progress_line(&progress);
         if bar::applies(&progress.operation.method)
-            && let Some(percent) = bar::percent(&context.journal.items_of(id).await?)
+            && let Some(percent) = context.journal.percent_of(id, bar::ENDS).await?
         {
             let done = if line.terminal { bar::bar(percent) } else { bar::word(percent) };
             text.push_str(&format!(" {done}"));

@@ -5,8 +5,9 @@
 //! [`Journal::adopt`] and finishes it however often either of them dies.
 
 use chrono::NaiveDateTime;
+use diesel::mysql::Mysql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Text};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 
@@ -190,6 +191,41 @@ impl Journal {
                 }))
             })
             .await
+    }
+
+    /// Percent of an operation's items that is done, rounded down; `None` without items. One whose step is among `ends` is
+    /// done, any other as far as the `percent` of its step says, and never whole. Counted by the server, as
+    /// [`Journal::watch`] does.
+    ///
+    /// # Errors
+    /// `Database`.
+    pub async fn percent_of(&self, operation_id: i64, ends: &[&str]) -> Result<Option<u64>> {
+        #[derive(QueryableByName)]
+        struct Done {
+            #[diesel(sql_type = Nullable<BigInt>)]
+            percent: Option<i64>,
+        }
+        let marks = vec!["?"; ends.len().max(1)].join(",");
+        let of_one = "COALESCE(IF(JSON_VALID(data), CAST(JSON_UNQUOTE(JSON_EXTRACT(data, '$.percent')) AS SIGNED), 0), 0)";
+        let text = format!(
+            "SELECT CAST(FLOOR(SUM(IF({STEP_NAME} IN ({marks}), 100, LEAST(GREATEST({of_one}, 0), 99))) / COUNT(*)) AS SIGNED) \
+             AS percent FROM scoria_operation_steps WHERE operation_id = ? AND resource_id <> ''"
+        );
+        let done = self
+            .shared
+            .db
+            .read("percent of an operation", async |conn| {
+                let mut query = diesel::sql_query(text.clone()).into_boxed::<Mysql>();
+                if ends.is_empty() {
+                    query = query.bind::<Text, _>("");
+                }
+                for end in ends {
+                    query = query.bind::<Text, _>((*end).to_owned());
+                }
+                Ok(query.bind::<BigInt, _>(operation_id).get_result::<Done>(conn).await?)
+            })
+            .await?;
+        Ok(done.percent.and_then(|percent| u64::try_from(percent).ok()))
     }
 
     /// The last step of each resource of an operation with its data, its own (under an empty id) first.

@@ -448,3 +448,26 @@ async fn only_what_has_changed_is_written_back() {
         assert!(refused.contains(said), "{refused}");
     }
 }
+
+#[tokio::test]
+async fn how_much_is_done_is_counted_by_the_database() {
+    let scene = Scene::new(SimConfig::default()).await;
+    let operation = scene.order(Order::Replicate(replicate(None))).await;
+    let ends = ["replaying", "failed"];
+    let percent = async || scene.sites.journal.percent_of(operation.id(), &ends).await.unwrap();
+    operation.step("running", &json!({"percent": 7})).await.unwrap();
+    assert_eq!(percent().await, None, "its own step is no item");
+    for (image, step) in [
+        ("a", json!({"step": "replaying"})),
+        ("b", json!({"step": "enabled", "percent": 40})),
+        ("c", json!({"step": "pending"})),
+        ("d", json!({"step": "enabled", "percent": null})),
+    ] {
+        operation.item_step(image, "image", &step).await.unwrap();
+    }
+    assert_eq!(percent().await, Some(35));
+    for image in ["b", "c", "d"] {
+        operation.item_step(image, "image", &json!({"step": "enabled", "percent": 100})).await.unwrap();
+    }
+    assert_eq!(percent().await, Some(99), "what has not ended is never whole");
+}
