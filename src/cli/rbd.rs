@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output::{facts, table};
-use super::replicate::pool_and_image;
+use super::replicate::{one_image, pool_and_image};
 use super::{Context, Exit, Report, confirm, site};
 use crate::error::{Code, Error, Result};
 use crate::site::Order;
@@ -54,10 +54,8 @@ pub struct Revert {
 fn snapshot(text: &str) -> Result<(String, String, String)> {
     let wrong = || Error::new(Code::InvalidInput, format!("'{text}' is not POOL/IMAGE@SNAPSHOT"));
     let (image, snap) = text.split_once('@').filter(|(_, snap)| !snap.is_empty()).ok_or_else(wrong)?;
-    match pool_and_image(image)? {
-        (pool, Some(image)) => Ok((pool, image, snap.to_owned())),
-        (_, None) => Err(wrong()),
-    }
+    let (pool, image) = one_image(image)?;
+    Ok((pool, image, snap.to_owned()))
 }
 
 /// Arguments of `move`.
@@ -88,9 +86,7 @@ pub struct Move {
 
 async fn move_image(context: &Context, arguments: Move) -> Result<Report> {
     let Move { site: name, what, to, undo, dry_run, no_wait, host } = arguments;
-    let (pool, Some(image)) = pool_and_image(&what)? else {
-        return Err(Error::new(Code::InvalidInput, format!("'{what}' is not POOL/IMAGE")));
-    };
+    let (pool, image) = one_image(&what)?;
     let order = MoveOrder { name, pool, image, to, undo, dry_run };
     site::order(context, host.as_deref(), Order::Move(order), !no_wait).await
 }

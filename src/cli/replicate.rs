@@ -57,6 +57,14 @@ pub(super) fn pool_and_image(text: &str) -> Result<(String, Option<String>)> {
     }
 }
 
+/// The parts of `POOL/IMAGE`.
+pub(super) fn one_image(text: &str) -> Result<(String, String)> {
+    match pool_and_image(text)? {
+        (pool, Some(image)) => Ok((pool, image)),
+        (_, None) => Err(Error::new(Code::InvalidInput, format!("'{text}' is not POOL/IMAGE"))),
+    }
+}
+
 pub(super) async fn run(context: &Context, arguments: Replicate) -> Result<Report> {
     context.require_tables().await?;
     let (pool, image) = pool_and_image(&arguments.what)?;
