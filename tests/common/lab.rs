@@ -62,9 +62,14 @@ fn bin_dir() -> PathBuf {
 }
 
 fn tool(args: &[&str], env: &[(&str, &str)]) -> Output {
+    tool_at(&env::root(), args, env)
+}
+
+/// A command of tools/lab, for the lab in this directory.
+pub(crate) fn tool_at(root: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     Command::new(repo().join("tools/lab"))
         .args(args)
-        .env("SCORIA_LAB", env::root())
+        .env("SCORIA_LAB", root)
         .env("SCORIA_BIN_DIR", bin_dir())
         .envs(env.iter().copied())
         .stdin(Stdio::null())
@@ -73,7 +78,13 @@ fn tool(args: &[&str], env: &[(&str, &str)]) -> Output {
 }
 
 fn tool_ok(args: &[&str], env: &[(&str, &str)]) -> String {
-    let out = tool(args, env);
+    tool_ok_at(&env::root(), args, env)
+}
+
+/// The same, which has to succeed; what it says.
+#[track_caller]
+pub(crate) fn tool_ok_at(root: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
+    let out = tool_at(root, args, env);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(out.status.success(), "tools/lab {args:?}: {}{}", text(&out.stdout), text(&out.stderr));
     text(&out.stdout)

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub(crate) use cinder::{Notification, connector, is_up, row_str};
 pub(crate) use driver::{Answer, CallError, Driver};
 pub(crate) use images::{ImageFile, checksum, qemu_info};
-pub(crate) use lab::{Lab, Subject, is_gone, signal};
+pub(crate) use lab::{Lab, Subject, is_gone, signal, tool_at, tool_ok_at};
 
 /// Service hosts of the lab's two backends, and the queue that each one's requests go to.
 pub(crate) const CEPH: &str = "lab@ceph";

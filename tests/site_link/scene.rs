@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::common::{Driver, env, signal, wait_until};
+use crate::common::{Driver, env, signal, tool_at, tool_ok_at, wait_until};
 
 /// What the tables of sites are emptied of.
 const TABLES: &[&str] = &[
@@ -40,24 +40,9 @@ pub(crate) struct Bare {
     _lock: File,
 }
 
-fn tool(root: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
-    let bin = Path::new(env!("CARGO_BIN_EXE_scoria-volume")).parent().unwrap();
-    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/lab"))
-        .args(args)
-        .env("SCORIA_LAB", root)
-        .env("SCORIA_BIN_DIR", bin)
-        .envs(env.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("tools/lab can be run")
-}
-
 #[track_caller]
 fn tool_ok(root: &Path, args: &[&str]) -> String {
-    let out = tool(root, args, &[]);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "tools/lab {args:?}: {}{}", text(&out.stdout), text(&out.stderr));
-    text(&out.stdout)
+    tool_ok_at(root, args, &[])
 }
 
 impl Bare {
@@ -109,7 +94,7 @@ impl Bare {
         let _ = fs::remove_dir_all(self.root.join("scoria/sites"));
         for site in ["a", "b"] {
             wait_until(&format!("{site} answers"), 120, || {
-                tool(&self.root, &["ceph", site, "osd", "pool", "ls"], &[]).status.success()
+                tool_at(&self.root, &["ceph", site, "osd", "pool", "ls"], &[]).status.success()
             });
             for pool in self.pools(site) {
                 let sure = "--yes-i-really-really-mean-it";
@@ -143,7 +128,7 @@ impl Bare {
     /// Starts the service without backends.
     pub(crate) fn start(&self, env: &[(&str, &str)]) {
         let more = self.more.path().display().to_string();
-        let out = tool(&self.root, &["start", "scoria-volume", "--", "--config-file", &more], env);
+        let out = tool_at(&self.root, &["start", "scoria-volume", "--", "--config-file", &more], env);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
 
