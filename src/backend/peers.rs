@@ -247,6 +247,17 @@ pub struct ImportRecord {
     pub hosts: Vec<String>,
 }
 
+/// cinder-backup's `delete_backup`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeleteBackup {
+    /// As in [`ContinueBackup`].
+    pub unique_id: String,
+    /// Who is asked.
+    pub host: String,
+    /// The backup, `deleting`.
+    pub backup: Backup,
+}
+
 /// The backup services.
 #[async_trait]
 pub trait BackupPeers: Send + Sync {
@@ -279,6 +290,12 @@ pub trait BackupPeers: Send + Sync {
         asked: BackupRequest,
         backup: &Backup,
     ) -> Result<String>;
+
+    /// Has a backup deleted.
+    ///
+    /// # Errors
+    /// [`crate::error::Code::Broker`] when the broker did not confirm it.
+    async fn delete_backup(&self, context: &RequestContext, order: DeleteBackup) -> Result<()>;
 }
 
 #[cfg(test)]
@@ -317,6 +334,7 @@ pub mod testing {
         ContinueBackup(ContinueBackup),
         RestoreBackup(RestoreBackup),
         ImportRecord(ImportRecord),
+        DeleteBackup(DeleteBackup),
     }
 
     /// Implements every trait of this module.
@@ -455,6 +473,11 @@ pub mod testing {
 
         fn request(&self, _: &RequestContext, _: &str, asked: BackupRequest, _: &Backup) -> Result<String> {
             Ok(format!("{asked:?}"))
+        }
+
+        async fn delete_backup(&self, _: &RequestContext, order: DeleteBackup) -> Result<()> {
+            self.say(Said::DeleteBackup(order));
+            Ok(())
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod backend_site;
 pub mod backend_type;
 pub mod backup;
 pub mod backup_order;
+pub mod backup_place;
 pub mod backup_retention;
 pub mod backup_schedule;
 pub mod backup_work;

@@ -5,7 +5,7 @@
 
 use chrono::NaiveDateTime;
 use diesel::mysql::Mysql;
-use diesel::sql_types::{BigInt, Datetime, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Datetime, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::Conn;
@@ -226,32 +226,4 @@ pub async fn active_site(conn: &mut Conn, backend: &str) -> Result<String> {
     .load(conn)
     .await?;
     Ok(rows.into_iter().next().map_or_else(|| "default".to_owned(), |row| row.site))
-}
-
-/// Backups that cinder-backup's Ceph drivers have put into pools of these names: id and GiB. Which cluster such a pool
-/// is in their rows do not say.
-///
-/// # Errors
-/// `Database`.
-pub async fn backups_in(conn: &mut Conn, pools: &[String]) -> Result<Vec<(String, i32)>> {
-    #[derive(diesel::QueryableByName)]
-    struct Stored {
-        #[diesel(sql_type = Text)]
-        id: String,
-        #[diesel(sql_type = Integer)]
-        size: i32,
-    }
-    if pools.is_empty() {
-        return Ok(vec![]);
-    }
-    let marks = vec!["?"; pools.len()].join(",");
-    let mut query = diesel::sql_query(format!(
-        "SELECT id, COALESCE(size, 0) AS size FROM backups WHERE deleted = 0 AND service LIKE '%ceph%' \
-         AND status <> 'error' AND container IN ({marks}) ORDER BY id"
-    ))
-    .into_boxed::<Mysql>();
-    for pool in pools {
-        query = query.bind::<Text, _>(pool.clone());
-    }
-    Ok(query.load::<Stored>(conn).await?.into_iter().map(|row| (row.id, row.size)).collect())
 }

@@ -326,6 +326,8 @@ pub enum BackupEvent {
     DeleteOrdered,
     /// Nobody needs one that came to nothing.
     FailedDeleteOrdered,
+    /// It is to be deleted, by whoever parts its site from the others.
+    DeletionBegun,
     /// It could not be deleted: Ceph refused or failed.
     DeleteFailed,
     /// It was not tried: the backup service does not work, or the backup is of another driver.
@@ -350,6 +352,9 @@ pub fn backup(event: BackupEvent) -> Transition {
             Transition { from: &["error", "error_deleting"], to: Some("deleting") }
         }
         BackupEvent::RestoreEnded => Transition { from: &["restoring"], to: Some("available") },
+        BackupEvent::DeletionBegun => {
+            Transition { from: &["available", "error", "error_deleting"], to: Some("deleting") }
+        }
         BackupEvent::DeleteFailed => Transition { from: &["deleting"], to: Some("error") },
         BackupEvent::DeleteRefused => Transition { from: &["deleting"], to: Some("error_deleting") },
     }

@@ -4,7 +4,9 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use crate::backend::peers::{BackupPeers, BackupRequest, ContinueBackup, ImportRecord, RestoreBackup};
+use crate::backend::peers::{
+    BackupPeers, BackupRequest, ContinueBackup, DeleteBackup, ImportRecord, RestoreBackup,
+};
 use crate::context::RequestContext;
 use crate::error::Result;
 use crate::model::Backup;
@@ -61,6 +63,15 @@ pub fn import_record(order: &ImportRecord) -> Result<Request> {
     Ok(Request { method: "import_record", version: (2, 0), args })
 }
 
+/// `delete_backup`, of a backup whose row is `deleting`.
+///
+/// # Errors
+/// [`crate::error::Code::Internal`] when the backup cannot be written as an object.
+pub fn delete_backup(order: &DeleteBackup) -> Result<Request> {
+    let args = json!({"backup": objects::backup_object(&order.backup)?.to_value()});
+    Ok(Request { method: "delete_backup", version: (2, 0), args })
+}
+
 fn server(host: &str) -> Destination {
     Destination::Server(Target { topic: BACKUP_TOPIC.to_owned(), server: host.to_owned() })
 }
@@ -90,5 +101,10 @@ impl BackupPeers for Peers {
         backup: &Backup,
     ) -> Result<String> {
         synthetic::of_backup(context, unique_id, asked, backup)
+    }
+
+    async fn delete_backup(&self, context: &RequestContext, order: DeleteBackup) -> Result<()> {
+        let request = delete_backup(&order)?;
+        self.cast_once(server(&order.host), Binary::Backup, context, request, &order.unique_id).await
     }
 }

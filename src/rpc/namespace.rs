@@ -31,8 +31,8 @@ pub static NAMESPACES: &[Namespace] = &[
     Namespace { name: None, version: VERSION, methods: METHODS },
     Namespace { name: None, version: super::backup::VERSION, methods: BACKUP },
     Namespace { name: Some("replication"), version: (1, 1), methods: REPLICATION },
-    Namespace { name: Some("site"), version: (1, 3), methods: SITE },
     Namespace { name: Some("backup"), version: (1, 0), methods: BACKUP_POLICY },
+    Namespace { name: Some("site"), version: (1, 4), methods: SITE },
     Namespace { name: Some("backend"), version: (1, 0), methods: BACKEND },
     Namespace { name: Some("cluster"), version: (1, 0), methods: CLUSTER },
 ];

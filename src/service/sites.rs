@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::backend::peers::Notify;
+use crate::backend::peers::{BackupPeers, Notify};
 use crate::config::{BackendConfig, Config};
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -54,14 +54,18 @@ impl SiteService {
         journal: &Journal,
         ceph: &Arc<dyn Ceph>,
         notify: Arc<dyn Notify>,
+        backups: Arc<dyn BackupPeers>,
     ) -> Result<SiteService> {
         let dir = config.scoria.site_dir.clone();
         let programs = Programs {
             rbd_mirror: config.scoria.mirror_daemon_path.clone(),
             ..Programs::under(config.scoria.mirror_daemon_dir.clone())
         };
-        let sites = Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, Vec::new());
-        let sites = Arc::new(sites.running(programs).naming(&config.volume_name_template));
+        let sites = Sites::new(&config.host, dir, journal.clone(), ceph.clone(), notify, backups, Vec::new())
+            .running(programs)
+            .naming(&config.volume_name_template)
+            .patient_for(config.service_down_time);
+        let sites = Arc::new(sites);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(until(stop.clone(), supervise(Supervisor::new(sites.clone()))));
         tasks.spawn(until(stop.clone(), tidy(sites.clone())));

@@ -99,9 +99,9 @@ impl Service {
             tokio::spawn(lease(journal.clone(), stopping.clone())),
             tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
             tokio::spawn(purge(journal.clone(), stopping.clone())),
-            tokio::spawn(pins::keep(db, clients, stopping.clone())),
+            tokio::spawn(pins::keep(db, clients.clone(), stopping.clone())),
         ];
-        let sites = Arc::new(SiteService::start(config, &journal, &ceph, notifier.clone()).await?);
+        let sites = Arc::new(SiteService::start(config, &journal, &ceph, notifier.clone(), clients).await?);
         // Made once: all backends share tokens and connections to other services.
         let parts = Parts {
             globals: Globals::from(config),

@@ -33,6 +33,7 @@ mod view;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -42,15 +43,15 @@ pub use files::{CephKey, Draft, Store, read_key};
 pub use found::Worked;
 pub use given::{Given, Ordered, Parts, submit};
 pub use link::{
-    Connect, DataPool, Disconnect, Link, Make, Mode as LinkMode, Purge, admin_files, check_erasure,
-    check_replicated, domains, links,
+    BackupsGo, Connect, DataPool, Disconnect, Link, Make, Mode as LinkMode, Purge, admin_files,
+    check_erasure, check_replicated, domains, links,
 };
 pub use operations::run;
 pub use orders::{Delete, Files, Order, PREFIX, Register, Request, Update};
 pub use probe::{Pool, Report};
 pub use view::{Host, View, all, one};
 
-use crate::backend::peers::Notify;
+use crate::backend::peers::{BackupPeers, Notify};
 use crate::db::Db;
 use crate::error::{Code, Error, Result};
 use crate::journal::Journal;
@@ -69,6 +70,10 @@ pub struct Sites {
     pub ceph: Arc<dyn Ceph>,
     /// Who is told.
     pub notify: Arc<dyn Notify>,
+    /// Who deletes backups.
+    pub backups: Arc<dyn BackupPeers>,
+    /// `service_down_time`: how long a backup service may be silent and still be up.
+    pub down_time: Duration,
     /// Files that Scoria keeps.
     pub store: Store,
     /// What the backends of this host work with.
@@ -91,6 +96,7 @@ impl Sites {
         journal: Journal,
         ceph: Arc<dyn Ceph>,
         notify: Arc<dyn Notify>,
+        backups: Arc<dyn BackupPeers>,
         worked: Vec<Worked>,
     ) -> Sites {
         Sites {
@@ -99,6 +105,8 @@ impl Sites {
             journal,
             ceph,
             notify,
+            backups,
+            down_time: Duration::from_secs(60),
             volume_name: "volume-%s".to_owned(),
             programs: daemon::Programs::under(dir.join("daemons")),
             store: Store::new(dir),
@@ -118,6 +126,12 @@ impl Sites {
     #[must_use]
     pub fn naming(self, template: &str) -> Sites {
         Sites { volume_name: template.to_owned(), ..self }
+    }
+
+    /// The same with other services taken for dead after this silence (`service_down_time`).
+    #[must_use]
+    pub fn patient_for(self, down_time: Duration) -> Sites {
+        Sites { down_time, ..self }
     }
 
     /// What the backends of this host work with now.

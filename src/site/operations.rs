@@ -17,7 +17,7 @@ use super::{Sites, blocking, check_name, link};
 use crate::backend::peers::Priority;
 use crate::context::RequestContext;
 use crate::db::site::{self, HostRow, SiteRow};
-use crate::db::{mirror_daemon, site_use};
+use crate::db::{backup_place, mirror_daemon, site_use};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
 use crate::rbd::Site;
@@ -435,16 +435,12 @@ async fn delete(sites: &Sites, operation: &Operation, order: &Delete) -> Result<
     sites
         .journal
         .complete(operation, &outcome, async |conn| {
-            site::lock(conn, &row.name, &row.fsid).await?;
-            let again = unused(conn, &order.name).await?;
-            mirror_daemon::forget(conn, &again.fsid).await?;
-            site::delete(conn, &again.fsid).await
+            // Another may have got the name meanwhile.
+            forget_in(conn, &row.fsid).await
         })
         .await?;
     crash::point("site:recorded");
-    if let Err(error) = sites.tidy().await {
-        warn!(%error, "the files of a deleted site will be removed later");
-    }
+    tidy_later(sites).await;
     Ok(None)
 }
 
@@ -453,18 +449,25 @@ async fn delete(sites: &Sites, operation: &Operation, order: &Delete) -> Result<
 /// # Errors
 /// `Invalid` when something uses it.
 pub(super) async fn forget(sites: &Sites, operation: &Operation, name: &str) -> Result<()> {
-    operation
-        .write("a site to forget", async |conn| {
-            let row = unused(conn, name).await?;
-            site::lock(conn, &row.name, &row.fsid).await?;
-            mirror_daemon::forget(conn, &row.fsid).await?;
-            site::delete(conn, &row.fsid).await
-        })
-        .await?;
+    operation.write("a site to forget", async |conn| forget_in(conn, name).await).await?;
+    tidy_later(sites).await;
+    Ok(())
+}
+
+/// Forgets the site of this name or fsid, with its daemons, unless something uses it by now.
+async fn forget_in(conn: &mut crate::db::Conn, name: &str) -> Result<()> {
+    let row = site::find(conn, name).await?;
+    site::lock(conn, &row.name, &row.fsid).await?;
+    let row = unused(conn, &row.fsid).await?;
+    mirror_daemon::forget(conn, &row.fsid).await?;
+    site::delete(conn, &row.fsid).await
+}
+
+/// Removes the files of sites that are known no more; what fails is done by the next look.
+async fn tidy_later(sites: &Sites) {
     if let Err(error) = sites.tidy().await {
         warn!(%error, "the files of a deleted site will be removed later");
     }
-    Ok(())
 }
 
 /// The site of this name, if no backend works with it.
@@ -492,6 +495,19 @@ async fn unused(conn: &mut crate::db::Conn, name: &str) -> Result<SiteRow> {
                 "The rbd-mirror of site {} is to run (by {} of host {}); stop it first: scoria-manage site daemon stop {} \
                  --host {}",
                 row.name, daemon.means, daemon.host, row.name, daemon.host
+            ),
+        ));
+    }
+    let backups = backup_place::on_site(conn, &row.fsid).await?;
+    if let Some((first, _)) = backups.first() {
+        let gib: i64 = backups.iter().map(|(_, gib)| i64::from(*gib)).sum();
+        return Err(Error::new(
+            Code::Invalid,
+            format!(
+                "Site {} has {} backups of {gib} GiB ({first} …), which nobody could restore then; delete them first \
+                 (openstack volume backup delete)",
+                row.name,
+                backups.len()
             ),
         ));
     }

@@ -20,7 +20,7 @@ use crate::rbd::mirror_survey::{Looked, MirrorSurveyed, PeerDirection};
 use crate::rbd::protocol::{ClusterStatus, ImageList, MirrorPoolView, MirrorStatusMany, MirrorSurvey};
 use crate::rbd::types::{MirrorMode, MirrorReport, MirrorState, PoolMirrorMode};
 use crate::rbd::{RbdErrorKind, Site};
-use crate::replication::enable::enable;
+use crate::replication::enable::{enable, mark_added};
 use crate::replication::lag::figures::Figures;
 use crate::volume::crash;
 
@@ -319,8 +319,12 @@ fn sorted(
 }
 
 async fn enable_one(site: &Site, order: &ReplicateOrder, image: &str) -> Result<Fate> {
-    // What it had before is nobody's business: nothing takes the features away again.
-    match enable(site, &order.pool, image, order.mode, 0).await {
+    // Whoever ends the mirroring takes away what was added, and no more.
+    let enabled = async {
+        mark_added(site, &order.pool, image, order.mode).await?;
+        enable(site, &order.pool, image, order.mode, 0).await
+    };
+    match enabled.await {
         Ok(_) => Ok(Fate::Enabled { percent: None }),
         Err(e) => match e.kind {
             RbdErrorKind::TimedOut

@@ -67,9 +67,14 @@ impl Scene {
 
     /// With more options of `[DEFAULT]`.
     pub async fn with(options: &str) -> Scene {
+        Scene::of(options, SimConfig { lost_worker_leaves_watch: false, ..SimConfig::default() }).await
+    }
+
+    /// In another world.
+    pub async fn of(options: &str, config: SimConfig) -> Scene {
         let test = TestDb::new().await;
         seed::base(&test).await;
-        let sim = Sim::new(SimConfig { lost_worker_leaves_watch: false, ..SimConfig::default() });
+        let sim = Sim::new(config);
         let heard = Arc::new(Heard::default());
         let conf = tempfile::NamedTempFile::new().unwrap();
         let backups = service(&test, &sim, &heard, options, conf.path());
@@ -288,7 +293,7 @@ impl Scene {
     }
 }
 
-fn service(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &Path) -> Backups {
+pub fn service(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &Path) -> Backups {
     of_host(test, sim, heard, options, conf, "node1")
 }
 

@@ -13,7 +13,7 @@ use crate::backup_scene::{MIB, Scene, Work};
 use crate::seed::{BACKEND, TYPE};
 
 /// Registers a site of the simulator, with files on a host; its fsid.
-async fn register(scene: &Scene, name: &str, site: &str, host: &str) -> String {
+pub async fn register(scene: &Scene, name: &str, site: &str, host: &str) -> String {
     let fsid = scene.sim.site(site).call(Fsid {}).await.unwrap();
     scene
         .test

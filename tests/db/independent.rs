@@ -96,9 +96,8 @@ async fn a_site_that_a_backend_names_is_given_up_and_not_forgotten() {
     assert!(done["left"].to_string().contains("Site a is in use by"), "{done:#}");
 }
 
-/// Killed at every third call, the order ends as it would have. A dead site takes its time each time it is asked.
+/// Killed at every third call, the order ends as it would have.
 #[tokio::test]
-#[ignore = "whole matrix: tools/test --full"]
 async fn it_survives_a_kill_at_every_third_call() {
     let calls = {
         let scene = survivor().await;

@@ -44,6 +44,7 @@ pub fn quick(config: SimConfig) -> SimConfig {
         remove: soon,
         status_stale: soon,
         watch: soon,
+        silence: soon,
         ..Timing::default()
     };
     SimConfig { timing, ..config }
@@ -62,7 +63,12 @@ impl Scene {
     pub async fn by(user: &str, config: SimConfig) -> Scene {
         let test = TestDb::new().await;
         seed::base(&test).await;
-        let (sim, heard, dir) = (Sim::new(config), Arc::new(Heard::default()), tempfile::tempdir().unwrap());
+        Scene::over(user, test, Sim::new(config), Arc::new(Heard::default())).await
+    }
+
+    /// In a world that is there.
+    pub async fn over(user: &str, test: TestDb, sim: Sim, heard: Arc<Heard>) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
         let sites = on(&test, &sim, &heard, &dir);
         let scene = Scene { test, sim, heard, dir, sites };
         for name in ["a", "b"] {
@@ -186,7 +192,15 @@ impl Scene {
 
 fn on(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, dir: &TempDir) -> Arc<Sites> {
     let kept = dir.path().join("sites");
-    Arc::new(Sites::new("node1", kept, journal(test, "node1"), sim.ceph(), heard.clone(), vec![]))
+    Arc::new(Sites::new(
+        "node1",
+        kept,
+        journal(test, "node1"),
+        sim.ceph(),
+        heard.clone(),
+        heard.clone(),
+        vec![],
+    ))
 }
 
 pub fn connect() -> Connect {
@@ -227,6 +241,8 @@ pub fn disconnect() -> Disconnect {
         pools: vec![],
         force: false,
         purge: None,
+        flatten_backups: false,
+        delete_backups: None,
         admin_a: None,
         admin_b: None,
         dry_run: false,

@@ -163,7 +163,10 @@ fn on(test: &TestDb, sim: &Sim, dir: &TempDir) -> Arc<Sites> {
     };
     let heard = Arc::new(Heard::default());
     let store = dir.path().join("sites");
-    Arc::new(Sites::new("node1", store, journal(test, "node1"), sim.ceph(), heard, vec![]).running(programs))
+    Arc::new(
+        Sites::new("node1", store, journal(test, "node1"), sim.ceph(), heard.clone(), heard, vec![])
+            .running(programs),
+    )
 }
 
 fn daemon(action: Action, by: Option<Means>) -> DaemonOrder {

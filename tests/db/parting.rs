@@ -1,9 +1,11 @@
 //! What parting two sites costs volumes, and how it goes with a site that is dead.
 
-use scoria::rbd::protocol::SnapCreate;
-use scoria::rbd::sim::Health;
+use scoria::rbd::protocol::{ImageCreate, SnapCreate};
+use scoria::rbd::sim::crash::explored;
+use scoria::rbd::sim::{Health, SimConfig, When};
 use scoria::rbd::types::MirrorMode;
-use scoria::site::{self, Connect, Disconnect, Purge};
+use scoria::site::replicate::ReplicateOrder;
+use scoria::site::{self, Connect, Disconnect, LinkMode, Order, Purge};
 
 use crate::link_scene::{POOL, Scene, bare, connect, disconnect, ordered, parted, strangers};
 use crate::seed;
@@ -94,6 +96,81 @@ async fn a_dead_site_is_parted_from_the_living_one() {
     assert!(refused.contains("half disconnected"), "{refused}");
     scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
     assert!(strangers(&scene) && scene.links().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_cut_off_is_not_waited_for_when_its_site_is_back() {
+    // Those of both sites hang in their connections for as long as anybody looks.
+    let scene = Scene::of(SimConfig { daemon_lingers: true, ..bare() }).await;
+    scene.run(ordered(connect())).await.unwrap();
+    scene.image("a", "b", "x", MirrorMode::Snapshot).await;
+    scene.sim.set_health("b", Health::Dead);
+    scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
+    scene.sim.set_health("b", Health::Alive);
+    scene.sim.clear_log();
+    let done = scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
+    assert!(scene.links().await.is_empty(), "{done:#}");
+    let looks = scene.sim.count("MirrorPoolView");
+    assert!(looks < 30, "{looks} looks: one was waited for\n{}", scene.sim.log_text());
+}
+
+/// Connected in pool mode: `own` is journaled by its owner, `added` by Scoria.
+async fn whole_pool() -> Scene {
+    let scene = Scene::of(bare()).await;
+    scene.run(ordered(Connect { mode: LinkMode::Pool, ..connect() })).await.unwrap();
+    let a = scene.sim.site("a");
+    for (image, features) in [("own", 61 | 64), ("added", 1)] {
+        let image = image.to_owned();
+        let made = ImageCreate { pool: POOL.into(), image, size: 8 << 20, order: 22, features };
+        a.call(made).await.unwrap();
+    }
+    let order = ReplicateOrder {
+        name: "a".into(),
+        pool: POOL.into(),
+        image: Some("added".into()),
+        mode: MirrorMode::Journal,
+        dry_run: false,
+    };
+    scene.run(Order::Replicate(order)).await.unwrap();
+    for image in ["own", "added"] {
+        assert_eq!(scene.sim.image("a", POOL, image).unwrap().features & 68, 68, "{image}");
+    }
+    scene
+}
+
+/// Each image has what its owner gave it, and nothing that was added.
+async fn as_they_were(scene: &Scene, why: &str) {
+    let features = |image: &str| scene.sim.image("a", POOL, image).unwrap().features;
+    assert_eq!(features("own") & 68, 68, "{why}: journaling was its owner's\n{}", scene.sim.log_text());
+    assert_eq!(features("added") & 68, 0, "{why}: both were added\n{}", scene.sim.log_text());
+    for image in ["own", "added"] {
+        assert_eq!(scene.sim.image("a", POOL, image).unwrap().mirror, None, "{why}");
+        let marks = scoria::rbd::protocol::MetadataList { pool: POOL.into(), image: image.into() };
+        assert_eq!(scene.sim.site("a").call(marks).await.unwrap(), [], "{why}: {image} is marked");
+    }
+    assert!(strangers(scene), "{why}");
+}
+
+#[tokio::test]
+async fn the_end_of_pool_mode_takes_away_what_was_added_and_no_more() {
+    let forced = || parted(Disconnect { force: true, ..disconnect() });
+    let calls = {
+        let scene = whole_pool().await;
+        scene.sim.clear_log();
+        scene.run(forced()).await.unwrap();
+        as_they_were(&scene, "undisturbed").await;
+        scene.sim.log().len()
+    };
+    let mut schedules = 0;
+    for k in (1..=calls).step_by(if crate::stage::full() { 1 } else { 4 }) {
+        let mut scene = whole_pool().await;
+        let when = if k % 2 == 0 { When::Before } else { When::After };
+        let ended = scene.killed(forced(), k, when).await;
+        ended.unwrap_or_else(|e| panic!("killed at {k}: {e}\n{}", scene.sim.log_text()));
+        as_they_were(&scene, &format!("killed at {k}")).await;
+        schedules += 1;
+    }
+    explored(schedules);
 }
 
 #[tokio::test]

@@ -125,7 +125,15 @@ fn on(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, dir: &TempDir, host: &str) -
         name: name.into(),
     });
     let dir = dir.path().join("sites");
-    Arc::new(Sites::new(host, dir, journal(test, host), sim.ceph(), heard.clone(), worked.into()))
+    Arc::new(Sites::new(
+        host,
+        dir,
+        journal(test, host),
+        sim.ceph(),
+        heard.clone(),
+        heard.clone(),
+        worked.into(),
+    ))
 }
 
 fn register(name: &str, files: Files) -> Register {
@@ -174,6 +182,7 @@ async fn the_clusters_of_backends_are_found_and_named() {
         sites.journal.clone(),
         sites.ceph.clone(),
         sites.notify.clone(),
+        sites.backups.clone(),
         vec![sites.worked()[0].clone()],
     );
     fewer.settle_uses().await.unwrap();

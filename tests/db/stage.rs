@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use scoria::backend::peers::{
-    BackupPeers, BackupRequest, Capabilities, ContinueBackup, ImportRecord, Notify, Priority, Reschedule,
-    RestoreBackup, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
+    BackupPeers, BackupRequest, Capabilities, ContinueBackup, DeleteBackup, ImportRecord, Notify, Priority,
+    Reschedule, RestoreBackup, Scheduler, SnapshotUsage, VolumePeers, VolumeUsage,
 };
 use scoria::backend::{Backend, Condition, Globals, Peers};
 use scoria::config::Config;
@@ -42,6 +42,7 @@ pub struct Heard {
     told: Mutex<Vec<Map<String, Value>>>,
     cast: Mutex<Vec<String>>,
     ordered: Mutex<Vec<ContinueBackup>>,
+    doomed: Mutex<Vec<DeleteBackup>>,
     deaf: AtomicBool,
     panics: AtomicUsize,
     stuck: AtomicBool,
@@ -56,6 +57,11 @@ impl Heard {
     /// Requests that went back to the scheduler.
     pub fn rescheduled(&self) -> Vec<Reschedule> {
         self.rescheduled.lock().unwrap().clone()
+    }
+
+    /// Backups that somebody was asked to delete since this was last asked.
+    pub fn take_doomed(&self) -> Vec<DeleteBackup> {
+        std::mem::take(&mut self.doomed.lock().unwrap())
     }
 
     /// What other services were asked to create or delete, in order.
@@ -170,6 +176,15 @@ impl BackupPeers for Heard {
         backup: &Backup,
     ) -> Result<String> {
         scoria::rpc::synthetic::of_backup(context, unique_id, asked, backup)
+    }
+
+    async fn delete_backup(&self, _: &RequestContext, order: DeleteBackup) -> Result<()> {
+        if self.deaf.load(Ordering::SeqCst) {
+            return Err(Error::new(Code::Broker, "nobody confirms"));
+        }
+        self.cast.lock().unwrap().push(format!("delete backup {} at {}", order.backup.id, order.host));
+        self.doomed.lock().unwrap().push(order);
+        Ok(())
     }
 }
 

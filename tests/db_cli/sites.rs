@@ -200,20 +200,22 @@ async fn what_is_parted_is_shown_first_and_asked_for_twice() {
     let site = Site::new().await;
     let copies =
         json!([{"pool": "volumes", "image": "volume-x", "bytes": 4096, "primary_here": false, "clones": []}]);
-    let shared = json!({"images": [], "copies": copies, "copies_bytes": 4096, "volumes": ["v1"], "backends": [], "backups": []});
-    let play = async |dry: bool| loop {
+    let backups = json!([{"id": "b1", "volume": "v1", "gib": 2, "status": "available", "pool": "backups"}]);
+    let shared = json!({"images": [], "copies": copies, "copies_bytes": 4096, "volumes": ["v1"], "backends": [],
+        "backups": backups, "backups_gib": 2});
+    let play = async |dry: bool, refused: Value| loop {
         if let Some(taken) = site.journal.adopt(&Scope::Host("node1".into())).await.unwrap().pop() {
             let answer = json!({"site": "rome", "what": "disconnected", "with": "paris", "dry_run": dry, "pools": ["volumes"],
-                "alive": true, "shared": shared, "refused": "Sites share things", "removed": ["volumes/volume-x"],
+                "alive": true, "shared": shared, "refused": refused, "removed": ["volumes/volume-x"],
                 "strangers": ["no pool of paris knows rome"]});
             site.journal.finish(&taken, &Outcome::succeeded().with_reply(answer)).await.unwrap();
             return serde_json::from_str::<Value>(taken.request()).unwrap()["args"].take();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    let both = async || (play(true).await, play(false).await);
-    let line = "site disconnect paris rome --force --purge-replicas";
-    let (output, (looked, ordered)) = tokio::join!(site.answer(line, "rome\n1\n"), both());
+    let both = async || (play(true, Value::Null).await, play(false, Value::Null).await);
+    let line = "site disconnect paris rome --force --purge-replicas --delete-backups";
+    let (output, (looked, ordered)) = tokio::join!(site.answer(line, "rome\n1\n1\n"), both());
     let text = said(&output);
     assert!(output.status.success() && text.contains("Removed: volumes/volume-x"), "{text}");
     assert!(text.contains("Copies on the site that goes: 1") && text.contains("Volumes: v1"), "{text}");
@@ -222,13 +224,21 @@ async fn what_is_parted_is_shown_first_and_asked_for_twice() {
         (&ordered["dry_run"], &ordered["purge"]),
         (&json!(false), &json!({"copies": 1, "bytes": 4096}))
     );
-    let (output, _) = tokio::join!(site.answer(line, "rome\n2\n"), play(true));
-    assert!(
-        output.status.code() == Some(1) && said(&output).contains("the answer was not '1'"),
-        "{}",
-        said(&output)
-    );
-    let (output, _) = tokio::join!(site.answer("site disconnect paris rome --yes", ""), play(true));
+    assert!(text.contains("Backups stored on the site that goes: 1") && text.contains("| b1"), "{text}");
+    assert!(text.contains("1 backups of 2 GiB on site rome are deleted for good"), "{text}");
+    assert_eq!(looked["delete_backups"], json!({"backups": 0, "gib": 0}), "a look deletes nothing");
+    assert_eq!(ordered["delete_backups"], json!({"backups": 1, "gib": 2}));
+    for answers in ["rome\n2\n", "rome\n1\nyes\n"] {
+        let (output, _) = tokio::join!(site.answer(line, answers), play(true, Value::Null));
+        assert!(
+            output.status.code() == Some(1) && said(&output).contains("the answer was not '1'"),
+            "{}",
+            said(&output)
+        );
+    }
+    let line = "site disconnect paris rome --flatten-backups --force --yes";
+    let (output, looked) = tokio::join!(site.answer(line, ""), play(true, json!("Sites share things")));
+    assert_eq!((&looked["flatten_backups"], &looked["delete_backups"]), (&json!(true), &Value::Null));
     assert!(
         output.status.code() == Some(1) && said(&output).contains("Sites share things"),
         "{}",

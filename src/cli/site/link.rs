@@ -15,7 +15,9 @@ use super::super::{Context, Exit, Report};
 use super::{host, read, remote, watch};
 use crate::error::{Code, Error, Result};
 use crate::rbd::link::{ErasureProfile, Way};
-use crate::site::{self, CephKey, DataPool, LinkMode, Make, Order, Purge, Store, read_key, user_name};
+use crate::site::{
+    self, BackupsGo, CephKey, DataPool, LinkMode, Make, Order, Purge, Store, read_key, user_name,
+};
 
 /// Which images of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,6 +145,12 @@ pub struct Disconnect {
     /// Remove the copies on the site that goes; those with clones stay
     #[arg(long, requires = "force")]
     pub purge_replicas: bool,
+    /// Backups that are stored on the site that goes stay there; clones of its copies are made independent of them
+    #[arg(long)]
+    pub flatten_backups: bool,
+    /// Backups that are stored on the site that goes are deleted, by the backup service
+    #[arg(long)]
+    pub delete_backups: bool,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -297,9 +305,21 @@ pub(super) async fn connect(context: &Context, arguments: Connect) -> Result<Rep
 }
 
 pub(super) async fn disconnect(context: &Context, arguments: Disconnect) -> Result<Report> {
-    let Disconnect { a, b, pools, force, purge_replicas, yes, by } = arguments;
-    let order =
-        site::Disconnect { a, b, pools, force, purge: None, admin_a: None, admin_b: None, dry_run: true };
+    let Disconnect { a, b, pools, force, purge_replicas, flatten_backups, delete_backups, yes, by } =
+        arguments;
+    let order = site::Disconnect {
+        a,
+        b,
+        pools,
+        force,
+        purge: None,
+        flatten_backups,
+        // How many is only known when that was looked at.
+        delete_backups: delete_backups.then_some(BackupsGo { backups: 0, gib: 0 }),
+        admin_a: None,
+        admin_b: None,
+        dry_run: true,
+    };
     order.check()?;
     let host = host(context, by.host.as_deref());
     let keys = Keys::read(&by, &order.a, &order.b).await?;
@@ -312,8 +332,8 @@ pub(super) async fn disconnect(context: &Context, arguments: Disconnect) -> Resu
         return self::report(looked, &found);
     }
     eprintln!("{}", shared(&found));
-    let refused = found.get("refused").and_then(Value::as_str);
-    if let Some(reason) = refused.filter(|_| !force) {
+    let refused = found.get("refused").and_then(Value::as_str).filter(|text| !text.is_empty());
+    if let Some(reason) = refused {
         return Err(Error::new(Code::Invalid, reason.to_owned()));
     }
     let question = format!("Type the name of the site that goes ({}) to go on:", order.b);
@@ -331,7 +351,21 @@ pub(super) async fn disconnect(context: &Context, arguments: Disconnect) -> Resu
             Some(Purge { copies, bytes })
         }
     };
-    let order = site::Disconnect { purge, dry_run: false, ..order };
+    let delete_backups = match delete_backups {
+        false => None,
+        true => {
+            let backups =
+                found.pointer("/shared/backups").and_then(Value::as_array).map_or(0, Vec::len) as u64;
+            let gib = found.pointer("/shared/backups_gib").and_then(Value::as_u64).unwrap_or(0);
+            let question = format!(
+                "{backups} backups of {gib} GiB on site {} are deleted for good. Type their number to go on:",
+                order.b
+            );
+            confirm::ask(question, &backups.to_string(), yes).await?;
+            Some(BackupsGo { backups, gib })
+        }
+    };
+    let order = site::Disconnect { purge, delete_backups, dry_run: false, ..order };
     let operation = part(context, &host, &order, &keys).await?;
     watch(context, &host, operation, true, !by.no_wait).await
 }
@@ -347,8 +381,18 @@ async fn part(context: &Context, host: &str, order: &site::Disconnect, keys: &Ke
         "a": order.a, "b": order.b, "pools": order.pools, "force": order.force, "dry_run": order.dry_run,
         "purge_copies": order.purge.map(|p| p.copies), "purge_bytes": order.purge.map(|p| p.bytes),
     });
+    // A service of before 1.4 knows nothing of backups, and must not disregard them.
+    let mut version = "1.1";
+    if let Value::Object(args) = &mut args
+        && (order.flatten_backups || order.delete_backups.is_some())
+    {
+        version = "1.4";
+        args.insert("flatten_backups".to_owned(), json!(order.flatten_backups));
+        args.insert("delete_backups".to_owned(), json!(order.delete_backups.map(|d| d.backups)));
+        args.insert("delete_gib".to_owned(), json!(order.delete_backups.map(|d| d.gib)));
+    }
     keys.put(&mut args);
-    remote::deliver(context, host, ("disconnect", "1.1"), args).await
+    remote::deliver(context, host, ("disconnect", version), args).await
 }
 
 async fn submit(context: &Context, host: &str, order: Order) -> Result<i64> {
@@ -381,9 +425,18 @@ fn shared(document: &Value) -> String {
             text.push('\n');
         }
     }
-    for (key, title) in
-        [("volumes", "Volumes"), ("backends", "Backends that work with both"), ("backups", "Backups there")]
-    {
+    let backups = list("backups");
+    if !backups.is_empty() {
+        let rows = backups.iter().map(|backup| {
+            let text = |key: &str| backup.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let gib = backup.get("gib").and_then(Value::as_i64).unwrap_or(0);
+            [text("id"), text("volume"), gib.to_string(), text("pool"), text("status")]
+        });
+        text.push_str(&format!("Backups stored on the site that goes: {}\n", backups.len()));
+        text.push_str(&table(["Backup", "Volume", "GiB", "Pool", "Status"], rows));
+        text.push('\n');
+    }
+    for (key, title) in [("volumes", "Volumes"), ("backends", "Backends that work with both")] {
         let all: Vec<String> = list(key).iter().filter_map(Value::as_str).map(str::to_owned).collect();
         if !all.is_empty() {
             text.push_str(&format!("{title}: {}\n", all.join(", ")));
@@ -423,11 +476,15 @@ pub(super) fn report(operation: i64, document: &Value) -> Result<Report> {
         said.push_str(&shared(document));
     }
     if !text("refused").is_empty() {
-        said.push_str(&format!("Without --force: {}\n", text("refused")));
+        said.push_str(&format!("As ordered this is refused: {}\n", text("refused")));
     }
-    for (key, title) in
-        [("removed", "Removed"), ("kept", "Kept"), ("left", "Left"), ("strangers", "Verified")]
-    {
+    for (key, title) in [
+        ("deleted_backups", "Deleted backup"),
+        ("removed", "Removed"),
+        ("kept", "Kept"),
+        ("left", "Left"),
+        ("strangers", "Verified"),
+    ] {
         for line in lines(key) {
             said.push_str(&format!("{title}: {line}\n"));
         }

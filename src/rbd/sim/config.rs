@@ -49,7 +49,10 @@ pub struct Timing {
     pub daemon_recover: Duration,
     /// How long the watch of a killed client stays (`osd_client_watch_timeout`).
     pub watch: Duration,
-    /// Each delay above (but not `watch` and `status_stale`) is drawn between 100 % and this.
+    /// What a site that is silent leaves unanswered takes at most; its deadline, if that is shorter. For tests in real
+    /// time, which learn nothing while they wait.
+    pub silence: Duration,
+    /// Each delay above (but not `watch`, `silence` and `status_stale`) is drawn between 100 % and this.
     pub jitter_percent: u32,
 }
 
@@ -76,6 +79,7 @@ impl Default for Timing {
             daemon_resume: ms(50),
             daemon_recover: ms(25_000),
             watch: ms(30_000),
+            silence: Duration::MAX,
             jitter_percent: 180,
         }
     }
@@ -138,6 +142,9 @@ pub struct SimConfig {
     /// A daemon's last word on a copy that is thrown away is that it replays, and it stands until the first
     /// word on the new copy: reports are kept under the id that both copies share.
     pub stale_reports: bool,
+    /// A daemon whose peer was removed is registered with the pool still, for as long as that is mirrored: as one is
+    /// that waits for a site which does not answer.
+    pub daemon_lingers: bool,
     /// A lost worker leaves its watch on the image that it had open for writing, for `timing.watch`.
     pub lost_worker_leaves_watch: bool,
     /// Client may remove blocklist entries. False with the `profile rbd` capability (EACCES, measured).
@@ -170,6 +177,7 @@ impl Default for SimConfig {
             promote_read_only_percent: 10,
             promote_races_percent: 0,
             daemon_keeps_lock: true,
+            daemon_lingers: false,
             stale_reports: true,
             lost_worker_leaves_watch: true,
             may_unblock: false,

@@ -294,11 +294,12 @@ impl World {
             let error = Refusal::new(RbdErrorKind::Blocklisted, "this client has been blocklisted");
             return Fate { effect: false, error: Some(error), ..good };
         }
+        let patience = self.config.timing.silence;
         let connected = state.connected.contains(&client);
         let connect =
             connection.connect_timeout.map_or(Duration::from_secs(5), |s| Duration::from_secs(s.into()));
         let away = |kind: RbdErrorKind, wait: Duration, text: &str| Fate {
-            wait: wait.min(deadline),
+            wait: wait.min(deadline).min(patience),
             effect: false,
             half: false,
             error: Some(Refusal::new(kind, text)),

@@ -403,6 +403,10 @@ impl World {
         let after = if after & features::OBJECT_MAP == 0 { after & !features::FAST_DIFF } else { after };
         self.image_mut(site, pool, image)?.features = after;
         self.changed(site, pool, image);
+        let mirrored = self.image(site, pool, image)?.mirror.is_some();
+        if enable && bits & features::JOURNALING != 0 && !mirrored && self.pool(site, pool)?.whole {
+            return self.mirror_now(site, pool, image, MirrorMode::Journal);
+        }
         Ok(())
     }
 

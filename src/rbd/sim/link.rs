@@ -68,7 +68,8 @@ impl World {
 
     /// Addresses of the daemons that serve a pool: one without peers is served by none.
     pub(super) fn serving(&self, site: &str, pool: &str) -> Answer<Vec<String>> {
-        let receives = !self.pool(site, pool)?.peers.is_empty();
+        let state = self.pool(site, pool)?;
+        let receives = !state.peers.is_empty() || (self.config.daemon_lingers && state.mirrored);
         let daemon = self.sites.get(site).filter(|s| receives && s.daemon.state != DaemonState::Stopped);
         Ok(daemon.map(|s| s.daemon_address()).into_iter().collect())
     }

@@ -18,7 +18,8 @@ use crate::site::revert::RevertOrder;
 use crate::site::schedule::{ScheduleAct, ScheduleOrder};
 use crate::site::switch::SwitchOrder;
 use crate::site::{
-    CephKey, Connect, DataPool, Disconnect, Given, LinkMode, Make, Parts, Purge, read_key, user_name,
+    BackupsGo, CephKey, Connect, DataPool, Disconnect, Given, LinkMode, Make, Parts, Purge, read_key,
+    user_name,
 };
 
 /// What is asked of a host.
@@ -303,8 +304,9 @@ pub(crate) fn site_connect(args: &mut Args) -> Result<Method> {
     site(SiteCall::Connect { order: Box::new(connect), keys: keys(args)?, id: order(args)? })
 }
 
-/// `disconnect(a, b, pools=None, force=False, purge_copies=None, purge_bytes=None, admin_user='admin',
-/// admin_key_a=None, admin_key_b=None, dry_run=False, order=None)`
+/// `disconnect(a, b, pools=None, force=False, purge_copies=None, purge_bytes=None, flatten_backups=False,
+/// delete_backups=None, delete_gib=None, admin_user='admin', admin_key_a=None, admin_key_b=None, dry_run=False,
+/// order=None)`
 pub(crate) fn site_disconnect(args: &mut Args) -> Result<Method> {
     let amount = |args: &mut Args, name: &str| -> Result<Option<u64>> {
         let wrong = || Error::new(Code::InvalidInput, format!("'{name}' is not negative"));
@@ -320,12 +322,24 @@ pub(crate) fn site_disconnect(args: &mut Args) -> Result<Method> {
             ));
         }
     };
+    let delete_backups = match (amount(args, "delete_backups")?, amount(args, "delete_gib")?) {
+        (None, None) => None,
+        (Some(backups), Some(gib)) => Some(BackupsGo { backups, gib }),
+        _ => {
+            return Err(Error::new(
+                Code::InvalidInput,
+                "Backups are deleted when it is said how many, and how many GiB, at most: delete_backups and delete_gib",
+            ));
+        }
+    };
     let disconnect = Disconnect {
         a: args.text("a")?,
         b: args.text("b")?,
         pools: args.texts("pools")?,
         force: args.flag("force", false)?,
         purge,
+        flatten_backups: args.flag("flatten_backups", false)?,
+        delete_backups,
         admin_a: None,
         admin_b: None,
         dry_run: args.flag("dry_run", false)?,

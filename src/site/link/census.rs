@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::orders::Disconnect;
 use super::pair::End;
 use super::plan::On;
+use super::stored::Stored;
 use crate::db::peer_link::{self, Mirrored};
 use crate::db::site_use;
 use crate::error::{Code, Error, Result};
@@ -28,8 +30,8 @@ pub(super) struct Image {
     /// Bytes.
     pub(super) size: u64,
     pub(super) primary: bool,
-    /// Clones of it there.
-    pub(super) children: Vec<ImageName>,
+    /// Clones of it there that are no copies themselves: backups, and drills.
+    pub(super) clones: Vec<ImageName>,
 }
 
 /// Everything.
@@ -42,32 +44,42 @@ pub(super) struct Census {
     pub(super) backends: Vec<String>,
     /// Those of them that are served from the site that goes.
     pub(super) served_there: Vec<String>,
-    /// Rows of backups that lie in the pools concerned, as far as the database knows: id and gigabytes.
-    pub(super) backups: Vec<(String, i32)>,
+    /// Backups on the site that goes.
+    pub(super) stored: Stored,
 }
 
 impl Census {
-    /// Looks at the pools on the sites that are alive.
+    /// Looks at the pools on the sites that are alive. `whole`: they are all that connect the two.
     pub(super) async fn take(
         sites: &Sites,
         a: &End,
-        b: Option<&End>,
-        gone: &str,
+        b: &End,
+        living: bool,
         pools: &[String],
+        whole: bool,
     ) -> Result<Census> {
         let mut images = Vec::new();
-        for (on, end) in std::iter::once((On::A, a)).chain(b.map(|b| (On::B, b))) {
+        for (on, end) in std::iter::once((On::A, a)).chain(living.then_some((On::B, b))) {
             for pool in pools {
                 images.extend(mirrored(on, end, pool).await?);
             }
         }
+        let copies: Vec<Image> = images.iter().filter(|image| image.is_copy()).cloned().collect();
+        for image in &mut images {
+            // A mirrored clone of a mirrored image is a copy like any other.
+            image
+                .clones
+                .retain(|c| !copies.iter().any(|i| i.pool == c.pool && i.name == c.image && !c.trash));
+        }
+        let only = (!whole).then_some(pools);
+        let stored = Stored::find(sites, b, living, only, pools, &copies).await?;
         let name_ids: Vec<String> = images.iter().filter_map(|image| volume_of(&image.name)).collect();
-        let kept = a.row.fsid.clone();
-        let (volumes, backends, served_there, backups) = sites
+        let (kept, gone) = (a.row.fsid.as_str(), b.row.fsid.as_str());
+        let (volumes, backends, served_there) = sites
             .db
             .read("what two sites share", async |conn| {
                 let (here, there) =
-                    (site_use::of(conn, Some(&kept)).await?, site_use::of(conn, Some(gone)).await?);
+                    (site_use::of(conn, Some(kept)).await?, site_use::of(conn, Some(gone)).await?);
                 let shared = |name: &str| here.iter().any(|u| u.backend == name && pools.contains(&u.pool));
                 let both: Vec<_> = there.into_iter().filter(|u| shared(&u.backend)).collect();
                 let mut backends: Vec<String> = both.iter().map(|u| u.backend.clone()).collect();
@@ -79,23 +91,68 @@ impl Census {
                     }
                 }
                 let volumes = peer_link::volumes(conn, &name_ids, &backends).await?;
-                let backups = peer_link::backups_in(conn, pools).await?;
-                Ok((volumes, backends, served, backups))
+                Ok((volumes, backends, served))
             })
             .await?;
-        Ok(Census { images, volumes, backends, served_there, backups })
+        Ok(Census { images, volumes, backends, served_there, stored })
     }
 
     /// Copies on the site that goes.
     pub(super) fn copies(&self) -> impl Iterator<Item = &Image> {
-        self.images.iter().filter(|image| image.on == On::B && !image.primary)
+        self.images.iter().filter(|image| image.is_copy())
+    }
+
+    /// Fails for what the order does not override.
+    ///
+    /// # Errors
+    /// `Invalid`, with a list of all that it takes a word more for.
+    pub(super) fn refuse(&self, order: &Disconnect, a: &End, b: &End, living: bool) -> Result<()> {
+        self.refuse_always(a, b)?;
+        let (here, there) = (a.row.name.as_str(), b.row.name.as_str());
+        self.stored.refuse_running(there)?;
+        if order.delete_backups.is_some() && !living && !self.stored.rows.is_empty() {
+            return Err(Error::new(
+                Code::Invalid,
+                format!(
+                    "Site {there} does not answer, so that nobody can delete the backups there. Disconnect when it is back,                      or let them stay there (--flatten-backups)"
+                ),
+            ));
+        }
+        let (mut reasons, mut ways) = (Vec::new(), Vec::new());
+        if !order.force {
+            reasons.extend(self.reasons_of_mirroring());
+            if !reasons.is_empty() {
+                ways.push(
+                    "With --force their mirroring is ended; volumes become replication_status=disabled."
+                        .to_owned(),
+                );
+            }
+        }
+        if !order.flatten_backups {
+            let stored = self.stored.reason(there).filter(|_| order.delete_backups.is_none());
+            if stored.is_some() {
+                ways.push(
+                    "With --flatten-backups backups stay there, with --delete-backups they are deleted."
+                        .to_owned(),
+                );
+            }
+            let cloned = self.reason_of_clones(there);
+            if cloned.is_some() {
+                ways.push("With --flatten-backups clones are made independent of the copies.".to_owned());
+            }
+            reasons.extend(stored.into_iter().chain(cloned));
+        }
+        match reasons.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(
+                Code::Invalid,
+                format!("Sites {here} and {there} share: {}. {}", reasons.join("; "), ways.join(" ")),
+            )),
+        }
     }
 
     /// What nobody may override.
-    ///
-    /// # Errors
-    /// `Invalid`.
-    pub(super) fn refuse_always(&self, a: &End, b: &End) -> Result<()> {
+    fn refuse_always(&self, a: &End, b: &End) -> Result<()> {
         let (here, there) = (&a.row.name, &b.row.name);
         let refuse = |text: String| Err(Error::new(Code::Invalid, text));
         if !self.served_there.is_empty() {
@@ -137,17 +194,13 @@ impl Census {
     }
 
     /// What it takes a `force` to override.
-    ///
-    /// # Errors
-    /// `Invalid` with a list.
-    pub(super) fn refuse_unforced(&self, a: &End, b: &End) -> Result<()> {
+    fn reasons_of_mirroring(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let primaries: Vec<&Image> = self.images.iter().filter(|image| image.primary).collect();
         if !primaries.is_empty() {
             let bytes: u64 = primaries.iter().map(|image| image.size).sum();
             let names: Vec<String> =
                 primaries.iter().map(|i| format!("{}/{} ({})", i.pool, i.name, human(i.size))).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
             reasons.push(format!(
                 "{} images of {} are mirrored: {}",
                 primaries.len(),
@@ -158,44 +211,33 @@ impl Census {
         if !self.backends.is_empty() {
             reasons.push(format!("backends work with both: {}", self.backends.join(", ")));
         }
+        reasons
+    }
+
+    /// Copies that something hangs on.
+    fn reason_of_clones(&self, there: &str) -> Option<String> {
         let cloned: Vec<String> = self
             .copies()
-            .filter(|image| !image.children.is_empty())
-            .map(|image| format!("{}/{} ({})", image.pool, image.name, human(image.size)))
+            .filter(|image| !image.clones.is_empty())
+            .map(|image| {
+                let clones: Vec<String> = image
+                    .clones
+                    .iter()
+                    .map(|c| format!("{}/{}{}", c.pool, c.image, if c.trash { " in the trash" } else { "" }))
+                    .collect();
+                format!("{}/{} ({}): {}", image.pool, image.name, human(image.size), listed(&clones))
+            })
             .collect();
-        if !cloned.is_empty() {
-            let names: Vec<&str> = cloned.iter().map(String::as_str).collect();
-            reasons.push(format!(
-                "copies on {} have clones, which are backups or drills: {}",
-                b.row.name,
-                listed(&names)
-            ));
-        }
-        if !self.backups.is_empty() {
-            let size: i64 = self.backups.iter().map(|(_, size)| i64::from(*size)).sum();
-            let ids: Vec<&str> = self.backups.iter().map(|(id, _)| id.as_str()).collect();
-            reasons.push(format!("{} backups of {size} GiB lie in these pools: {}", ids.len(), listed(&ids)));
-        }
-        match reasons.is_empty() {
-            true => Ok(()),
-            false => Err(Error::new(
-                Code::Invalid,
-                format!(
-                    "Sites {} and {} share: {}. With --force their mirroring is ended; volumes become \
-                     replication_status=disabled",
-                    a.row.name,
-                    b.row.name,
-                    reasons.join("; ")
-                ),
-            )),
-        }
+        (!cloned.is_empty()).then(|| {
+            format!("copies on {there} have clones, which are backups or drills: {}", listed(&cloned))
+        })
     }
 
     /// For who asks.
     pub(super) fn view(&self) -> Value {
         let image = |i: &Image| {
             json!({"pool": i.pool, "image": i.name, "bytes": i.size, "primary_here": i.on == On::A && i.primary,
-                "clones": i.children.iter().map(|c| format!("{}/{}", c.pool, c.image)).collect::<Vec<_>>()})
+                "clones": i.clones.iter().map(|c| format!("{}/{}", c.pool, c.image)).collect::<Vec<_>>()})
         };
         let copies: Vec<&Image> = self.copies().collect();
         json!({
@@ -204,8 +246,16 @@ impl Census {
             "copies_bytes": copies.iter().map(|i| i.size).sum::<u64>(),
             "volumes": self.volumes.iter().filter(|v| is_mirrored(v)).map(|v| v.id.clone()).collect::<Vec<_>>(),
             "backends": self.backends,
-            "backups": self.backups.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(),
+            "backups": self.stored.view(),
+            "backups_gib": self.stored.gib(),
         })
+    }
+}
+
+impl Image {
+    /// A copy on the site that goes.
+    fn is_copy(&self) -> bool {
+        self.on == On::B && !self.primary
     }
 }
 
@@ -247,7 +297,7 @@ async fn mirrored(on: On, end: &End, pool: &str) -> Result<Vec<Image>> {
         let sizes = end.site.insist(sizes).await.map_err(of)?;
         for ((name, info), size) in images.into_iter().zip(infos).zip(sizes) {
             let Some(info) = info.filter(|info| info.state != MirrorState::Disabled) else { continue };
-            let children = match on == On::B && !info.primary {
+            let clones = match on == On::B && !info.primary {
                 true => {
                     let ask = ImageChildren { pool: pool.clone(), image: name.clone(), snap: None };
                     end.site.insist(ask).await.map_err(of)?
@@ -255,7 +305,7 @@ async fn mirrored(on: On, end: &End, pool: &str) -> Result<Vec<Image>> {
                 false => vec![],
             };
             let size = size.map_or(0, |seen| seen.size);
-            found.push(Image { on, pool: pool.clone(), name, size, primary: info.primary, children });
+            found.push(Image { on, pool: pool.clone(), name, size, primary: info.primary, clones });
         }
     }
     Ok(found)
@@ -274,9 +324,10 @@ pub(super) fn human(bytes: u64) -> String {
     if unit == "B" || size.fract() == 0.0 { format!("{size:.0} {unit}") } else { format!("{size:.1} {unit}") }
 }
 
-fn listed(names: &[&str]) -> String {
+/// The first of them, and how many more there are.
+pub(super) fn listed<S: AsRef<str>>(names: &[S]) -> String {
     let more = names.len().saturating_sub(SHOWN);
-    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    let shown = names.iter().take(SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 

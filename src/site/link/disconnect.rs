@@ -2,7 +2,8 @@
 //!
 //! The order of things matters. Peers go first: a daemon that still reads from the other side takes the end of an
 //! image's mirroring there for its removal, and removes the copy. Then it is waited for the daemons to let go. Only
-//! then the mirroring of images ends, with what it had added to them, and their rows follow.
+//! then the mirroring of images ends (`unmirror`), with what it had added to them, and their rows follow. Backups that are
+//! on the site that goes are dealt with before all that: what cannot be deleted stops the parting while it costs nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,26 +12,26 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::census::{Census, Image, by_pool, is_mirrored, volume_of};
+use super::census::{Census, Image};
 use super::connect::is_pair;
 use super::orders::Disconnect;
 use super::pair::{End, Seen, claim, require_key};
-use super::plan::On;
 use super::purge::{self, Purged};
-use crate::db::peer_link::{self, LinkRow, Mirrored};
-use crate::db::{Conn, adoption};
+use super::stored;
+use super::unmirror::end_mirroring;
+use crate::db::Conn;
+use crate::db::peer_link::{self, LinkRow};
 use crate::error::{Code, Error, Result};
 use crate::journal::{Operation, Outcome};
-use crate::model::DriverData;
 use crate::rbd::RbdErrorKind;
 use crate::rbd::link::BOOTSTRAP_USER;
 use crate::rbd::mirror_survey::PeerDirection;
 use crate::rbd::protocol::*;
-use crate::rbd::types::{MirrorState, PoolMirrorMode};
-use crate::replication::enable;
+use crate::rbd::types::PoolMirrorMode;
 use crate::replication::engine::Pause;
-use crate::site::Sites;
+use crate::site::{Sites, item};
 use crate::volume::crash;
+use crate::volume::image::Place;
 
 /// Until a daemon must have let go of a pool: it looks for peers every 30 s by default.
 const LET_GO: Duration = Duration::from_secs(90);
@@ -127,31 +128,48 @@ pub(super) async fn part(
         .read("links of two sites", async |conn| peer_link::list(conn, Some(&a.row.fsid)).await)
         .await?;
     let rows: Vec<LinkRow> = rows.into_iter().filter(|row| is_pair(row, &a.row.fsid, &b.row.fsid)).collect();
+    if order.delete_backups.is_some() && !order.dry_run {
+        stored::resume(sites, operation).await?;
+    }
     let seen_a = a.look().await?;
     let seen_b = match living {
         Some(b) => b.look().await?,
         None => unseen(b, &rows, &seen_a),
     };
     let pools = pools(order, &rows, &seen_a, &seen_b)?;
-    let census = Census::take(sites, a, living, &b.row.fsid, &pools).await?;
+    let whole = order.pools.is_empty();
+    let look = async || Census::take(sites, a, b, living.is_some(), &pools, whole).await;
+    let mut census = look().await?;
     let mut answer = json!({
         "site": b.row.name, "what": "disconnected", "with": a.row.name, "dry_run": order.dry_run, "pools": pools,
         "alive": living.is_some(), "shared": census.view(),
     });
     if order.dry_run {
         if let Value::Object(map) = &mut answer {
-            let refused = census.refuse_always(a, b).and_then(|()| census.refuse_unforced(a, b));
+            let refused = census.refuse(order, a, b, living.is_some());
             map.insert("refused".to_owned(), json!(refused.err().map(|e| e.user().to_owned())));
         }
         return Ok((answer, None));
     }
-    census.refuse_always(a, b)?;
-    if !order.force {
-        census.refuse_unforced(a, b)?;
-    }
+    census.refuse(order, a, b, living.is_some())?;
     if let Some(agreed) = order.purge {
         purge::check(&census, agreed)?;
     }
+    let mut left = Vec::new();
+    if Box::pin(clear(sites, operation, order, (b, living.is_some()), &mut census, &mut left)).await? {
+        // That may have taken hours.
+        census = look().await?;
+        census.refuse(order, a, b, living.is_some())?;
+        if let Some(new) = census.stored.reason(&b.row.name).filter(|_| order.delete_backups.is_some()) {
+            let text = format!("{new}. They are new; nothing was parted: disconnect again");
+            return Err(Error::new(Code::Conflict, text));
+        }
+    }
+    // Who has lost his user when the other site was dead reads nothing any more.
+    let cut = match rows.iter().any(|row| row.state == "disconnecting") {
+        true => cut_off(&rows, a, living).await?,
+        false => vec![],
+    };
     let rows = record(sites, operation, a, b, &pools, &rows).await?;
     crash::point("link:disconnecting");
     let ends: Vec<(&End, &Seen, &Seen)> = match living {
@@ -160,10 +178,9 @@ pub(super) async fn part(
         None => vec![(a, &seen_a, &seen_b)],
     };
     remove_peers(operation, &pools, &ends).await?;
-    let mut left = Vec::new();
     if living.is_some() {
         for (end, ..) in &ends {
-            let_go(operation, end, &pools).await?;
+            let_go(operation, end, &pools, cut.contains(&end.row.fsid)).await?;
         }
         remove_returned(operation, &pools, &ends).await?;
     } else {
@@ -197,14 +214,91 @@ pub(super) async fn part(
             b.row.name
         ));
     }
+    let gone = stored::deleted(operation).await?;
     if let Value::Object(map) = &mut answer {
+        map.insert("deleted_backups".to_owned(), json!(gone));
         map.insert("removed".to_owned(), json!(purged.removed));
-        map.insert("kept".to_owned(), json!(purged.kept));
+        map.insert("kept".to_owned(), json!([purged.kept, purged.orphans].concat()));
         map.insert("left".to_owned(), json!(left));
         map.insert("strangers".to_owned(), json!(strangers));
     }
     let parted = Parted { pools, living: living.is_some(), note: left.last().cloned() };
     Ok((answer, Some(parted)))
+}
+
+/// Deals with the backups on the site that goes, and with clones of its copies, as the order says; whether anything was
+/// done. What stays there is told.
+async fn clear(
+    sites: &Sites,
+    operation: &Operation,
+    order: &Disconnect,
+    (b, living): (&End, bool),
+    census: &mut Census,
+    left: &mut Vec<String>,
+) -> Result<bool> {
+    let there = &b.row.name;
+    let stored = std::mem::take(&mut census.stored);
+    let mut done = false;
+    if let Some(agreed) = order.delete_backups {
+        stored.check(agreed)?;
+        done = !stored.rows.is_empty();
+        Box::pin(stored::delete(sites, operation, stored)).await?;
+    } else if let Some(reason) = stored.reason(there) {
+        left.push(format!(
+            "{reason}: they stay, and are restored from there for as long as site {there} is known"
+        ));
+    }
+    if !order.flatten_backups || !living {
+        return Ok(done);
+    }
+    let clones: Vec<_> = census.copies().flat_map(|image| &image.clones).cloned().collect();
+    if !clones.is_empty() {
+        operation.step("making clones independent", &json!({"clones": clones.len()})).await?;
+    }
+    for clone in clones {
+        let name = format!("{}/{}", clone.pool, clone.image);
+        if clone.trash {
+            left.push(format!("{name} in the trash of {there} is a clone of a copy, which stays for it"));
+            continue;
+        }
+        let place = Place { site: b.site.clone(), pool: clone.pool.clone() };
+        match place.flatten(&clone.image).await {
+            Ok(()) => {}
+            Err(e) if e.kind == RbdErrorKind::NotFound => continue,
+            Err(e) => return Err(b.explain(e)),
+        }
+        crash::point("link:flattened");
+        operation.item_step(&item(&clone.image), "clone", &json!({"step": "independent"})).await?;
+        info!(operation.id = operation.id(), site = there, image = name, "a clone was made independent");
+        done = true;
+    }
+    Ok(done)
+}
+
+/// The sites whose daemons have no user on the other one any more.
+async fn cut_off(rows: &[LinkRow], a: &End, b: Option<&End>) -> Result<Vec<String>> {
+    let Some(b) = b else { return Ok(vec![]) };
+    let mut cut = Vec::new();
+    for (end, other) in [(a, b), (b, a)] {
+        let mut users = vec![BOOTSTRAP_USER.to_owned()];
+        users.extend(rows.iter().filter_map(|row| user_on(row, &other.row.fsid)));
+        let mut there = false;
+        for user in users {
+            there |= other.site.insist(ClientExists { user }).await.map_err(|e| other.explain(e))?;
+        }
+        if !there {
+            cut.push(end.row.fsid.clone());
+        }
+    }
+    Ok(cut)
+}
+
+/// By whom a link's other site reaches this one.
+fn user_on(row: &LinkRow, fsid: &str) -> Option<String> {
+    match row.fsid_a == fsid {
+        true => row.client_a.clone(),
+        false => row.client_b.clone().filter(|_| row.fsid_b == fsid),
+    }
 }
 
 /// What is known of a site that does not answer: its name towards peers by that of the peer of a pool that a link
@@ -339,7 +433,9 @@ async fn remove_returned(
 }
 
 /// Until no daemon of the site works on the pools for a peer that is gone.
-async fn let_go(operation: &Operation, end: &End, pools: &[String]) -> Result<()> {
+/// One that is `cut` off from the other site, and says of no image that it works on it, is not waited for: it tries to
+/// connect to what it may not reach any more, for minutes.
+async fn let_go(operation: &Operation, end: &End, pools: &[String], cut: bool) -> Result<()> {
     operation.step("waiting for daemons", &json!({"site": end.row.name})).await?;
     let (until, mut pause) = (Instant::now() + LET_GO, Pause::default());
     for pool in pools {
@@ -350,7 +446,7 @@ async fn let_go(operation: &Operation, end: &End, pools: &[String]) -> Result<()
             };
             // Another cluster feeds the pool: its daemon has every reason to be there.
             let fed = view.peers.iter().any(|peer| peer.direction != PeerDirection::Sends);
-            if fed || view.daemons.is_empty() {
+            if fed || view.daemons.is_empty() || (cut && !replays(end, pool).await?) {
                 break;
             }
             if Instant::now() >= until {
@@ -380,110 +476,6 @@ async fn replays(end: &End, pool: &str) -> Result<bool> {
     let page = end.site.insist(ask).await.map_err(|e| end.explain(e))?;
     let works = |state: &str| matches!(state, "replaying" | "syncing" | "starting_replay");
     Ok(page.images.iter().filter_map(|image| image.local.as_ref()).any(|s| s.up && works(&s.state)))
-}
-
-/// Ends the mirroring of the primaries, children before parents, and makes the rows say so.
-async fn end_mirroring(
-    sites: &Sites,
-    operation: &Operation,
-    a: &End,
-    b: Option<&End>,
-    census: &Census,
-) -> Result<()> {
-    operation.step("ending mirroring", &json!({})).await?;
-    for (on, end) in std::iter::once((On::A, a)).chain(b.map(|b| (On::B, b))) {
-        let of_end = || census.images.iter().filter(|image| image.on == on);
-        for pool in by_pool(of_end()).keys() {
-            // In pool mode images cannot be taken out one by one.
-            let mode = end.site.insist(MirrorPoolMode { pool: (*pool).to_owned() }).await;
-            if mode.map_err(|e| end.explain(e))? == PoolMirrorMode::Pool {
-                let ask = MirrorModeSet { pool: (*pool).to_owned(), mode: PoolMirrorMode::Image };
-                end.site.insist(ask).await.map_err(|e| end.explain(e))?;
-            }
-        }
-        let mut left: Vec<&Image> = of_end().filter(|image| image.primary).collect();
-        while !left.is_empty() {
-            let (mut parents, mut last) = (Vec::new(), None);
-            for image in &left {
-                let volume = volume_of(&image.name)
-                    .and_then(|id| census.volumes.iter().find(|v| v.name_id == id))
-                    .filter(|_| on == On::A);
-                match stop(end, image, volume).await {
-                    Ok(()) => crash::point("link:stopped"),
-                    Err(e) if e.kind == RbdErrorKind::Busy => {
-                        parents.push(*image);
-                        last = Some(e);
-                    }
-                    Err(e) => return Err(end.explain(e)),
-                }
-            }
-            // Nothing but parents of mirrored children, and no child went.
-            if let Some(e) = last.filter(|_| parents.len() == left.len()) {
-                return Err(end.explain(e));
-            }
-            left = parents;
-        }
-    }
-    settle(sites, operation, a, census).await
-}
-
-async fn stop(
-    end: &End,
-    image: &Image,
-    volume: Option<&Mirrored>,
-) -> std::result::Result<(), crate::rbd::RbdError> {
-    let done = match volume {
-        Some(volume) => {
-            let data = DriverData::parse(volume.driver_data.as_deref());
-            Box::pin(enable::disable(&end.site, &image.pool, &image.name, data)).await
-        }
-        None => {
-            let (pool, image) = (image.pool.clone(), image.name.clone());
-            end.site.insist(MirrorDisable { pool, image, force: false }).await
-        }
-    };
-    match done {
-        Err(e) if e.kind == RbdErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// The rows of volumes whose images are not mirrored any more, by this attempt or one before.
-async fn settle(sites: &Sites, operation: &Operation, a: &End, census: &Census) -> Result<()> {
-    let uses = sites
-        .db
-        .read("pools of backends", async |conn| crate::db::site_use::of(conn, Some(&a.row.fsid)).await)
-        .await?;
-    let mut ids = Vec::new();
-    for volume in census.volumes.iter().filter(|volume| is_mirrored(volume)) {
-        let known =
-            census.images.iter().find(|i| volume_of(&i.name).as_deref() == Some(volume.name_id.as_str()));
-        let places: Vec<(String, String)> = match known {
-            Some(image) => vec![(image.pool.clone(), image.name.clone())],
-            // Its mirroring has ended before: by its usual name, in the pools of the backends that share the sites.
-            None => uses
-                .iter()
-                .filter(|u| census.backends.contains(&u.backend))
-                .map(|u| (u.pool.clone(), format!("volume-{}", volume.name_id)))
-                .collect(),
-        };
-        for (pool, image) in places {
-            match a.site.insist(MirrorInfo { pool, image }).await {
-                Ok(info) if info.state == MirrorState::Disabled => {
-                    ids.push(volume.id.clone());
-                    break;
-                }
-                Ok(_) => {}
-                Err(e) if e.kind == RbdErrorKind::NotFound => {}
-                Err(e) => return Err(a.explain(e)),
-            }
-        }
-    }
-    operation
-        .write("volumes that are not mirrored any more", async |conn| adoption::alone(conn, &ids).await)
-        .await?;
-    crash::point("link:rows");
-    Ok(())
 }
 
 /// Pools that nothing is mirrored in any more, and that have no other peers. What stands in the way is told.
@@ -518,10 +510,7 @@ async fn remove_clients(
     let staying: Vec<&LinkRow> = rows.iter().filter(|row| row.operation_id != operation.id()).collect();
     let mut left = Vec::new();
     for end in std::iter::once(a).chain(b) {
-        let of = |row: &LinkRow| match row.fsid_a == end.row.fsid {
-            true => row.client_a.clone(),
-            false => row.client_b.clone().filter(|_| row.fsid_b == end.row.fsid),
-        };
+        let of = |row: &LinkRow| user_on(row, &end.row.fsid);
         let mut users: Vec<String> =
             rows.iter().filter(|row| row.operation_id == operation.id()).filter_map(of).collect();
         users.push(BOOTSTRAP_USER.to_owned());

@@ -81,6 +81,9 @@ async fn given_up(sites: &Sites, operation: &Operation, a: &End, b: &End, how: H
         pools: vec![],
         force: true,
         purge: None,
+        // There is nobody to ask what becomes of them: their rows say where they are.
+        flatten_backups: true,
+        delete_backups: None,
         admin_a: None,
         admin_b: None,
         dry_run,

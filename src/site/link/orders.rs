@@ -113,6 +113,12 @@ pub struct Disconnect {
     pub force: bool,
     /// Remove the copies on the site that goes: as many, and as many bytes, as the operator was told. `None`: they stay.
     pub purge: Option<Purge>,
+    /// Backups that are stored on the site that goes stay there, and clones of its copies are made independent of them.
+    #[serde(default)]
+    pub flatten_backups: bool,
+    /// Backups that are stored on the site that goes are deleted: as many, and as many GiB, as the operator was told.
+    #[serde(default)]
+    pub delete_backups: Option<BackupsGo>,
     /// An administrator's files for the first site.
     pub admin_a: Option<Files>,
     /// The same for the second.
@@ -129,6 +135,16 @@ pub struct Purge {
     pub copies: u64,
     /// Their size, in bytes, at most.
     pub bytes: u64,
+}
+
+/// Which backups the operator has agreed to lose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupsGo {
+    /// Backups, at most.
+    pub backups: u64,
+    /// The sizes of their volumes, in GiB, at most.
+    pub gib: u64,
 }
 
 impl Connect {

@@ -288,3 +288,68 @@ impl fmt::Display for Told<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rbd::sim::osds_on;
+    use crate::rbd::types::PoolInfo;
+    use crate::site::link::Mode;
+
+    fn seen(name: &str, fsid: &str, pools: &[(&str, bool, &[&str])]) -> Seen {
+        let pool = |(name, erasure, of): &(&str, bool, &[&str])| PoolInfo {
+            name: (*name).to_owned(),
+            erasure: *erasure,
+            size: 3,
+            min_size: 2,
+            applications: of.iter().map(|app| (*app).to_owned()).collect(),
+        };
+        Seen {
+            name: name.into(),
+            fsid: fsid.into(),
+            calls_itself: None,
+            osds: osds_on(&["h1", "h2", "h3"]),
+            pools: pools.iter().map(pool).collect(),
+            mirroring: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_pool_of_images_and_one_cluster_by_two_names_are_refused() {
+        let order = Connect {
+            a: "paris".into(),
+            b: "rome".into(),
+            pools: vec!["p".into()],
+            make: None,
+            mode: Mode::Image,
+            way: Way::RxTx,
+            manual: false,
+            accept_pool_type: false,
+            canary: false,
+            admin_a: None,
+            admin_b: None,
+            dry_run: false,
+        };
+        let good = seen("rome", "f2", &[("p", false, &["rbd"])]);
+        for (a, said) in [
+            (seen("paris", "f2", &[]), "Sites paris and rome are the same cluster (f2)"),
+            (
+                seen("paris", "f1", &[("p", true, &["rbd"])]),
+                "Pool p of site paris is erasure-coded: images have",
+            ),
+            (
+                seen("paris", "f1", &[("p", false, &["cephfs", "rgw"])]),
+                "is for cephfs, rgw, and not for images",
+            ),
+            (seen("paris", "f1", &[]), "Site paris has no pool p; make it, or have it made (--create-pools)"),
+        ] {
+            let refused = plan(&order, &a, &good, &Begun::default()).unwrap_err();
+            assert!(refused.user().contains(said), "{said}: {refused}");
+        }
+        assert!(
+            plan(&order, &seen("paris", "f1", &[("p", false, &["rbd"])]), &good, &Begun::default()).is_ok()
+        );
+    }
+}

@@ -14,8 +14,10 @@ use crate::rbd::{RbdErrorKind, Site};
 pub(super) struct Purged {
     /// Removed.
     pub(super) removed: Vec<String>,
-    /// Kept, and why.
+    /// Kept for its clones.
     pub(super) kept: Vec<String>,
+    /// Kept, since it has no original.
+    pub(super) orphans: Vec<String>,
 }
 
 /// Fails when there are more copies than the operator was told of.
@@ -43,35 +45,52 @@ pub(super) fn check(census: &Census, agreed: Purge) -> Result<()> {
 /// Removes the copies on `there` whose originals are on `here`.
 pub(super) async fn purge(here: &End, there: &End, copies: &[Image]) -> Result<Purged> {
     let mut purged = Purged::default();
-    for copy in copies {
-        let name = format!("{}/{}", copy.pool, copy.name);
-        // Asked again: a clone may have been made since.
-        let children = ImageChildren { pool: copy.pool.clone(), image: copy.name.clone(), snap: None };
-        match there.site.insist(children).await {
-            Ok(children) if children.is_empty() => {}
-            Ok(children) => {
-                purged.kept.push(format!("{name}: it has {} clones", children.len()));
-                continue;
+    let mut left: Vec<&Image> = copies.iter().collect();
+    // A mirrored clone goes before its parent: as many rounds as clones are deep.
+    loop {
+        let (before, mut parents) = (left.len(), Vec::new());
+        purged.kept.clear();
+        for copy in left {
+            if !one(here, there, copy, &mut purged).await? {
+                parents.push(copy);
             }
-            Err(e) if e.kind == RbdErrorKind::NotFound => continue,
-            Err(e) => return Err(there.explain(e)),
         }
-        let stat = ImageStat { pool: copy.pool.clone(), image: copy.name.clone() };
-        match here.site.insist(stat).await {
-            Ok(_) => {}
-            Err(e) if e.kind == RbdErrorKind::NotFound => {
-                purged.kept.push(format!("{name}: its original is gone, it is the only one left"));
-                continue;
-            }
-            Err(e) => return Err(here.explain(e)),
+        if parents.is_empty() || parents.len() == before {
+            return Ok(purged);
         }
-        let removed = remove(&there.site, copy).await;
-        removed.map_err(|e| there.explain(e))?;
-        crate::volume::crash::point("link:purged");
-        info!(site = there.row.name, image = name, op = "disconnect", "a copy was removed");
-        purged.removed.push(name);
+        left = parents;
     }
-    Ok(purged)
+}
+
+/// Removes one copy, unless something needs it. False: it has clones still.
+async fn one(here: &End, there: &End, copy: &Image, purged: &mut Purged) -> Result<bool> {
+    let name = format!("{}/{}", copy.pool, copy.name);
+    // Asked again: a clone may have been made since.
+    let children = ImageChildren { pool: copy.pool.clone(), image: copy.name.clone(), snap: None };
+    match there.site.insist(children).await {
+        Ok(children) if children.is_empty() => {}
+        Ok(children) => {
+            purged.kept.push(format!("{name}: it has {} clones", children.len()));
+            return Ok(false);
+        }
+        Err(e) if e.kind == RbdErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(there.explain(e)),
+    }
+    let stat = ImageStat { pool: copy.pool.clone(), image: copy.name.clone() };
+    match here.site.insist(stat).await {
+        Ok(_) => {}
+        Err(e) if e.kind == RbdErrorKind::NotFound => {
+            purged.orphans.push(format!("{name}: its original is gone, it is the only one left"));
+            return Ok(true);
+        }
+        Err(e) => return Err(here.explain(e)),
+    }
+    let removed = remove(&there.site, copy).await;
+    removed.map_err(|e| there.explain(e))?;
+    crate::volume::crash::point("link:purged");
+    info!(site = there.row.name, image = name, op = "disconnect", "a copy was removed");
+    purged.removed.push(name);
+    Ok(true)
 }
 
 /// Removes one, with its snapshots. Gone already is a success at each step.
