@@ -33,7 +33,7 @@ fn killed(lab: &Bare, point: &str, order: &[&str]) {
 }
 
 #[test]
-#[ignore = "has not run yet"]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_service_that_is_killed_on_the_way_is_followed_by_one_that_gets_there() {
     let lab = Bare::get();
     lab.start(&[]);
@@ -57,7 +57,7 @@ fn a_service_that_is_killed_on_the_way_is_followed_by_one_that_gets_there() {
 }
 
 #[test]
-#[ignore = "has not run yet"]
+#[ignore = "whole matrix: tools/test --full"]
 fn an_administrators_key_is_not_kept_over_a_restart() {
     let lab = Bare::get();
     lab.start(&[]);

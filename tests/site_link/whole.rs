@@ -145,6 +145,9 @@ fn one_way_by_a_user_of_its_own_a_whole_pool_and_its_copies_removed() {
     assert_eq!(parted["removed"], json!(["images/one", "images/two"]), "{parted:#}");
     assert_eq!(lab.images("b", "images"), Vec::<String>::new());
     assert_eq!(lab.images("a", "images"), ["one", "two"]);
+    for image in ["images/one", "images/two"] {
+        assert!(lab.rbd("a", &["info", image]).contains("journaling"), "{image}: it was its owner's");
+    }
     for site in ["a", "b"] {
         assert_eq!(lab.mirroring(site, "images").0, "disabled", "{site}");
     }
