@@ -268,7 +268,7 @@ async fn a_parting_that_deletes_backups_survives_kills() {
     };
     assert!(calls > 30, "{calls}");
     let mut schedules = 0;
-    for k in (1..=calls).step_by(if full() { 1 } else { 5 }) {
+    for k in (1..=calls).step_by(if full() { 1 } else { 8 }) {
         let mut world = World::new().await;
         let when = if k % 2 == 0 { When::Before } else { When::After };
         let operation = world.scene.order(parted(deleting())).await;
