@@ -230,6 +230,9 @@ commands! {
     /// Makes a table of checksums for `size` bytes in an object of the pool: a copy of the table `parent`, or, without
     /// one, of nothing but zeros when `blank`, else of what is not known. One that is there already is kept.
     Copy SumsBegin { pool: String, table: String, parent: Option<String>, size: u64, blank: bool } -> ();
+    /// Reads a point from `offset` on, as far as `budget` bytes are read, and writes its checksums into a table of the
+    /// pool that [`SumsBegin`] has made. Nothing is written into an image.
+    Copy SumsFill { pool: String, image: String, snap: Option<String>, table: String, offset: u64, budget: u64 } -> Copied;
     /// Copy-on-write clone of `pool/image@snap`.
     Short ImageClone { pool: String, image: String, snap: String, dest_pool: String, dest: String, features: u64, order: u8 } -> ();
     /// The same in clone format 2, which needs no protection and leaves the parent's pool as it is: for clones of
@@ -351,6 +354,9 @@ commands! {
     Short MirrorResync { pool: String, image: String } -> ();
     /// Snapshot mode: makes a mirror snapshot now, answers its id.
     Short MirrorSnapshot { pool: String, image: String } -> u64;
+    /// The copies that follow the journal of an image, and whether the first copy of each has come through: what their
+    /// daemons note in the journal itself, not what they report. Empty for an image that is not journaled.
+    Short JournalPeers { pool: String, image: String } -> Vec<JournalPeer>;
     /// Mirror snapshots of an image on this side, oldest first: which states of the primary it has, and whether all
     /// data of them. Empty in journal mode.
     Short MirrorSnaps { pool: String, image: String } -> Vec<MirrorSnap>;

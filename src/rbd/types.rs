@@ -362,6 +362,17 @@ impl MirrorReport {
     }
 }
 
+/// A copy that follows the journal of its primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalPeer {
+    /// Mirror uuid of the copy's side.
+    pub mirror_uuid: String,
+    /// Internal id of the copy there; empty while it has none.
+    pub image_id: String,
+    /// The first copy has come through: what comes now are the journal's entries, in their order.
+    pub synced: bool,
+}
+
 /// A mirror snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorSnap {

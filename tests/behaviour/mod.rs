@@ -4,6 +4,7 @@
 //! one case here, written against two [`Site`]s that mirror a pool to each other, and knows
 //! nothing of what is behind them. Waiting is by [`Env::eventually`] alone, whose clock is virtual in the simulator.
 
+pub mod backups;
 pub mod cluster;
 pub mod drills;
 pub mod failover;
@@ -427,6 +428,9 @@ macro_rules! all_cases {
             snapshot_mode_clone_outlives_its_volume: drills::clone_outlives_its_volume,
             snapshot_mode_mirror_snapshots_tell_what_has_arrived: drills::mirror_snapshots_tell_what_has_arrived,
             snapshot_mode_schedules: drills::schedules,
+            journal_tells_which_copies_are_whole: backups::a_journal_tells_which_copies_are_whole,
+            snapshot_mode_checksums_of_a_pin: backups::checksums_of_a_pin,
+            delta_of_a_common_point: backups::a_common_point_is_restored_by_what_has_changed_since,
             mirror_info_many: mirroring::info_many,
             mirror_pool_view: survey::pool_view,
             mirror_survey: survey::many_images,

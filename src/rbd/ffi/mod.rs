@@ -16,6 +16,7 @@ mod daemons;
 mod errno;
 mod image;
 mod io;
+mod journal;
 mod layer;
 mod link;
 mod lock;

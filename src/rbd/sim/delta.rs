@@ -7,7 +7,7 @@ use super::images::{Answer, refuse};
 use super::state::World;
 use crate::rbd::delta::{self, Over, Piece};
 use crate::rbd::error::RbdErrorKind as Kind;
-use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck};
+use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck, SumsFill};
 use crate::rbd::sums::{self, Digest, PIECE};
 use crate::rbd::types::{Checked, Copied};
 
@@ -37,7 +37,9 @@ impl World {
             Some(table) => self.known(site, &c.pool, table)?,
             None => BTreeMap::new(),
         };
-        pieces = delta::with(pieces, noted(&expected, c.offset));
+        if c.since.is_none() {
+            pieces = delta::with(pieces, noted(&expected, c.offset));
+        }
         let over = if c.dest_since.is_some() { Over::Anything } else { Over::Zeros };
         let mut copied = Copied { reached: end, complete: true, ..Copied::default() };
         let mut digests = BTreeMap::new();
@@ -65,17 +67,48 @@ impl World {
             }
         }
         if let Some(table) = &c.sums.write {
-            let pool = self.pool_mut(&dest_site, &c.dest_pool)?;
-            let bytes = pool.objects.entry(table.clone()).or_default();
-            for (index, digest) in digests {
-                let at = sums::place(index) as usize;
-                if bytes.len() < at + digest.0.len() {
-                    bytes.resize(at + digest.0.len(), 0);
-                }
-                bytes[at..at + digest.0.len()].copy_from_slice(&digest.0);
-            }
+            self.note(&dest_site, (&c.dest_pool, table), digests)?;
         }
         Ok(copied)
+    }
+
+    fn note(
+        &mut self,
+        site: &str,
+        (pool, table): (&str, &str),
+        digests: BTreeMap<u64, Digest>,
+    ) -> Answer<()> {
+        let bytes = self.pool_mut(site, pool)?.objects.entry(table.to_owned()).or_default();
+        for (index, digest) in digests {
+            let at = sums::place(index) as usize;
+            if bytes.len() < at + digest.0.len() {
+                bytes.resize(at + digest.0.len(), 0);
+            }
+            bytes[at..at + digest.0.len()].copy_from_slice(&digest.0);
+        }
+        Ok(())
+    }
+
+    pub(super) fn sums_fill(&mut self, site: &str, c: &SumsFill) -> Answer<Copied> {
+        let size = self.size_at(site, &c.pool, &c.image, c.snap.as_deref())?;
+        let data = self.effective(site, &c.pool, &c.image, c.snap.as_deref())?;
+        let pieces = delta::pieces(&data.changes(&Data::default(), c.offset, size), &[]);
+        let mut filled = Copied { reached: size, complete: true, ..Copied::default() };
+        let mut digests = BTreeMap::new();
+        for piece in pieces {
+            if filled.read >= c.budget {
+                (filled.reached, filled.complete) = (piece.index * PIECE, false);
+                break;
+            }
+            let found = read(&data, &piece, size);
+            filled.read += found.len() as u64;
+            digests.insert(piece.index, Digest::of(&found));
+        }
+        for index in c.offset / PIECE..sums::pieces(filled.reached) {
+            digests.entry(index).or_insert(Digest::ZEROS);
+        }
+        self.note(site, (&c.pool, &c.table), digests)?;
+        Ok(filled)
     }
 
     pub(super) fn sums_check(&mut self, site: &str, c: &SumsCheck) -> Answer<Checked> {

@@ -92,6 +92,7 @@ impl World {
             }
             Request::DeltaCopy(r) => Reply::DeltaCopy(self.delta_copy(site, &r)?),
             Request::SumsCheck(r) => Reply::SumsCheck(self.sums_check(site, &r)?),
+            Request::SumsFill(r) => Reply::SumsFill(self.sums_fill(site, &r)?),
             Request::SumsBegin(r) => Reply::SumsBegin(self.sums_begin(site, &r)?),
             Request::ImageList(r) => {
                 Reply::ImageList(self.pool(site, &r.pool)?.names.keys().cloned().collect())
@@ -230,6 +231,7 @@ impl World {
             Request::MirrorSnapshot(r) => {
                 Reply::MirrorSnapshot(self.mirror_snapshot(site, &r.pool, &r.image)?)
             }
+            Request::JournalPeers(r) => Reply::JournalPeers(self.journal_peers(site, &r.pool, &r.image)?),
             Request::MirrorSnaps(r) => Reply::MirrorSnaps(self.mirror_snaps(site, &r.pool, &r.image)?),
             Request::ScheduleList(r) => Reply::ScheduleList(self.schedule_list(site, &r.pool)?),
             Request::ScheduleAdd(r) => {

@@ -283,7 +283,8 @@ impl World {
                 let content = self.content(&peer, key)?;
                 let known = |uid: u64| image.snaps.values().any(|s| s.uid == uid);
                 let delay = if journal { t.replay } else { t.sync };
-                if content.snaps.iter().all(|s| known(s.uid)) {
+                // A journal is replayed in order: a snapshot comes behind the writes that it shows.
+                if journal || content.snaps.iter().all(|s| known(s.uid)) {
                     Some((Step::Sync { version: content.version }, delay))
                 } else {
                     Some((Step::SyncSnaps, delay))

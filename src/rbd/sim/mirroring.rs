@@ -7,8 +7,8 @@ use super::mirror_daemon::{DaemonState, NON_PRIMARY, Phase, Report};
 use super::state::{Content, Copied, EPOCH, MirrorSide, Owner, PairKey, World};
 use crate::rbd::error::RbdErrorKind as Kind;
 use crate::rbd::types::{
-    MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorSnap, MirrorState, Mirroring,
-    features,
+    JournalPeer, MirrorListed, MirrorMode, MirrorPage, MirrorReport, MirrorSiteStatus, MirrorSnap,
+    MirrorState, Mirroring, features,
 };
 
 impl World {
@@ -277,6 +277,22 @@ impl World {
         let mut all: Vec<_> = covered.into_iter().chain(arriving).chain(own).collect();
         all.sort_by_key(|s| s.id);
         Ok(all)
+    }
+
+    pub(super) fn journal_peers(&self, site: &str, pool: &str, image: &str) -> Answer<Vec<JournalPeer>> {
+        let Some(m) = self.side(site, pool, image)?.filter(|m| m.mode == MirrorMode::Journal) else {
+            return Ok(vec![]);
+        };
+        let key = (pool.to_owned(), m.global_id.clone());
+        let known = |peer: &String| {
+            let (copy, theirs) = self.pair_image(peer, &key).filter(|(i, _)| i.trash.is_none())?;
+            Some(JournalPeer {
+                mirror_uuid: self.sites.get(peer)?.fsid.clone(),
+                image_id: copy.id.clone(),
+                synced: theirs.complete && theirs.owner != Owner::Local,
+            })
+        };
+        Ok(self.pool(site, pool)?.peers.iter().filter_map(known).collect())
     }
 
     pub(super) fn mirror_status(&mut self, site: &str, pool: &str, image: &str) -> Answer<MirrorReport> {

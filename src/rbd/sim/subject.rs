@@ -81,6 +81,8 @@ impl Subject {
             Request::ImageTransfer(r) => on(&r.pool, &r.image, false),
             Request::DeltaCopy(r) => on(&r.pool, &r.image, false),
             Request::SumsCheck(r) => on(&r.pool, &r.image, false),
+            Request::SumsFill(r) => on(&r.pool, &r.image, false),
+            Request::JournalPeers(r) => on(&r.pool, &r.image, false),
             Request::ImageClone(r) => on(&r.pool, &r.image, false),
             Request::ReplicaClone(r) => on(&r.pool, &r.image, false),
             Request::MirrorSnaps(r) => on(&r.pool, &r.image, false),

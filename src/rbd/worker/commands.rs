@@ -99,6 +99,7 @@ pub(super) fn execute(
             Reply::DeltaCopy(delta::copy(cluster, second.unwrap_or(cluster), c, progress)?)
         }
         Request::SumsCheck(c) => Reply::SumsCheck(delta::check(cluster, c, progress)?),
+        Request::SumsFill(c) => Reply::SumsFill(delta::fill(cluster, c, progress)?),
         Request::SumsBegin(c) => Reply::SumsBegin(delta::begin(cluster, c)?),
         Request::ImageClone(c) => {
             let (io, dest) = (pool(&c.pool)?, pool(&c.dest_pool)?);
@@ -252,6 +253,9 @@ pub(super) fn execute(
         Request::MirrorSnapshot(c) => {
             let io = pool(&c.pool)?;
             Reply::MirrorSnapshot(Image::open(&io, &c.image)?.mirror_snapshot()?)
+        }
+        Request::JournalPeers(c) => {
+            Reply::JournalPeers(Image::open_read_only(&pool(&c.pool)?, &c.image, None)?.journal_peers()?)
         }
         Request::MirrorSnaps(c) => {
             let io = pool(&c.pool)?;

@@ -14,7 +14,7 @@ use std::thread;
 use crate::rbd::delta::{self, Over, Piece};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{Cluster, Failure, Image, IoCtx, Progress};
-use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck};
+use crate::rbd::protocol::{DeltaCopy, SumsBegin, SumsCheck, SumsFill};
 use crate::rbd::sums::{self, Digest, PIECE};
 use crate::rbd::types::{Checked, Copied};
 use crate::rbd::worker::permits::Permits;
@@ -89,7 +89,10 @@ pub(super) fn copy(
         if let Some(table) = &c.sums.expect {
             expected = known(&io, table, at, at + stretch)?;
             let noted = expected.iter().filter(|(_, d)| **d != Digest::ZEROS && **d != Digest::UNKNOWN);
-            pieces = delta::with(pieces, noted.map(|(index, _)| *index));
+            // Between two points only what has changed is looked at: the rest is there already.
+            if c.since.is_none() {
+                pieces = delta::with(pieces, noted.map(|(index, _)| *index));
+            }
         }
         let budget = (c.budget - copied.read).div_ceil(PIECE);
         let all = pieces.len();
@@ -195,6 +198,41 @@ pub(super) fn check(
     checked.reached = checked.reached.min(size);
     checked.complete = checked.reached >= size;
     Ok(checked)
+}
+
+/// See [`SumsFill`].
+pub(super) fn fill(cluster: &Arc<Cluster>, c: &SumsFill, progress: Progress<'_>) -> Result<Copied, Failure> {
+    let io = IoCtx::open(cluster, &c.pool)?;
+    let image = Image::open_read_only(&io, &c.image, c.snap.as_deref())?;
+    let (size, _) = image.stat()?;
+    let from = Source { io: &io, image: &c.image, snap: c.snap.as_deref(), size, digests: true };
+    let mut filled = Copied { reached: c.offset, ..Copied::default() };
+    while filled.reached < size && filled.read < c.budget {
+        let (at, stretch) = (filled.reached, STRETCH.min(size - filled.reached));
+        let mut pieces = delta::pieces(&image.extents(at, stretch)?, &[]);
+        let budget = (c.budget - filled.read).div_ceil(PIECE);
+        let all = pieces.len();
+        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+        let reached = match pieces.last() {
+            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
+            _ => at + stretch,
+        };
+        // What holds nothing reads as zeros.
+        let blank = at / PIECE..sums::pieces(reached.min(size));
+        let mut digests: BTreeMap<u64, Digest> = blank.map(|index| (index, Digest::ZEROS)).collect();
+        let work = |_: &Piece, data: Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
+        each(&from, &pieces, work, |piece, (bytes, digest)| {
+            filled.read += bytes;
+            digests.extend(digest.map(|digest| (piece.index, digest)));
+            progress(piece.index * PIECE, size);
+        })?;
+        note(&io, &c.table, &digests)?;
+        filled.reached = reached;
+        progress(filled.reached, size);
+    }
+    filled.reached = filled.reached.min(size);
+    filled.complete = filled.reached >= size;
+    Ok(filled)
 }
 
 /// See [`SumsBegin`].
