@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod adopt;
+pub mod arrival;
 mod candidates;
 pub mod drill;
 pub mod enable;

@@ -1,9 +1,4 @@
-//! Which state of a volume is on the other site with all its data.
-//!
-//! The name of a snapshot appears on a copy before its data does. By snapshots, the copy says itself which of the
-//! primary's mirror snapshots it holds completely. By journal, a snapshot is an entry behind the writes that it shows, so
-//! that it is whole as soon as it is there, unless the copy is still being made; that is what its rbd-mirror reports,
-//! and a report that is older than the question may be about a copy that has been thrown away since.
+//! Waiting for the snapshot of a drill, and what there is to use when the primary cannot be asked.
 
 use std::time::Duration;
 
@@ -13,9 +8,10 @@ use crate::backend::Backend;
 use crate::db;
 use crate::db::drill::{Drill, State};
 use crate::error::{Code, Error, Result};
-use crate::rbd::protocol::{ImageStat, MirrorInfo, MirrorSnaps, MirrorSnapshot, MirrorStatus, SnapList};
-use crate::rbd::types::{MirrorMode, MirrorSnap, MirrorState, Mirroring, Snap};
-use crate::rbd::{RbdError, Site};
+use crate::rbd::Site;
+use crate::rbd::protocol::{MirrorInfo, MirrorSnaps, MirrorStatus, SnapList};
+use crate::rbd::types::{MirrorMode, MirrorSnap, Snap};
+use crate::replication::arrival::Arrival;
 
 /// How long a snapshot may be on its way. A first copy takes longer; the drill can be begun again then.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -32,26 +28,20 @@ pub(super) struct Wait<'a> {
     pub(super) row: &'a Drill,
 }
 
-/// What the copy is to show.
-enum Wanted {
-    /// This mirror snapshot of the primary, or a later one.
-    Mirror(u64),
-    /// A report that is later than this one, of the copy with this id.
-    Report { after: i64, image: String },
-}
-
 impl Wait<'_> {
     /// Returns when the snapshot is on the copy's site with all its data.
     ///
     /// # Errors
     /// `Replication` when it is not there in time, or the drill has been stopped; what Ceph answers on the source.
     pub(super) async fn done(&self, backend: &Backend) -> Result<()> {
-        let wanted = self.wanted().await?;
+        let Drill { pool, image, snapshot: snap, .. } = self.row;
+        let arrival = Arrival { source: self.source, copy: self.copy, pool, image, snap };
+        let covering = arrival.begin().await?;
         let until = Instant::now() + PATIENCE;
         loop {
-            let last = match self.has_arrived(&wanted).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => None,
+            let last = match arrival.whole(covering).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => None,
                 Err(error) => Some(error),
             };
             if Instant::now() >= until {
@@ -76,48 +66,6 @@ impl Wait<'_> {
         )
     }
 
-    async fn wanted(&self) -> Result<Wanted> {
-        let info = mirroring(self.source, self.row).await?;
-        if info.state != MirrorState::Enabled || !info.primary {
-            return Err(self.failure("cannot leave a site where the volume is not primary".to_owned()));
-        }
-        let (pool, image) = (self.row.pool.clone(), self.row.image.clone());
-        match info.mode {
-            MirrorMode::Snapshot => {
-                Ok(Wanted::Mirror(self.source.insist(MirrorSnapshot { pool, image }).await?))
-            }
-            MirrorMode::Journal => {
-                let (after, _) = self.report().await?;
-                let image = self.copy.insist(ImageStat { pool, image }).await?.id;
-                Ok(Wanted::Report { after, image })
-            }
-        }
-    }
-
-    async fn has_arrived(&self, wanted: &Wanted) -> std::result::Result<bool, RbdError> {
-        let (pool, image) = (self.row.pool.clone(), self.row.image.clone());
-        let whole = match wanted {
-            Wanted::Mirror(of) => {
-                let ask = MirrorSnaps { pool: pool.clone(), image: image.clone() };
-                is_covered(&self.copy.insist(ask).await?, *of)
-            }
-            Wanted::Report { after, image: id } => {
-                let (at, replays) = self.report().await?;
-                let ask = ImageStat { pool: pool.clone(), image: image.clone() };
-                at > *after && replays && self.copy.insist(ask).await?.id == *id
-            }
-        };
-        let snaps = self.copy.insist(SnapList { pool, image }).await?;
-        Ok(whole && snaps.iter().any(|s| s.name == self.row.snapshot))
-    }
-
-    /// When the copy's daemon last reported, and whether it replays.
-    async fn report(&self) -> std::result::Result<(i64, bool), RbdError> {
-        let ask = MirrorStatus { pool: self.row.pool.clone(), image: self.row.image.clone() };
-        let local = self.copy.insist(ask).await?.local;
-        Ok(local.map_or((0, false), |l| (l.last_update, l.up && l.state == "replaying")))
-    }
-
     async fn goes_on(&self, backend: &Backend) -> Result<bool> {
         let Drill { backend: name, test_id, volume_id, .. } = self.row;
         let rows = backend
@@ -128,15 +76,6 @@ impl Wait<'_> {
             .await?;
         Ok(rows.iter().any(|row| row.volume_id == *volume_id && row.state != State::Removing.as_str()))
     }
-}
-
-async fn mirroring(site: &Site, row: &Drill) -> std::result::Result<Mirroring, RbdError> {
-    site.insist(MirrorInfo { pool: row.pool.clone(), image: row.image.clone() }).await
-}
-
-/// Whether a copy holds the primary's mirror snapshot `of`, or a later one, with all its data.
-fn is_covered(copies: &[MirrorSnap], of: u64) -> bool {
-    copies.iter().any(|s| !s.primary && s.complete && s.of >= of)
 }
 
 /// The newest user snapshot of a copy that has all its data, when the primary cannot be asked.
@@ -187,14 +126,6 @@ mod tests {
 
     fn snap(id: u64) -> Snap {
         Snap { id, name: format!("s{id}"), size: 1, protected: false }
-    }
-
-    #[test]
-    fn only_a_complete_copy_covers_a_snapshot() {
-        assert!(is_covered(&[copy(3, true, 10)], 10));
-        assert!(is_covered(&[copy(3, true, 11)], 10));
-        assert!(!is_covered(&[copy(3, true, 9), copy(5, false, 11)], 10));
-        assert!(!is_covered(&[MirrorSnap { primary: true, ..copy(3, true, 11) }], 10));
     }
 
     #[test]
