@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backups, names, restore};
+use super::{Backups, mirror, names, restore};
 use crate::error::Result;
 use crate::model::Backup;
 use crate::rbd::protocol::{ObjectRead, SumsCheck};
@@ -15,7 +15,8 @@ const PART: u64 = 1 << 30;
 /// What a comparison has found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// `good`, `wrong`, `partly` where some of it has no checksum, or `unknown` where nothing has one.
+    /// `good`, `wrong`, `partly` where some of it has no checksum, `unknown` where nothing has one, or `unverified`
+    /// where they are still being computed.
     pub verdict: String,
     /// Bytes that are as they were.
     pub compared_bytes: u64,
@@ -30,6 +31,9 @@ pub struct Verdict {
 /// # Errors
 /// `InvalidBackup` when its data is not there; what Ceph answers.
 pub async fn verify(b: &Backups, backup: &Backup) -> Result<Verdict> {
+    if mirror::settle::is_unverified(backup) {
+        return Ok(Verdict { verdict: "unverified".to_owned(), ..Verdict::default() });
+    }
     let store = b.store(backup).await?;
     let (base, point, _) = restore::find_point(b, backup, &store).await?;
     let table = names::sums_object(&backup.id);

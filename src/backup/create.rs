@@ -11,7 +11,9 @@ use serde_json::{Map, json};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::names;
+use super::method::{self, Choice, Method};
+use super::mirror::{self, PIN, Pin};
+use super::names::{self, ServiceMetadata};
 use super::plan::{PLAN, Plan};
 use super::running::Turn;
 use super::{Backups, images, is_unsettled, message, metadata, plan};
@@ -31,12 +33,30 @@ use crate::rbd::types::Sums;
 use crate::volume::crash;
 use crate::volume::image::Place;
 
+/// Journal step: by which method it is made.
+const METHOD: &str = "method";
+
 /// How a backup ended that did not fail.
 enum End {
     /// It is there.
-    Made(Box<Plan>),
+    Made(Box<Made>),
     /// Somebody else has ended it, or wants it deleted.
     CalledOff,
+}
+
+/// What was made, by either method.
+enum Made {
+    Copied(Plan),
+    Pinned(Pin),
+}
+
+impl Made {
+    fn metadata(&self) -> ServiceMetadata {
+        match self {
+            Made::Copied(plan) => plan.metadata(),
+            Made::Pinned(pin) => pin.metadata(),
+        }
+    }
 }
 
 /// Makes a backup whose row is `creating`.
@@ -53,7 +73,7 @@ pub async fn create(
     let turn = b.running.enter_for(backup_id, operation.id());
     crash::point("create_backup:accepted");
     match run(b, context, operation, backup_id, &turn).await {
-        Ok(End::Made(plan)) => finish(b, context, operation, backup_id, &plan).await,
+        Ok(End::Made(made)) => finish(b, context, operation, backup_id, &made).await,
         Ok(End::CalledOff) => {
             let failure = Error::new(Code::InvalidBackup, format!("Backup {backup_id} was called off"));
             give_up(b, context, operation, backup_id, failure).await
@@ -89,8 +109,23 @@ async fn run(
             format!("Volume {} could not be found.", backup.volume_id),
         ));
     };
-    let backup = begin(b, context, operation, backup, &volume).await?;
-    let source = b.locate(&volume).await?;
+    let (backup, method) = begin(b, context, operation, backup, &volume).await?;
+    if method == Method::Mirror {
+        let pinned = Box::pin(mirror::create(b, operation, &backup, &volume, turn)).await?;
+        return Ok(pinned.map_or(End::CalledOff, |pin| End::Made(Box::new(Made::Pinned(pin)))));
+    }
+    by_differences(b, context, operation, backup, &volume, turn).await
+}
+
+async fn by_differences(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    backup: Backup,
+    volume: &Volume,
+    turn: &Turn,
+) -> Result<End> {
+    let source = b.locate(volume).await?;
     let _base = b.locks.local(&format!("backups of {}", volume.id)).await;
     let former = operation.reached::<Plan>(PLAN).await?;
     let (store, site) = match &former {
@@ -99,7 +134,7 @@ async fn run(
                 Place { site: b.site_of(former.site.as_deref()).await?, pool: former.container.clone() };
             (place, former.site.clone())
         }
-        None => b.destination(&backup, plan::parent(b, &backup).await?.as_ref(), &volume).await?,
+        None => b.destination(&backup, plan::parent(b, &backup).await?.as_ref(), volume).await?,
     };
     let mut plan = match former {
         Some(former) => {
@@ -156,7 +191,7 @@ async fn run(
     images::take_snapshot(&store, &plan.base, &plan.snap).await?;
     crash::point("create_backup:snapped");
     metadata::save(b, &store, &backup).await?;
-    Ok(End::Made(Box::new(plan)))
+    Ok(End::Made(Box::new(Made::Copied(plan))))
 }
 
 /// What upstream's `create_backup` does before it asks for the device: the volume must wait for us, and the row says who
@@ -167,9 +202,15 @@ async fn begin(
     operation: &Operation,
     backup: Backup,
     volume: &Volume,
-) -> Result<Backup> {
-    if operation.last_step().await?.is_some() {
-        return Ok(backup);
+) -> Result<(Backup, Method)> {
+    if let Some(method) = operation.reached::<Method>(METHOD).await? {
+        return Ok((backup, method));
+    }
+    // Of the steps the journal has the last one: the plans of the two methods have names of their own.
+    match operation.last_step().await?.map(|step| step.name) {
+        Some(name) if name == PIN => return Ok((backup, Method::Mirror)),
+        Some(_) => return Ok((backup, Method::Diff)),
+        None => {}
     }
     b.notify(context, "create.start", &backup).await;
     let snapshot = match &backup.snapshot_id {
@@ -188,8 +229,11 @@ async fn begin(
             format!("Create backup aborted, expected {what} status backing-up but got {status}."),
         ));
     }
+    let Choice { method, forsakes_parent } = method::choose(b, &backup, volume).await?;
+    let own_pool = b.config.flatten_pool.as_ref().filter(|_| method == Method::Mirror);
     let changes = BackupChanges {
-        service: Some(Some(names::DRIVER.to_owned())),
+        service: Some(Some(method.service().to_owned())),
+        parent_id: forsakes_parent.then_some(None),
         availability_zone: backup
             .availability_zone
             .as_deref()
@@ -199,19 +243,28 @@ async fn begin(
             .container
             .as_deref()
             .is_none_or(str::is_empty)
-            .then(|| Some(b.config.ceph_pool.clone())),
+            .then(|| Some(own_pool.unwrap_or(&b.config.ceph_pool).clone())),
         encryption_key_id: match (&volume.encryption_key_id, &backup.encryption_key_id) {
             (Some(key), None) => Some(Some(b.globals.openstack.keys.copy(context, key).await?)),
             _ => None,
         },
         ..BackupChanges::default()
     };
-    operation
+    let ttl = b.globals.message_ttl;
+    let begun = operation
         .write("begin a backup", async |conn| {
             db::backup_work::update(conn, &backup.id, &changes).await?;
+            if forsakes_parent {
+                // As stock, when it makes a full backup instead.
+                let message =
+                    message(&backup.id, Action::BackupCreate, Detail::IncrementalBackupForcesFullBackup);
+                db::message::create(conn, context, &message, ttl).await?;
+            }
+            operation.step_in(conn, METHOD, &method).await?;
             db::backup::get(conn, &backup.id).await
         })
-        .await
+        .await?;
+    Ok((begun, method))
 }
 
 /// Tells listeners how far a backup is, at its beginning, now and then, and at its end.
@@ -246,9 +299,9 @@ async fn finish(
     context: &RequestContext,
     operation: &Operation,
     backup_id: &str,
-    plan: &Plan,
+    made: &Made,
 ) -> Result<()> {
-    let metadata = plan.metadata();
+    let metadata = made.metadata();
     let ended = b
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
@@ -260,24 +313,31 @@ async fn finish(
                 size: volume.map(|volume| volume.size),
                 ..BackupChanges::default()
             };
-            let made = db::backup_work::transition(conn, backup_id, BackupEvent::Created, &changes).await?;
-            if let Some(parent) = backup.parent_id.as_deref().filter(|_| made) {
+            let is_made =
+                db::backup_work::transition(conn, backup_id, BackupEvent::Created, &changes).await?;
+            if let Some(parent) = backup.parent_id.as_deref().filter(|_| is_made) {
                 db::backup_work::count_dependent(conn, parent, true).await?;
             }
             db::backup_work::get_deleted(conn, backup_id).await
         })
         .await?;
     crash::point("create_backup:ended");
-    info!(
-        backup.id = backup_id,
-        status = ended.status,
-        read_bytes = plan.read,
-        written_bytes = plan.written,
-        "backup ended"
-    );
+    let (read_bytes, written_bytes) = match made {
+        Made::Copied(plan) => (plan.read, plan.written),
+        Made::Pinned(_) => (0, 0),
+    };
+    info!(backup.id = backup_id, status = ended.status, read_bytes, written_bytes, "backup ended");
     b.notify(context, "create.end", &ended).await;
-    if b.config.ceph_max_snapshots > 0 {
-        trim(b, &ended).await;
+    match made {
+        Made::Copied(_) if b.config.ceph_max_snapshots > 0 => trim(b, &ended).await,
+        Made::Copied(_) => {}
+        Made::Pinned(pin) => {
+            // Of a death before, the next start of the service takes care.
+            if let Err(error) = mirror::settle::order(b, backup_id, pin.flatten).await {
+                warn!(backup.id = backup_id, %error, "the checksums of a backup are computed after the next start only");
+            }
+            mirror::prune(b, &ended).await;
+        }
     }
     Ok(())
 }
@@ -350,8 +410,7 @@ pub async fn give_up(
     backup_id: &str,
     failure: Error,
 ) -> Result<()> {
-    let plan = operation.reached::<Plan>(PLAN).await?;
-    if let Err(error) = undo(b, backup_id, plan.as_ref()).await {
+    if let Err(error) = undo(b, operation, backup_id).await {
         // Deleting the backup takes it away: names tell whose it is.
         warn!(backup.id = backup_id, %error, "a part of a failed backup is left until the backup is deleted");
     }
@@ -389,8 +448,12 @@ pub async fn give_up(
 
 /// Takes away what was made: the base, if it was made for this backup, else the backup's part in it, and the snapshot
 /// of the volume.
-async fn undo(b: &Backups, backup_id: &str, plan: Option<&Plan>) -> Result<()> {
-    let Some(plan) = plan else { return Ok(()) };
+async fn undo(b: &Backups, operation: &Operation, backup_id: &str) -> Result<()> {
+    let plan = operation.reached::<Plan>(PLAN).await?;
+    let pin = operation.reached::<Pin>(PIN).await?;
+    if plan.is_none() && pin.is_none() {
+        return Ok(());
+    }
     let (backup, volume) =
         b.db.read("backup that failed", async |conn| {
             let backup = db::backup_work::get_deleted(conn, backup_id).await?;
@@ -398,6 +461,10 @@ async fn undo(b: &Backups, backup_id: &str, plan: Option<&Plan>) -> Result<()> {
             Ok((backup, volume))
         })
         .await?;
+    if let Some(pin) = &pin {
+        return mirror::undo(b, &backup, volume.as_ref(), pin).await;
+    }
+    let Some(plan) = &plan else { return Ok(()) };
     let _base = b.locks.local(&format!("backups of {}", backup.volume_id)).await;
     // Whatever one of the sites says, the other is tidied up.
     let at_source = async {

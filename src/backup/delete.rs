@@ -5,7 +5,8 @@
 
 use tracing::{error, info, warn};
 
-use super::{Backups, images, is_unsettled, message, names};
+use super::method::Method;
+use super::{Backups, images, is_unsettled, message, mirror, names};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::backup_work::BackupChanges;
@@ -119,7 +120,12 @@ async fn remove(b: &Backups, backup: &Backup) -> Result<()> {
     if let Some(volume) = volume {
         let tidied = async {
             let source = b.locate(&volume).await?;
-            images::forget_backup(&source.place, &source.image, &backup.id).await?;
+            match Method::of(backup.service.as_deref()) {
+                Method::Mirror => mirror::forget(&source, &backup.id).await?,
+                Method::Diff => {
+                    images::forget_backup(&source.place, &source.image, &backup.id).await?;
+                }
+            }
             Ok::<(), Error>(())
         };
         if let Err(error) = tidied.await {

@@ -6,6 +6,8 @@
 //! stock's ([`names`]). A volume is read, or filled, where its rows say that it is ([`place`]): the volume service is
 //! not asked, so a backup needs none that is up.
 //!
+//! That is method *diff*; with method *mirror* RBD mirroring carries the data ([`method`], [`mirror`]).
+//!
 //! `create`, `restore` and `delete` are the operations; `record` takes records of backups out and in, `status` resets
 //! and mends rows, `metadata` is what is kept of the volume's row, `check` compares data with its checksums, `orders`
 //! are the operator's: `ordered` makes backups without the API, of groups as of one instant; `retention` says which stay;
@@ -17,6 +19,8 @@ pub mod create;
 pub mod delete;
 mod images;
 pub mod metadata;
+pub mod method;
+pub mod mirror;
 pub mod names;
 pub mod ordered;
 pub mod orders;

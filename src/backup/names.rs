@@ -1,15 +1,22 @@
 //! What is called how in a backup pool, exactly as cinder-backup's driver for Ceph calls it
-//! (`cinder/backup/drivers/ceph.py`): either service restores, continues and deletes what the other has made.
+//! (`cinder/backup/drivers/ceph.py`): either service restores, continues and deletes what the other has made. Only
+//! the points that mirroring has brought have a name that stock does not know.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::method::Method;
 use crate::model::Backup;
 use crate::rbd::types::Snap;
 
 /// `service` of backups that are made by differences.
 pub const DRIVER: &str = "cinder.backup.drivers.ceph.CephBackupDriver";
+
+/// `service` of backups that mirroring has brought, which stock refuses to touch.
+pub const MIRROR: &str = "scoria.backup.drivers.ceph.Mirror";
+/// What the name of a pinned point begins with: stock takes what begins with `volume-` or `backup.` for its own.
+const PIN: &str = "scoria-pin-";
 
 /// `service_metadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +26,9 @@ pub struct ServiceMetadata {
     /// The registered site that has it, by its fsid: names change; absent: the cluster of `backup_ceph_conf`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
+    /// Its checksums are still to be computed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unverified: bool,
 }
 
 impl ServiceMetadata {
@@ -29,14 +39,22 @@ impl ServiceMetadata {
 
     /// The column's text, with the blank after the colon that the driver writes.
     pub fn write(&self) -> String {
-        let base = serde_json::Value::from(self.base.as_str());
-        match &self.site {
-            Some(site) => {
-                format!("{{\"base\": {base}, \"site\": {}}}", serde_json::Value::from(site.as_str()))
-            }
-            None => format!("{{\"base\": {base}}}"),
+        let text = |text: &str| serde_json::Value::from(text).to_string();
+        let mut written = format!("{{\"base\": {}", text(&self.base));
+        if let Some(site) = &self.site {
+            written.push_str(&format!(", \"site\": {}", text(site)));
         }
+        if self.unverified {
+            written.push_str(", \"unverified\": true");
+        }
+        written.push('}');
+        written
     }
+}
+
+/// Image of a backup by mirroring: a clone of the volume's copy.
+pub fn pin(volume_id: &str, backup_id: &str) -> String {
+    format!("{PIN}{volume_id}.{backup_id}")
 }
 
 /// Base of a full backup.
@@ -54,6 +72,9 @@ pub fn bases(backup: &Backup, parent: Option<&Backup>) -> Vec<String> {
     let metadata = |b: &Backup| ServiceMetadata::read(b.service_metadata.as_deref()).map(|m| m.base);
     if let Some(base) = metadata(backup) {
         return vec![base];
+    }
+    if Method::of(backup.service.as_deref()) == Method::Mirror {
+        return vec![pin(&backup.volume_id, &backup.id)];
     }
     let (own, legacy) = (own_base(&backup.volume_id, &backup.id), legacy_base(&backup.volume_id));
     match parent {
@@ -91,9 +112,10 @@ pub fn sums_object(backup_id: &str) -> String {
     format!("backup.{backup_id}.sums")
 }
 
-/// Whether this driver has made the backup: stock compares beginnings, because the column held a module's name once.
+/// Whether this service has made the backup, by either method: stock compares beginnings, because the column held a
+/// module's name once.
 pub fn is_ours(service: Option<&str>) -> bool {
-    service.is_none_or(|service| DRIVER.starts_with(service))
+    service.is_none_or(|service| service == MIRROR || DRIVER.starts_with(service))
 }
 
 #[cfg(test)]
@@ -124,11 +146,18 @@ mod tests {
 
     #[test]
     fn service_metadata_reads_like_stocks() {
-        let metadata = ServiceMetadata { base: "volume-v1.backup.b1".into(), site: None };
+        let metadata = ServiceMetadata { base: "volume-v1.backup.b1".into(), ..ServiceMetadata::default() };
         assert_eq!(metadata.write(), "{\"base\": \"volume-v1.backup.b1\"}");
         assert_eq!(ServiceMetadata::read(Some(&metadata.write())), Some(metadata.clone()));
         let elsewhere = ServiceMetadata { site: Some("east".into()), ..metadata };
-        assert_eq!(ServiceMetadata::read(Some(&elsewhere.write())), Some(elsewhere));
+        assert_eq!(ServiceMetadata::read(Some(&elsewhere.write())), Some(elsewhere.clone()));
+        let unverified = ServiceMetadata { unverified: true, ..elsewhere };
+        assert!(
+            unverified.write().ends_with("\"site\": \"east\", \"unverified\": true}"),
+            "{}",
+            unverified.write()
+        );
+        assert_eq!(ServiceMetadata::read(Some(&unverified.write())), Some(unverified));
         for odd in [None, Some(""), Some("volume_x_backup_y"), Some("{}"), Some("{\"base\": \"\"}")] {
             assert_eq!(ServiceMetadata::read(odd), None);
         }
@@ -143,14 +172,24 @@ mod tests {
         let parent = backup(Some("{\"base\": \"p\"}"));
         assert_eq!(bases(&backup(None), Some(&parent)), ["p"]);
         assert_eq!(bases(&backup(None), Some(&backup(None))), ["volume-v1.backup.base"]);
+        // One by mirroring has its own, whatever it continues.
+        let mirrored = Backup { service: Some(MIRROR.into()), ..backup(None) };
+        assert_eq!(bases(&mirrored, Some(&parent)), ["scoria-pin-v1.b1"]);
+        assert_eq!(
+            bases(&Backup { service_metadata: Some("{\"base\": \"x\"}".into()), ..mirrored }, None),
+            ["x"]
+        );
     }
 
     #[test]
     fn older_names_of_the_driver_are_ours_and_others_are_not() {
-        for ours in [None, Some(DRIVER), Some("cinder.backup.drivers.ceph")] {
+        for ours in [None, Some(DRIVER), Some(MIRROR), Some("cinder.backup.drivers.ceph")] {
             assert!(is_ours(ours));
         }
         assert!(!is_ours(Some("cinder.backup.drivers.posix.PosixBackupDriver")));
-        assert!(!is_ours(Some("scoria.backup.drivers.ceph.Mirror")));
+        assert!(
+            !is_ours(Some("scoria.backup.drivers")) && !DRIVER.starts_with(MIRROR),
+            "nor does stock take it for its own"
+        );
     }
 }

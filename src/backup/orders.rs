@@ -6,7 +6,7 @@ use tracing::{error, info, warn};
 
 use super::ordered::{self, Create};
 use super::retention::apply;
-use super::{Backups, cancel, check, is_unsettled};
+use super::{Backups, cancel, check, is_unsettled, mirror};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{NewOperation, Operation, Outcome, Request};
@@ -41,6 +41,14 @@ pub enum Order {
         /// Its number.
         operation: i64,
     },
+    /// Do for a backup by mirroring what is done in the background; the answer is a [`mirror::settle::Settled`]. The
+    /// service orders it of itself.
+    Settle {
+        /// Which.
+        backup: String,
+        /// It is to be independent of the copy.
+        flatten: bool,
+    },
 }
 
 impl Order {
@@ -51,6 +59,7 @@ impl Order {
             Order::Create(_) => CREATE,
             Order::ApplyRetention { .. } => "scoria.backup.apply_retention",
             Order::Cancel { .. } => "scoria.backup.cancel",
+            Order::Settle { .. } => "scoria.backup.settle",
         }
     }
 }
@@ -70,6 +79,8 @@ pub fn entry(host: &str, order: Order) -> Result<NewOperation> {
             (None, None) => None,
         },
         Order::Cancel { .. } => None,
+        // The backup is usable meanwhile, and nobody waits for this: it is not what is being done with it.
+        Order::Settle { .. } => None,
     };
     Ok(NewOperation {
         unique_id: uuid::Uuid::new_v4().simple().to_string(),
@@ -114,6 +125,9 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
             to_value(&Box::pin(apply::apply(b, operation, &volume, failed)).await?)
         }
         Order::Cancel { operation } => cancel::cancel(b, operation).await,
+        Order::Settle { backup, flatten } => {
+            to_value(&mirror::settle::run(b, operation, &backup, flatten).await?)
+        }
     }
 }
 

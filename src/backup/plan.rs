@@ -60,7 +60,7 @@ pub(super) struct Plan {
 impl Plan {
     /// `service_metadata` of the backup.
     pub(super) fn metadata(&self) -> ServiceMetadata {
-        ServiceMetadata { base: self.base.clone(), site: self.site.clone() }
+        ServiceMetadata { base: self.base.clone(), site: self.site.clone(), unverified: false }
     }
 }
 

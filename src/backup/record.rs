@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use tracing::{error, info};
 
+use super::method::Method;
 use super::{Backups, names};
 use crate::db;
 use crate::db::backup_work::BackupChanges;
@@ -126,7 +127,7 @@ pub async fn import(
         Ok(record) => record,
         Err(why) => return fail(b, operation, request, Error::new(Code::InvalidBackup, why)).await,
     };
-    let changes = changes(b, &record);
+    let changes = changes(b, &request.service, &record);
     b.journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
             db::backup_work::transition(conn, &request.backup_id, BackupEvent::Imported, &changes).await
@@ -152,7 +153,7 @@ fn read(url: &str) -> Result<Map<String, Value>, String> {
 }
 
 /// The columns that a record brings; those of the request and of this service stay (`import_record`).
-fn changes(b: &Backups, record: &Map<String, Value>) -> BackupChanges {
+fn changes(b: &Backups, service: &str, record: &Map<String, Value>) -> BackupChanges {
     let text = |name: &str| record.get(name).map(|value| value.as_str().map(str::to_owned));
     let number =
         |name: &str| record.get(name).and_then(Value::as_i64).and_then(|number| i32::try_from(number).ok());
@@ -165,7 +166,7 @@ fn changes(b: &Backups, record: &Map<String, Value>) -> BackupChanges {
         size: number("size"),
         display_name: text("display_name"),
         display_description: text("display_description"),
-        service: Some(Some(names::DRIVER.to_owned())),
+        service: Some(Some(Method::of(Some(service)).service().to_owned())),
         service_metadata: text("service_metadata"),
         object_count: number("object_count"),
         num_dependent_backups: number("num_dependent_backups"),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::method::Method;
 use super::place::Located;
 use super::running::Turn;
 use super::{Backups, images, is_unsettled, message, metadata, names};
@@ -19,8 +20,9 @@ use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Ending, Operation, Outcome};
 use crate::model::{Backup, BackupEvent, GIB, Volume, VolumeEvent};
-use crate::rbd::protocol::{DeltaCopy, ImageWatchers};
-use crate::rbd::types::Sums;
+use crate::rbd::RbdError;
+use crate::rbd::protocol::{DeltaCopy, ImageWatchers, LockOwners, MirrorStatus};
+use crate::rbd::types::{MirrorMode, MirrorReport, MirrorState, Snap, Sums};
 use crate::volume::crash;
 use crate::volume::image::Place;
 
@@ -31,6 +33,9 @@ const COPYING: &str = "restoring";
 struct Progress {
     base: String,
     point: Option<String>,
+    /// Snapshot that backup and volume have in common, with the same content and by the same name.
+    #[serde(default)]
+    common: Option<String>,
     reached: u64,
     read: u64,
     written: u64,
@@ -130,7 +135,7 @@ async fn run(
     let mut progress = match begun {
         Some(progress) => progress,
         None => {
-            let progress = begin(b, &backup, &store, &target).await?;
+            let progress = begin(b, &backup, &store, &volume, &target).await?;
             operation.step(COPYING, &progress).await?;
             progress
         }
@@ -143,11 +148,11 @@ async fn run(
             pool: store.pool.clone(),
             image: progress.base.clone(),
             snap: progress.point.clone(),
-            since: None,
+            since: progress.common.clone(),
             dest_site: target.place.site.connection().clone(),
             dest_pool: target.place.pool.clone(),
             dest: target.image.clone(),
-            dest_since: None,
+            dest_since: progress.common.clone(),
             offset: progress.reached,
             budget: images::budget(b.config.bandwidth_mib),
             // Of a backup of stock's there are none: then nothing is compared.
@@ -211,7 +216,13 @@ fn check(backup: &Backup, volume: &Volume) -> Result<(), Refusal> {
 }
 
 /// Finds the point to restore, and sees that the volume can take it.
-async fn begin(b: &Backups, backup: &Backup, store: &Place, target: &Located) -> Result<Progress, Refusal> {
+async fn begin(
+    b: &Backups,
+    backup: &Backup,
+    store: &Place,
+    volume: &Volume,
+    target: &Located,
+) -> Result<Progress, Refusal> {
     let (base, point, size) = find_point(b, backup, store).await?;
     let found = images::inspect(&target.place, &target.image).await?;
     let Some(found) = found else {
@@ -229,12 +240,37 @@ async fn begin(b: &Backups, backup: &Backup, store: &Place, target: &Located) ->
     }
     let ask = ImageWatchers { pool: target.place.pool.clone(), image: target.image.clone() };
     let watchers = target.place.site.insist(ask).await?;
-    if let Some(watcher) = watchers.first() {
+    if let Some(watcher) = watchers.first()
+        && !is_only_mirrored(target, watchers.len()).await?
+    {
         let text =
             format!("The volume's image is in use by {}: detach it and restore again", watcher.address);
         return Err(untouched(Error::new(Code::VolumeBusy, text)));
     }
-    Ok(Progress { base, point, reached: 0, read: 0, written: 0, complete: false })
+    let common = point.clone().filter(|point| is_common(backup, volume, &found.snaps, point, size));
+    Ok(Progress { base, point, common, reached: 0, read: 0, written: 0, complete: false })
+}
+
+/// Whether those who have an image open need be nobody but the daemons of its copies: where it is mirrored by snapshots, the
+/// one of each site keeps it open on the primary for as long as it follows it, and never takes its lock. Nothing
+/// says whose an address is, so that they are counted.
+async fn is_only_mirrored(target: &Located, watchers: usize) -> Result<bool, RbdError> {
+    let (pool, image) = (target.place.pool.clone(), target.image.clone());
+    let ask = MirrorStatus { pool: pool.clone(), image: image.clone() };
+    let MirrorReport { info, peers, .. } = target.place.site.insist(ask).await?;
+    let follows = info.state == MirrorState::Enabled && info.primary && info.mode == MirrorMode::Snapshot;
+    if !follows || watchers > peers.iter().filter(|peer| peer.up).count() {
+        return Ok(false);
+    }
+    Ok(target.place.site.insist(LockOwners { pool, image }).await?.is_empty())
+}
+
+/// Whether the volume that was backed up by mirroring still has the very point that was pinned: then only what it has
+/// got since is put back.
+fn is_common(backup: &Backup, volume: &Volume, snaps: &[Snap], point: &str, size: u64) -> bool {
+    Method::of(backup.service.as_deref()) == Method::Mirror
+        && backup.volume_id == volume.id
+        && snaps.iter().any(|snap| snap.name == point && snap.size == size)
 }
 
 /// Base, restore point and bytes of a backup. A base without any point of a backup is one itself: such are those that

@@ -6,7 +6,7 @@
 use serde_json::json;
 use tracing::{error, info, warn};
 
-use super::{Backups, names};
+use super::{Backups, mirror, names};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::backup_work::BackupChanges;
@@ -109,7 +109,7 @@ pub async fn at_start(
             _ => drop_copy(b, context, &backup).await,
         }
     }
-    Ok(())
+    mirror::settle::at_start(b).await
 }
 
 async fn end_creation(b: &Backups, context: &RequestContext, backup: &Backup) -> Result<()> {

@@ -15,6 +15,8 @@ use uuid::Uuid;
 use super::output::table;
 use super::{Context, Exit, Report};
 use crate::backup::check::Verdict;
+use crate::backup::method::Method;
+use crate::backup::mirror::settle;
 use crate::backup::names::{self, ServiceMetadata};
 use crate::backup::orders::{self, Order};
 use crate::db;
@@ -82,6 +84,8 @@ struct View {
     base: Option<String>,
     site: Option<String>,
     driver: &'static str,
+    method: Option<&'static str>,
+    unverified: bool,
 }
 
 impl From<&Backup> for View {
@@ -96,7 +100,17 @@ impl From<&Backup> for View {
             host: b.host.clone(),
             pool: b.container.clone(),
             base: noted.as_ref().map(|m| m.base.clone()),
+            unverified: settle::is_unverified(b),
             site: noted.and_then(|m| m.site),
+            method: match &b.service {
+                Some(_) if names::is_ours(b.service.as_deref()) => {
+                    Some(match Method::of(b.service.as_deref()) {
+                        Method::Diff => "diff",
+                        Method::Mirror => "mirror",
+                    })
+                }
+                _ => None,
+            },
             driver: match &b.service {
                 None => "none yet",
                 Some(_) if names::is_ours(b.service.as_deref()) => "ceph",
@@ -142,14 +156,15 @@ fn list(found: &[Backup], sites: &[SiteRow]) -> Result<Report> {
         [
             view.id.clone(),
             view.volume_id.clone(),
-            view.status.clone(),
+            if view.unverified { format!("{} (unverified)", view.status) } else { view.status.clone() },
             view.size_gib.to_string(),
             view.parent_id.clone().unwrap_or_default(),
             view.site.clone().unwrap_or_default(),
+            view.method.unwrap_or_default().to_owned(),
             view.base.clone().unwrap_or_default(),
         ]
     });
-    Report::new(table(["ID", "Volume", "Status", "GiB", "Parent", "Site", "Base"], rows), &views)
+    Report::new(table(["ID", "Volume", "Status", "GiB", "Parent", "Site", "Method", "Base"], rows), &views)
 }
 
 async fn verify(context: &Context, arguments: &Verify) -> Result<Report> {
@@ -212,6 +227,9 @@ fn told(id: &str, verdict: &Verdict) -> Result<Report> {
             mib(verdict.compared_bytes),
             mib(verdict.unknown_bytes)
         ),
+        "unverified" => format!(
+            "Backup {id} is unverified: its checksums are still being computed; ask again when they are there.\n"
+        ),
         _ => format!("Backup {id} has no checksums: it was made by cinder-backup.\n"),
     };
     let exit = if verdict.verdict == "wrong" { Exit::Failed } else { Exit::Done };
@@ -247,6 +265,15 @@ mod tests {
             ..Backup::default()
         };
         assert_eq!((View::from(&ours).driver, View::from(&ours).base.as_deref()), ("ceph", Some("x")));
+        assert_eq!(View::from(&ours).method, Some("diff"));
         assert!(list(&[ours], &[]).unwrap().text.contains("| x"));
+        let mirrored = Backup {
+            service: Some(names::MIRROR.into()),
+            status: "available".into(),
+            service_metadata: Some("{\"base\": \"x\", \"unverified\": true}".into()),
+            ..Backup::default()
+        };
+        let text = list(&[mirrored], &[]).unwrap().text;
+        assert!(text.contains("available (unverified)") && text.contains("mirror"), "{text}");
     }
 }

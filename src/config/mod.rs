@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use again::Sources;
-pub use backup::BackupConfig;
+pub use backup::{BackupConfig, BackupMethod};
 pub use fragment::{Fragment, check_name, check_options, is_label};
 pub use keys::{BarbicanConfig, KeyBackend, KeyManagerConfig};
 pub use openstack::{

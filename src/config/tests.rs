@@ -77,7 +77,7 @@ fn the_registry_is_upstreams_where_upstream_has_the_option() {
     }
     let own = OPTIONS.iter().filter(|o| {
         o.name.starts_with("scoria_")
-            || matches!(o.name, "rbd_replication_mode" | "host_cluster_id" | "backup_site")
+            || matches!(o.name, "rbd_replication_mode" | "host_cluster_id" | "backup_site" | "backup_method")
     });
     assert_eq!(seen + own.count(), OPTIONS.len(), "an option is neither upstream's nor named scoria_…");
 }

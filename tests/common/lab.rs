@@ -275,6 +275,11 @@ impl Lab {
         tool_ok(&[&["start", name, "--"], args].concat(), &[]);
     }
 
+    /// Any command of tools/lab, with more in its environment.
+    pub(crate) fn tool_with_env(&self, args: &[&str], env: &[(&str, &str)]) {
+        tool_ok(args, env);
+    }
+
     /// The same with more in its environment.
     pub(crate) fn start_with_env(&self, name: &str, env: &[(&str, &str)]) {
         tool_ok(&["start", name], env);

@@ -2,18 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use scoria::backend::Peers;
 use scoria::backup::check::{self, Verdict};
 use scoria::backup::restore::Restore;
-use scoria::backup::{Backups, create, delete, restore};
+use scoria::backup::{Backups, create, delete, orders, restore};
 use scoria::config::Config;
 use scoria::context::RequestContext;
 use scoria::error::Result;
 use scoria::journal::{NewOperation, Operation};
 use scoria::model::Backup;
-use scoria::rbd::protocol::{ImageWrite, ObjectRead};
-use scoria::rbd::sim::{Sim, SimConfig, When};
+use scoria::rbd::protocol::{ImageWrite, MirrorEnable, ObjectRead};
+use scoria::rbd::sim::{Sim, SimConfig, Timing, When};
+use scoria::rbd::types::MirrorMode;
 use scoria::volume::image::{Attempt, Place, Shape};
 use serde_json::{Value, json};
 
@@ -68,6 +70,28 @@ impl Scene {
     /// With more options of `[DEFAULT]`.
     pub async fn with(options: &str) -> Scene {
         Scene::of(options, SimConfig { lost_worker_leaves_watch: false, ..SimConfig::default() }).await
+    }
+
+    /// Whose rbd-mirror daemons need `step` for whatever they do.
+    pub async fn mirroring(options: &str, step: Duration) -> Scene {
+        let timing = Timing {
+            appear: step,
+            start_journal: step,
+            start_snapshot: step,
+            replay: step,
+            sync: step,
+            turn_journal: step,
+            turn_snapshot: step,
+            demotion_journal: step,
+            register: step,
+            resync: step,
+            remove: step,
+            status_stale: step,
+            ..Timing::default()
+        };
+        let config =
+            SimConfig { timing, clone_v2: true, lost_worker_leaves_watch: false, ..SimConfig::default() };
+        Scene::of(options, config).await
     }
 
     /// In another world.
@@ -250,7 +274,17 @@ impl Scene {
             return (false, ended);
         }
         self.restart();
-        operation = self.backups.journal.adopt(&self.backups.scope()).await.unwrap().remove(0);
+        let mut left = None;
+        for found in self.backups.journal.adopt(&self.backups.scope()).await.unwrap() {
+            // What the service has ordered of itself is for `settle`.
+            match found.id() == operation.id() {
+                true => left = Some(found),
+                false => self.backups.journal.give_back(&found).await.unwrap(),
+            }
+        }
+        // It had ended, and something was tidied up after it.
+        let Some(found) = left else { return (true, Ok(())) };
+        operation = found;
         assert!(operation.is_adopted());
         (true, self.carry_out(&operation, work).await)
     }
@@ -285,6 +319,37 @@ impl Scene {
             .read("test", async |conn| scoria::db::backup_work::get_deleted(conn, id).await)
             .await
             .unwrap()
+    }
+
+    /// A volume whose copy on site b is whole.
+    pub async fn mirrored(&self, number: u32, mode: MirrorMode) -> String {
+        let volume = self.volume(number, "available").await;
+        let image = format!("volume-{volume}");
+        self.write(&volume, 0, 7, 3 * MIB).await;
+        let enable = MirrorEnable { pool: "volumes".into(), image: image.clone(), mode };
+        self.sim.site("a").call(enable).await.unwrap();
+        self.eventually("the copy is whole", || {
+            let copy = self.sim.image("b", "volumes", &image);
+            copy.is_some_and(|copy| copy.checksum == self.content(&volume))
+        })
+        .await;
+        volume
+    }
+
+    /// Waits for what the daemons bring about.
+    pub async fn eventually(&self, what: &str, is_so: impl Fn() -> bool) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(120);
+        while !is_so() {
+            assert!(tokio::time::Instant::now() < end, "{what}: {}", self.sim.log_text());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Carries out what the service has ordered of itself.
+    pub async fn settle(&self) {
+        for operation in self.backups.journal.adopt(&self.backups.scope()).await.unwrap() {
+            orders::run(&self.backups, &operation).await;
+        }
     }
 
     /// What its checksums say.

@@ -16,6 +16,8 @@ mod backends;
 mod backup_crashes;
 mod backup_faults;
 mod backup_groups;
+mod backup_mirror;
+mod backup_mirror_crashes;
 mod backup_retention;
 mod backup_scene;
 mod backup_schedules;

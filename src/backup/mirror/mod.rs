@@ -1,0 +1,329 @@
+//! Method mirror: a backup is a point of the volume that RBD mirroring has brought to another site, pinned there.
+//!
+//! A snapshot is taken where the volume is primary. When the copy has it with all its data
+//! ([`crate::replication::arrival`]), it is cloned there into the pool of the backups, in format 2: such a clone is made at once,
+//! holds on to its point through whatever becomes of copy and volume (later syncs, a resync, a failover, their deletion), and no
+//! byte of it passes through this service. The clone has a snapshot of its own, which is what is restored and verified, just
+//! as with a base of method diff. Each backup is whole in itself, so that an incremental one needs nothing of its parent.
+//!
+//! `points` keeps few snapshots on the volume, `settle` does in the background what needs not be done before the
+//! backup can be used.
+
+mod points;
+pub mod settle;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::names::{self, ServiceMetadata};
+use super::place::Located;
+use super::running::Turn;
+use super::{Backups, images, metadata, plan};
+use crate::db;
+use crate::db::backup_work::BackupChanges;
+use crate::error::{Code, Error, Result};
+use crate::journal::Operation;
+use crate::model::{Backup, Volume};
+use crate::rbd::protocol::{MirrorInfo, ReplicaClone};
+use crate::rbd::types::features;
+use crate::rbd::{RbdError, RbdErrorKind};
+use crate::replication::arrival::{Arrival, Covering};
+use crate::volume::crash;
+use crate::volume::image::Place;
+
+pub(super) use points::prune;
+
+/// Journal step: the pin, with how far it is.
+pub(super) const PIN: &str = "pinning";
+/// Features of a pin. By deep-flatten its snapshot becomes independent with it.
+const FEATURES: u64 = features::LAYERING
+    | features::EXCLUSIVE_LOCK
+    | features::OBJECT_MAP
+    | features::FAST_DIFF
+    | features::DEEP_FLATTEN;
+/// First and longest pause between two looks at the copy; doubles.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long one of the sites may answer nothing but errors.
+const SILENCE: Duration = Duration::from_secs(90);
+/// How often a point is pinned that slips away meanwhile.
+const TRIES: u32 = 8;
+
+/// A backup by mirroring, and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pin {
+    /// The clone.
+    pub(super) image: String,
+    /// Its pool.
+    pub(super) container: String,
+    /// Registered site that has it, by its fsid; absent: the cluster of `backup_ceph_conf`.
+    #[serde(default)]
+    pub(super) site: Option<String>,
+    /// Its snapshot, which is the backup.
+    pub(super) snap: String,
+    /// Snapshot of the volume that is pinned.
+    pub(super) point: String,
+    /// That is taken for this backup.
+    pub(super) own_point: bool,
+    /// It is taken, and on its way by this.
+    pub(super) covering: Option<Covering>,
+    /// The clone and its snapshot are there, and the metadata.
+    pub(super) done: bool,
+    /// The clone is to be flattened afterwards.
+    #[serde(default)]
+    pub(super) flatten: bool,
+}
+
+impl Pin {
+    /// `service_metadata` of the backup.
+    pub(super) fn metadata(&self) -> ServiceMetadata {
+        ServiceMetadata { base: self.image.clone(), site: self.site.clone(), unverified: true }
+    }
+}
+
+/// Makes the backup; `None` when it was called off.
+///
+/// # Errors
+/// What has made it fail; `Database`, `Cancelled`.
+pub(super) async fn create(
+    b: &Backups,
+    operation: &Operation,
+    backup: &Backup,
+    volume: &Volume,
+    turn: &Turn,
+) -> Result<Option<Pin>> {
+    let source = b.locate(volume).await?;
+    let mut pin = match operation.reached::<Pin>(PIN).await? {
+        Some(pin) => pin,
+        None => draft(b, operation, backup, volume, &source).await?,
+    };
+    if pin.done {
+        return Ok(Some(pin));
+    }
+    crash::point("create_backup:planned");
+    let store = Place { site: b.site_of(pin.site.as_deref()).await?, pool: pin.container.clone() };
+    let covering = match pin.covering {
+        Some(covering) => covering,
+        None => {
+            if pin.own_point {
+                images::take_snapshot(&source.place, &source.image, &pin.point).await?;
+                crash::point("create_backup:taken");
+            }
+            let covering = arrival(&source, &store, &pin.point).begin().await?;
+            pin.covering = Some(covering);
+            operation.step(PIN, &pin).await?;
+            covering
+        }
+    };
+    crash::point("create_backup:covered");
+    if !hold(b, &source, &store, &pin, covering, turn).await? {
+        return Ok(None);
+    }
+    crash::point("create_backup:pinned");
+    metadata::save(b, &store, backup).await?;
+    pin.done = true;
+    operation.step(PIN, &pin).await?;
+    Ok(Some(pin))
+}
+
+fn arrival<'a>(source: &'a Located, store: &'a Place, point: &'a str) -> Arrival<'a> {
+    Arrival {
+        source: &source.place.site,
+        copy: &store.site,
+        pool: &source.place.pool,
+        image: &source.image,
+        snap: point,
+    }
+}
+
+/// Writes down what is going to be made, in the row, too: whoever deletes a backup that came to nothing looks there.
+async fn draft(
+    b: &Backups,
+    operation: &Operation,
+    backup: &Backup,
+    volume: &Volume,
+    source: &Located,
+) -> Result<Pin> {
+    let (store, site) = b.destination(backup, plan::parent(b, backup).await?.as_ref(), volume).await?;
+    let snap = names::new_snapshot(&backup.id);
+    let (point, own_point) = match &backup.snapshot_id {
+        None => (snap.clone(), true),
+        Some(id) => {
+            let name = b.globals.snapshot_name_template.replace("%s", id);
+            let found = images::inspect(&source.place, &source.image).await?;
+            if !found.is_some_and(|found| found.snaps.iter().any(|snap| snap.name == name)) {
+                return Err(Error::new(
+                    Code::InvalidSnapshot,
+                    format!("Snapshot {id} has no snapshot {name} of image {}", source.image),
+                ));
+            }
+            (name, false)
+        }
+    };
+    let pin = Pin {
+        image: names::pin(&backup.volume_id, &backup.id),
+        flatten: b.config.flatten_pool.as_deref() == Some(store.pool.as_str()),
+        container: store.pool,
+        site,
+        snap,
+        point,
+        own_point,
+        covering: None,
+        done: false,
+    };
+    let changes =
+        BackupChanges { service_metadata: Some(Some(pin.metadata().write())), ..BackupChanges::default() };
+    operation
+        .write("plan of a backup", async |conn| {
+            db::backup_work::update(conn, &backup.id, &changes).await?;
+            operation.step_in(conn, PIN, &pin).await
+        })
+        .await?;
+    Ok(pin)
+}
+
+/// Waits for the point, and pins it. False when the backup was called off.
+async fn hold(
+    b: &Backups,
+    source: &Located,
+    store: &Place,
+    pin: &Pin,
+    covering: Covering,
+    turn: &Turn,
+) -> Result<bool> {
+    let arrival = arrival(source, store, &pin.point);
+    let (began, mut tries) = (Instant::now(), 0);
+    loop {
+        tries += 1;
+        // Only a whole pin has the snapshot: it is taken last.
+        if let Some(found) = images::inspect(store, &pin.image).await?
+            && found.snaps.iter().any(|snap| snap.name == pin.snap)
+        {
+            return Ok(true);
+        }
+        let Some(copy) = wait(b, &arrival, covering, began, turn).await? else { return Ok(false) };
+        images::remove_image(store, &pin.image).await?;
+        let order = store.site.insist(stat(&arrival)).await.map(|info| info.order);
+        let clone = |order| ReplicaClone {
+            pool: source.place.pool.clone(),
+            image: source.image.clone(),
+            snap: pin.point.clone(),
+            dest_pool: store.pool.clone(),
+            dest: pin.image.clone(),
+            features: FEATURES,
+            order,
+        };
+        let cloned = match order {
+            Ok(order) => store.site.call(clone(order)).await,
+            Err(error) => Err(error),
+        };
+        match cloned {
+            Ok(()) => {}
+            // The copy was thrown away under it, or a worker was lost: it is looked again what there is.
+            Err(error) if tries < TRIES && (error.is_not_found() || error.effect_unknown()) => {
+                info!(image = pin.image, %error, "a point was not pinned, it is tried again");
+                sleep(PAUSE.0).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        crash::point("create_backup:cloned");
+        // A resync in between has put another copy, and perhaps an empty one, under the name.
+        if arrival.whole(covering).await?.as_deref() != Some(copy.as_str()) {
+            warn!(
+                image = pin.image,
+                "the copy was exchanged while its point was being pinned: it is pinned anew"
+            );
+            continue;
+        }
+        images::take_snapshot(store, &pin.image, &pin.snap).await?;
+        return Ok(true);
+    }
+}
+
+fn stat(arrival: &Arrival<'_>) -> crate::rbd::protocol::ImageStat {
+    crate::rbd::protocol::ImageStat { pool: arrival.pool.to_owned(), image: arrival.image.to_owned() }
+}
+
+/// Id of the copy, once it has the point with all its data; `None` when the backup was called off.
+async fn wait(
+    b: &Backups,
+    arrival: &Arrival<'_>,
+    covering: Covering,
+    began: Instant,
+    turn: &Turn,
+) -> Result<Option<String>> {
+    let (mut pause, mut heard) = (PAUSE.0, Instant::now());
+    loop {
+        if turn.is_called_off() {
+            return Ok(None);
+        }
+        match arrival.whole(covering).await {
+            Ok(Some(copy)) => return Ok(Some(copy)),
+            Ok(None) => {
+                heard = Instant::now();
+                if is_primary(arrival).await.unwrap_or(false) {
+                    return Err(Error::new(
+                        Code::Replication,
+                        format!(
+                            "The volume failed over to site {} before all its data had arrived there: make the backup \
+                             again",
+                            arrival.copy.name()
+                        ),
+                    ));
+                }
+            }
+            Err(error) if heard.elapsed() >= SILENCE.min(b.config.mirror_timeout) => return Err(error.into()),
+            Err(error) => {
+                warn!(snap = arrival.snap, %error, "whether a snapshot has arrived cannot be asked just now");
+            }
+        }
+        if began.elapsed() >= b.config.mirror_timeout {
+            return Err(Error::new(
+                Code::Replication,
+                format!(
+                    "The volume's data did not arrive on site {} within {} s: see whether rbd-mirror is at work there, or \
+                     raise scoria_backup_mirror_timeout",
+                    arrival.copy.name(),
+                    b.config.mirror_timeout.as_secs()
+                ),
+            )
+            .detail(format!("{}/{}@{}", arrival.pool, arrival.image, arrival.snap)));
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+async fn is_primary(arrival: &Arrival<'_>) -> Result<bool, RbdError> {
+    let ask = MirrorInfo { pool: arrival.pool.to_owned(), image: arrival.image.to_owned() };
+    match arrival.copy.insist(ask).await {
+        Ok(info) => Ok(info.primary),
+        Err(error) if error.is_not_found() || error.kind == RbdErrorKind::NoPool => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes away what was made of a backup that failed.
+pub(super) async fn undo(b: &Backups, backup: &Backup, volume: Option<&Volume>, pin: &Pin) -> Result<()> {
+    // Whatever one of the sites says, the other is tidied up.
+    let at_source = async {
+        let Some(volume) = volume.filter(|_| pin.own_point) else { return Ok::<(), Error>(()) };
+        points::forget(&b.locate(volume).await?, &backup.id).await?;
+        Ok(())
+    };
+    let at_store = async {
+        let store = Place { site: b.site_of(pin.site.as_deref()).await?, pool: pin.container.clone() };
+        images::drop_snapshot(&store, &pin.image, &pin.snap).await?;
+        images::remove_image(&store, &pin.image).await?;
+        images::remove_object(&store, names::metadata_object(&backup.id)).await?;
+        images::remove_object(&store, names::sums_object(&backup.id)).await?;
+        Ok::<(), Error>(())
+    };
+    let (source, store) = tokio::join!(at_source, at_store);
+    source.and(store)
+}
+
+pub(super) use points::forget;
