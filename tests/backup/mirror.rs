@@ -1,0 +1,309 @@
+//! Backups by mirroring, on two clusters: what is pinned on the other site is the volume at one instant, however long its
+//! data is on the way, and comes back from there, to that site and to its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::common::{CEPH, Lab, row_str, signal, wait_until};
+use crate::{Backups, POOL, Who};
+
+const WHY: &str = "stock knows one method";
+const DRIVER: &str = "scoria.backup.drivers.ceph.Mirror";
+
+/// scoria-backup whose backups go to site b, by mirroring where that is possible.
+fn serve<'a>(lab: &'a Lab, method: &str) -> Backups<'a> {
+    let backups = Backups::served_by(lab, Who::Scoria);
+    restart(lab, method, &[]);
+    backups
+}
+
+fn restart(lab: &Lab, method: &str, env: &[(&str, &str)]) {
+    let conf = lab.root.join("conf/mirror-backups.conf");
+    let options = format!("[DEFAULT]\nbackup_method = {method}\nbackup_site = site-b\n");
+    std::fs::write(&conf, options).unwrap();
+    lab.stop(Who::Scoria.name());
+    let arguments = ["--config-file", conf.to_str().unwrap()];
+    match env {
+        [] => lab.start_with_args(Who::Scoria.name(), &arguments),
+        env => {
+            let all = [&["start", Who::Scoria.name(), "--"], &arguments[..]].concat();
+            lab.tool_with_env(&all, env);
+        }
+    }
+}
+
+fn pin(volume: &str, backup: &str) -> String {
+    format!("scoria-pin-{volume}.{backup}")
+}
+
+/// Checksum of all that a backup holds.
+fn pinned(lab: &Lab, volume: &str, backup: &str) -> Value {
+    lab.ceph("checksum", json!({"site": "b", "pool": POOL, "image": pin(volume, backup), "length": 0}))
+}
+
+/// Checksum of all of the volume's image, at a snapshot of it.
+fn whole(lab: &Lab, site: &str, volume: &str, snapshot: Option<&str>) -> Value {
+    let image = format!("volume-{volume}");
+    lab.ceph("checksum", json!({"site": site, "image": image, "length": 0, "snapshot": snapshot}))
+}
+
+/// Snapshots of backups on the volume's image.
+fn points(lab: &Lab, site: &str, volume: &str) -> Vec<String> {
+    let seen = lab.ceph("info", json!({"site": site, "image": format!("volume-{volume}")}));
+    let names = seen["snapshots"].as_array().cloned().unwrap_or_default();
+    let names = names.iter().filter_map(Value::as_str).filter(|name| name.starts_with("backup."));
+    names.map(str::to_owned).collect()
+}
+
+/// What is left of backups on site b.
+fn left(lab: &Lab) -> Vec<String> {
+    let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));
+    let images = images.as_array().unwrap().iter().filter_map(Value::as_str).map(str::to_owned);
+    let objects = lab.tool(&["rados", "b", "-p", POOL, "ls"]);
+    let objects: Vec<String> =
+        objects.lines().filter(|name| name.starts_with("backup.")).map(str::to_owned).collect();
+    images.chain(objects).collect()
+}
+
+fn verify(lab: &Lab, backup: &str) {
+    wait_until("its checksums are computed", 120, || {
+        let out = lab.manage(&["backup", "verify", backup]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{out:?}");
+        assert!(text.contains("unverified") || text.contains("what was written"), "{text}");
+        text.contains("what was written")
+    });
+}
+
+fn pinned_and_back(lab: &Lab, kind: &str) {
+    let backups = serve(lab, "mirror");
+    let id = lab.volume_of_type(kind);
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    let mut made: Vec<(String, Value)> = Vec::new();
+    for seed in 2..4u32 {
+        let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": seed,
+                           "offset": u64::from(seed) * (200 << 20)});
+        lab.ceph("write", write);
+        let content = whole(lab, "a", &id, None);
+        let backup = backups.of(&id, json!({"incremental": !made.is_empty()}));
+        let row = backups.row(&backup);
+        assert_eq!(row_str(&row, "service"), DRIVER);
+        assert!(row_str(&row, "service_metadata").contains(&pin(&id, &backup)), "{row}");
+        if let Some((parent, _)) = made.last() {
+            assert_eq!(row_str(&row, "parent_id"), parent);
+        }
+        assert_eq!(pinned(lab, &id, &backup), content, "{kind}");
+        made.push((backup, content));
+    }
+    assert_eq!(points(lab, "a", &id).len(), 1, "the newest alone: {:?}", points(lab, "a", &id));
+    // Into the volume on its own site: by what has changed since, then by comparing; and into a new one.
+    for (backup, content) in made.iter().rev() {
+        lab.write("a", &id, 9);
+        backups.restore(backup, Some(&id));
+        assert_eq!(&whole(lab, "a", &id, None), content, "{kind}");
+    }
+    let new = backups.restore(&made[0].0, None);
+    assert_eq!(whole(lab, "a", &new, None), made[0].1);
+    lab.delete(&[&new]);
+    for (backup, _) in &made {
+        verify(lab, backup);
+    }
+    let listed = lab.manage(&["backup", "list", "--volume", &id]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("| mirror") && listed.contains("site-b"), "{listed}");
+    // The volume goes, and its copy with it: what is pinned stays.
+    lab.delete(&[&id]);
+    for (backup, content) in &made {
+        assert_eq!(&pinned(lab, &id, backup), content, "{kind}: after its deletion");
+    }
+    let new = backups.restore(&made[1].0, None);
+    assert_eq!(whole(lab, "a", &new, None), made[1].1);
+    lab.delete(&[&new]);
+    for (backup, _) in made.iter().rev() {
+        backups.delete(backup);
+    }
+    assert!(left(lab).is_empty(), "{:?}", left(lab));
+    wait_until("nothing of the copy stays in the trash", 120, || {
+        lab.ceph("trash", json!({"site": "b"})) == json!([])
+    });
+    lab.wait_quota(json!({}));
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_point_of_the_journal_is_pinned_and_comes_back() {
+    let lab = Lab::get();
+    if lab.only_scoria(WHY) {
+        pinned_and_back(&lab, "replicated");
+    }
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_mirror_snapshot_is_pinned_and_comes_back() {
+    let lab = Lab::get();
+    if lab.only_scoria(WHY) {
+        pinned_and_back(&lab, "replicated-snapshot");
+    }
+}
+
+/// More than 1 GiB is on its way over a link that is slowed down while a guest goes on writing: what is pinned is what the
+/// volume was at the instant of its snapshot.
+fn slowly(lab: &Lab, kind: &str) {
+    let backups = serve(lab, "mirror");
+    let id = lab.create(json!({"size": 2, "volume_type": kind}));
+    lab.wait_status(&id, "available");
+    lab.wait_mirrored(&id, "b");
+    let image = format!("volume-{id}");
+    // rbd-mirror may work a quarter of the time.
+    let stop = AtomicBool::new(false);
+    let daemons = lab.pids_of("rbd-mirror-b");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                signal("STOP", &daemons);
+                std::thread::sleep(Duration::from_millis(300));
+                signal("CONT", &daemons);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for part in 0..36u32 {
+                let write = json!({"site": "a", "image": image, "seed": part, "length": 32 << 20,
+                                   "offset": u64::from(part) * (40 << 20)});
+                lab.ceph("write", write);
+            }
+            let backup = backups.order(&id, json!({}));
+            for seed in 0..3000u32 {
+                let write = json!({"site": "a", "image": image, "seed": seed, "length": 4096,
+                                   "offset": u64::from(seed % 36) * (40 << 20)});
+                lab.ceph("write", write);
+                if backups.row(&backup)["status"] != "creating" {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            backups.wait(&backup, "available");
+            backup
+        }));
+        stop.store(true, Ordering::SeqCst);
+        let backup = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let point = points(lab, "a", &id).remove(0);
+        assert_eq!(pinned(lab, &id, &backup), whole(lab, "a", &id, Some(&point)), "{kind}");
+        backups.delete(&backup);
+    });
+    signal("CONT", &daemons);
+    assert!(left(lab).is_empty(), "{:?}", left(lab));
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn what_is_pinned_of_a_slow_journal_is_the_volume_at_one_instant() {
+    let lab = Lab::get();
+    if lab.only_scoria(WHY) {
+        slowly(&lab, "replicated");
+    }
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn what_is_pinned_of_a_slow_copy_is_the_volume_at_one_instant() {
+    let lab = Lab::get();
+    if lab.only_scoria(WHY) {
+        slowly(&lab, "replicated-snapshot");
+    }
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn backups_by_mirroring_are_made_through_deaths() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock knows neither journal nor crash points") {
+        return;
+    }
+    let backups = serve(&lab, "mirror");
+    let id = lab.volume_of_type("replicated-snapshot");
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    for (seed, point) in (2..).zip([
+        "create_backup:taken",
+        "create_backup:covered",
+        "create_backup:cloned",
+        "create_backup:pinned",
+        "create_backup:ended",
+        "settle_backup:part",
+    ]) {
+        lab.write("a", &id, seed);
+        let content = whole(&lab, "a", &id, None);
+        restart(&lab, "mirror", &[("SCORIA_CRASH_AT", point)]);
+        let backup = backups.order(&id, json!({}));
+        lab.wait_gone("scoria-backup", 120);
+        let died = format!("dying at {point},");
+        assert!(lab.log_of("scoria-backup").contains(&died), "{point}: it died, but not there");
+        restart(&lab, "mirror", &[]);
+        backups.wait(&backup, "available");
+        lab.wait_status(&id, "available");
+        assert_eq!(pinned(&lab, &id, &backup), content, "{point}");
+        verify(&lab, &backup);
+        backups.delete(&backup);
+        assert!(left(&lab).is_empty(), "{point}: {:?}", left(&lab));
+        assert!(points(&lab, "a", &id).is_empty(), "{point}");
+    }
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn pins_outlive_a_failover_and_the_way_back() {
+    let lab = Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = serve(&lab, "auto");
+    let id = lab.volume_of_type("replicated");
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    let first = backups.of(&id, json!({}));
+    let content = pinned(&lab, &id, &first);
+    let moved = |to: &str, status: &str| {
+        lab.api("services.failover_host", json!([CEPH]), json!({"backend_id": to}));
+        wait_until(&format!("the backend is {status}"), 180, || {
+            let query = "SELECT replication_status FROM services WHERE deleted = 0 AND host = %s \
+                         AND `binary` = 'cinder-volume'";
+            row_str(&lab.rows(query, &[json!(CEPH)])[0], "replication_status") == status
+        });
+        lab.wait_status(&id, "available");
+    };
+    moved("site-b", "failed-over");
+    assert_eq!(pinned(&lab, &id, &first), content);
+    let write = json!({"site": "b", "image": format!("volume-{id}"), "seed": 5, "offset": 300 << 20});
+    lab.ceph("write", write);
+    let there = whole(&lab, "b", &id, None);
+    // The site of the backups is the volume's own now.
+    let second = backups.of(&id, json!({"incremental": true}));
+    assert!(row_str(&backups.row(&second), "service").ends_with("CephBackupDriver"));
+    assert!(backups.row(&second)["parent_id"].is_null());
+    for (backup, content) in [(&first, &content), (&second, &there)] {
+        backups.restore(backup, Some(&id));
+        assert_eq!(&whole(&lab, "b", &id, None), content);
+    }
+    lab.wait_mirrored(&id, "a");
+    moved("default", "enabled");
+    lab.wait_mirrored(&id, "b");
+    let third = backups.of(&id, json!({}));
+    assert_eq!(row_str(&backups.row(&third), "service"), DRIVER);
+    assert_eq!(pinned(&lab, &id, &third), whole(&lab, "a", &id, None));
+    for backup in [&third, &second, &first] {
+        verify(&lab, backup);
+        backups.delete(backup);
+    }
+    assert!(left(&lab).is_empty(), "{:?}", left(&lab));
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
