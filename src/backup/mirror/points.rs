@@ -64,14 +64,11 @@ fn outlived<'a>(snaps: &'a [Snap], backups: &[Backup]) -> Vec<&'a Snap> {
 /// What Ceph answers.
 pub(in crate::backup) async fn forget(source: &Located, backup_id: &str) -> Result<(), RbdError> {
     let Some(found) = images::inspect(&source.place, &source.image).await? else { return Ok(()) };
-    let mut removed = false;
     for snap in names::snapshots(&found.snaps, backup_id) {
         images::drop_snapshot(&source.place, &source.image, &snap.name).await?;
-        removed = true;
     }
-    if removed {
-        source.place.carry_over_if_possible(&source.image).await;
-    }
+    // Also when nothing was left to remove: a death may have come between the two.
+    source.place.carry_over_if_possible(&source.image).await;
     Ok(())
 }
 
