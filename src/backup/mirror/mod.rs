@@ -147,13 +147,16 @@ async fn draft(
     source: &Located,
 ) -> Result<Pin> {
     let (store, site) = b.destination(backup, plan::parent(b, backup).await?.as_ref(), volume).await?;
-    let snap = names::new_snapshot(&backup.id);
+    let found = images::inspect(&source.place, &source.image).await?;
+    let snaps = found.map(|found| found.snaps).unwrap_or_default();
+    // Of a group its snapshot is taken with those of the others, before this begins.
+    let ahead = names::snapshots(&snaps, &backup.id).next();
+    let snap = ahead.map_or_else(|| names::new_snapshot(&backup.id), |taken| taken.name.clone());
     let (point, own_point) = match &backup.snapshot_id {
         None => (snap.clone(), true),
         Some(id) => {
             let name = b.globals.snapshot_name_template.replace("%s", id);
-            let found = images::inspect(&source.place, &source.image).await?;
-            if !found.is_some_and(|found| found.snaps.iter().any(|snap| snap.name == name)) {
+            if snaps.iter().all(|snap| snap.name != name) {
                 return Err(Error::new(
                     Code::InvalidSnapshot,
                     format!("Snapshot {id} has no snapshot {name} of image {}", source.image),
