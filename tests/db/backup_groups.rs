@@ -10,6 +10,7 @@ use scoria::rbd::sim::{Fault, When};
 use scoria::rbd::types::features;
 use scoria::volume::image::{Attempt, Shape};
 
+use crate::backup_mirror::{MODES, STEP, pinned};
 use crate::backup_scene::{MIB, Scene, Work};
 use crate::policy_scene::{Serving, dies, of_group, of_volume, used};
 use crate::seed;
@@ -72,6 +73,33 @@ async fn a_group_is_backed_up_as_of_one_instant_and_again_incrementally() {
     assert!(scene.messages().await.is_empty(), "{:?}", scene.messages().await);
     delete_all(&scene).await;
     clean(&scene, &volumes, "the end").await;
+}
+
+/// By mirroring, too: what is pinned is what was taken together.
+#[tokio::test]
+async fn a_group_is_pinned_as_of_one_instant() {
+    let scene = Scene::mirroring("backup_method=mirror", STEP).await;
+    let serving = Serving::of(&scene);
+    let group = seed::group(&scene.test, 1, "available", "disabled").await;
+    let mut volumes = Vec::new();
+    for (number, mode) in (1..).zip(MODES) {
+        let id = scene.mirrored(number, mode).await;
+        scene.test.sql(&format!("UPDATE volumes SET group_id='{group}' WHERE id='{id}'")).await;
+        scene.write(&id, 0, u8::try_from(number).unwrap(), MIB).await;
+        volumes.push(id);
+    }
+    for incremental in [false, true] {
+        let answer = serving.carry_out(of_group(&group, incremental)).await.unwrap();
+        assert_eq!(answer["consistent"], true);
+        for made in answer["backups"].as_array().unwrap() {
+            let (backup, volume) = (made["backup"].as_str().unwrap(), made["volume"].as_str().unwrap());
+            assert_eq!(pinned(&scene, volume, backup), scene.content(volume));
+            let points = scene.points(volume);
+            assert!(points.len() == 1 && points[0].contains(backup), "{points:?}");
+            scene.write(volume, 300 * MIB, 9, MIB).await;
+        }
+    }
+    assert_eq!(scene.sim.count("SnapCreateTogether"), 2);
 }
 
 #[tokio::test]
