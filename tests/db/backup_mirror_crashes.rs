@@ -20,12 +20,13 @@ fn moments() -> &'static [When] {
 
 #[tokio::test]
 async fn a_point_is_pinned_once_wherever_the_service_dies_and_deleted_so_too() {
+    let (step, least) = if full() { (1, 10) } else { (3, 3) };
     for mode in MODES {
         let mut scene = Scene::mirroring(OPTIONS, STEP).await;
         let volume = scene.mirrored(1, mode).await;
         let (mut number, mut kills) = (0, 0);
         for &when in moments() {
-            for k in 1.. {
+            for k in (1..).step_by(step) {
                 number += 1;
                 let why = format!("{mode:?} {when:?} {k}");
                 scene.write(&volume, u64::from(number) * 8 * MIB, 5, 4096).await;
@@ -59,7 +60,7 @@ async fn a_point_is_pinned_once_wherever_the_service_dies_and_deleted_so_too() {
                 }
             }
         }
-        assert!(kills > 10, "{kills}");
+        assert!(kills > least, "{kills}");
         explored(kills);
         assert!(scene.messages().await.is_empty());
     }

@@ -96,16 +96,16 @@ async fn a_site_that_a_backend_names_is_given_up_and_not_forgotten() {
     assert!(done["left"].to_string().contains("Site a is in use by"), "{done:#}");
 }
 
-/// Killed at every third call, the order ends as it would have.
+/// Killed at any call (of which CI tries some), the order ends as it would have.
 #[tokio::test]
-async fn it_survives_a_kill_at_every_third_call() {
+async fn it_survives_a_kill_at_any_call() {
     let calls = {
         let scene = survivor().await;
         scene.sim.clear_log();
         scene.run(Order::Independent(independent("b"))).await.unwrap();
         scene.sim.log().len()
     };
-    for k in (1..=calls).step_by(3) {
+    for k in (1..=calls).step_by(if crate::stage::full() { 1 } else { 7 }) {
         let mut scene = survivor().await;
         let when = if k % 2 == 0 { When::Before } else { When::After };
         let ended: Result<Value, String> = scene.killed(Order::Independent(independent("b")), k, when).await;

@@ -162,7 +162,7 @@ async fn the_end_of_pool_mode_takes_away_what_was_added_and_no_more() {
         scene.sim.log().len()
     };
     let mut schedules = 0;
-    for k in (1..=calls).step_by(if crate::stage::full() { 1 } else { 4 }) {
+    for k in (1..=calls).step_by(if crate::stage::full() { 1 } else { 9 }) {
         let mut scene = whole_pool().await;
         let when = if k % 2 == 0 { When::Before } else { When::After };
         let ended = scene.killed(forced(), k, when).await;
