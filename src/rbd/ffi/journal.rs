@@ -12,7 +12,7 @@ use crate::rbd::types::{JournalPeer, features};
 /// (`cls_journal.cc`: `HEADER_KEY_CLIENT_PREFIX`).
 const CLIENT_KEY: &str = "client_";
 /// `librbd::journal::MIRROR_PEER_CLIENT_META_TYPE`.
-const MIRROR_PEER: u32 = 1;
+const PEER_CLIENT: u32 = 1;
 /// `librbd::journal::MIRROR_PEER_STATE_REPLAYING`; 0 while the first copy is made.
 const REPLAYING: u32 = 1;
 
@@ -35,7 +35,7 @@ fn peer(uuid: &str, record: &[u8]) -> Option<JournalPeer> {
     let mut client = Bytes(record).structure()?;
     let _id = client.counted()?;
     let mut data = Bytes(client.counted()?).structure()?;
-    if data.number()? != MIRROR_PEER {
+    if data.number()? != PEER_CLIENT {
         return None;
     }
     let image_id = std::str::from_utf8(data.counted()?).ok()?.to_owned();
@@ -87,15 +87,15 @@ mod tests {
     #[test]
     fn a_peer_says_which_copy_it_has_and_whether_that_is_whole() {
         let read = |kind, state| peer("u1", &record(kind, "10ab", state));
-        let whole = read(MIRROR_PEER, 1).map(|p| (p.mirror_uuid, p.image_id, p.synced));
+        let whole = read(PEER_CLIENT, 1).map(|p| (p.mirror_uuid, p.image_id, p.synced));
         assert_eq!(whole, Some(("u1".to_owned(), "10ab".to_owned(), true)));
-        assert_eq!(read(MIRROR_PEER, 0).map(|p| p.synced), Some(false));
+        assert_eq!(read(PEER_CLIENT, 0).map(|p| p.synced), Some(false));
         assert_eq!(read(0, 1), None, "the image itself");
     }
 
     #[test]
     fn a_record_that_is_cut_anywhere_is_of_nobody() {
-        let whole = record(MIRROR_PEER, "10ab", 1);
+        let whole = record(PEER_CLIENT, "10ab", 1);
         for length in 0..whole.len() {
             assert_eq!(peer("u1", &whole[..length]), None, "{length}");
         }
