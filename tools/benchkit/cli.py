@@ -63,6 +63,7 @@ def _parser():
                         help=" ".join(SECTIONS + EXTRA))
     parser.add_argument("--runs", type=int, metavar="N", help="rounds (5)")
     parser.add_argument("--volumes", metavar="N,N", help="failover: other numbers of volumes")
+    parser.add_argument("--mode", choices=("journal", "snapshot"), help="failover: in this mode only")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
                         help="also write every sample there")
     parser.add_argument("--quick", action="store_true",
@@ -233,6 +234,7 @@ def _measure(args, lab, every):
     sizes.runs = args.runs or sizes.runs
     drill = failover.Sizes.quick() if args.quick else failover.Sizes()
     drill.runs, drill.counts = args.runs or drill.runs, args.volumes or drill.counts
+    drill.modes = (args.mode,) if args.mode else drill.modes
     header = _header(args, sizes, drill, scoria.binary())
     found = results.Results()
     with contextlib.ExitStack() as stack:
