@@ -14,13 +14,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use scoria::config::Config;
+use scoria::backend::peers::{Notify, Priority};
+use scoria::config::{Config, NotificationConfig, NotificationDriver};
 use scoria::context::RequestContext;
 use scoria::error::{Code, Error, Result};
 use scoria::rpc::envelope;
 use scoria::rpc::publisher::Destination;
 use scoria::rpc::topology::Target;
-use scoria::rpc::{Accept, Call, Handler, Method, Reply, Rpc};
+use scoria::rpc::{Accept, Call, Handler, Method, Notifier, Reply, Rpc};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -457,6 +458,50 @@ async fn lost_connections_neither_lose_nor_repeat_a_request() {
     assert!(server.drain(Duration::from_secs(20)).await);
     served.close().await;
     sender.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_reported_before_the_end_is_sent_before_it() {
+    let direct = bench(None, false);
+    let broker = &direct.config.rabbit.hosts[0];
+    let (address, control) = proxy(format!("{}:{}", broker.host, broker.port)).await;
+    control.send_replace((0, false));
+    let through = bench(Some(address), false);
+    let rpc = through.rpc();
+    let topic = format!("n{}", uuid::Uuid::new_v4().simple());
+    let config = NotificationConfig {
+        drivers: vec![NotificationDriver::MessagingV2],
+        topics: vec![topic.clone()],
+        transport: None,
+    };
+    let notifier = Notifier::start(&config, rpc.publisher(), &through.config.control_exchange).unwrap();
+    let notifier = Arc::new(notifier);
+    // Backends hold it as long as the process lives.
+    let of_a_backend = notifier.clone();
+    for n in 0..3 {
+        let (context, event) = (RequestContext::admin(), format!("volume.create.{n}"));
+        of_a_backend.publish(&context, &event, Priority::Info, "volume.h", json!({})).await;
+    }
+    let (ended, ()) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(60), notifier.flush(Duration::from_secs(50))),
+        async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            control.send_replace((0, true));
+        }
+    );
+    ended.unwrap();
+    let url = env::var_in_turn("SCORIA_TRANSPORT_URL").replacen("rabbit://", "amqp://", 1);
+    let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let passive = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+    let queue = format!("{topic}.info");
+    let declared = channel
+        .queue_declare(queue.as_str().into(), passive, lapin::types::FieldTable::default())
+        .await
+        .unwrap();
+    assert_eq!(declared.message_count(), 3);
+    channel.queue_delete(queue.as_str().into(), lapin::options::QueueDeleteOptions::default()).await.unwrap();
+    rpc.close().await;
 }
 
 /// Restarts the lab's broker, alone.

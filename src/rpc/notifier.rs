@@ -11,8 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::backend::peers::{Notify, Priority, SnapshotUsage, VolumeUsage};
 use crate::config::{NotificationConfig, NotificationDriver};
@@ -32,10 +31,16 @@ const ATTEMPT: Duration = Duration::from_secs(60);
 /// Sends notifications; does nothing when they are switched off.
 #[derive(Debug)]
 pub struct Notifier {
-    sender: Option<mpsc::Sender<Event>>,
+    sender: Option<mpsc::Sender<Queued>>,
     drivers: Vec<NotificationDriver>,
     dropped: Arc<AtomicU64>,
-    task: TaskTracker,
+}
+
+#[derive(Debug)]
+enum Queued {
+    Event(Event),
+    /// Answered when all before it have been sent.
+    Mark(oneshot::Sender<()>),
 }
 
 #[derive(Debug)]
@@ -51,7 +56,6 @@ impl Notifier {
     /// # Errors
     /// [`crate::error::Code::Config`] when that transport cannot be used.
     pub fn start(config: &NotificationConfig, rpc: &Publisher, control_exchange: &str) -> Result<Notifier> {
-        let task = TaskTracker::new();
         let dropped = Arc::new(AtomicU64::new(0));
         let mut sender = None;
         if !config.drivers.is_empty() {
@@ -62,25 +66,30 @@ impl Notifier {
                 None => rpc.clone(),
             };
             let (tx, rx) = mpsc::channel(QUEUE);
-            task.spawn(send(rx, publisher, config.drivers.clone(), config.topics.clone()));
+            tokio::spawn(send(rx, publisher, config.drivers.clone(), config.topics.clone()));
             sender = Some(tx);
         }
-        task.close();
-        Ok(Notifier { sender, drivers: config.drivers.clone(), dropped, task })
+        Ok(Notifier { sender, drivers: config.drivers.clone(), dropped })
     }
 
-    /// Sends what is waiting, at most for `limit`. Nothing can be published afterwards.
-    pub async fn flush(self, limit: Duration) {
-        let Notifier { sender, task, .. } = self;
-        drop(sender);
-        if tokio::time::timeout(limit, task.wait()).await.is_err() {
-            tracing::warn!("some notifications were not sent before the end");
+    /// Waits until what was published before is sent, at most for `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let Some(sender) = &self.sender else { return };
+        let (mark, passed) = oneshot::channel();
+        let sent = async {
+            // Either fails only when the task is gone: then there is nothing to wait for.
+            let _ = sender.send(Queued::Mark(mark)).await;
+            let _ = passed.await;
+        };
+        if tokio::time::timeout(limit, sent).await.is_err() {
+            let waiting = sender.max_capacity() - sender.capacity();
+            tracing::warn!(waiting, "some notifications were not sent before the end");
         }
     }
 
     fn queue(&self, event: Event) {
         let Some(sender) = &self.sender else { return };
-        if sender.try_send(event).is_err() {
+        if sender.try_send(Queued::Event(event)).is_err() {
             let count = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if count.is_power_of_two() {
                 tracing::error!(
@@ -93,12 +102,20 @@ impl Notifier {
 }
 
 async fn send(
-    mut events: mpsc::Receiver<Event>,
+    mut queued: mpsc::Receiver<Queued>,
     publisher: Publisher,
     drivers: Vec<NotificationDriver>,
     topics: Vec<String>,
 ) {
-    while let Some(event) = events.recv().await {
+    while let Some(next) = queued.recv().await {
+        let event = match next {
+            Queued::Event(event) => event,
+            Queued::Mark(passed) => {
+                // Nobody waits any more.
+                let _ = passed.send(());
+                continue;
+            }
+        };
         for driver in &drivers {
             let body = match driver {
                 NotificationDriver::MessagingV2 => envelope::seal(&event.message),
@@ -110,7 +127,7 @@ async fn send(
                 let queue = format!("{topic}.{}", event.priority.as_str().to_ascii_lowercase());
                 let destination = Destination::Notifications(queue);
                 while let Err(error) = publisher.raw(&destination, &body, ATTEMPT).await {
-                    tracing::warn!(error = %error, waiting = events.len(), "cannot send a notification");
+                    tracing::warn!(error = %error, waiting = queued.len(), "cannot send a notification");
                 }
             }
         }

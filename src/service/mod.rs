@@ -20,6 +20,7 @@ mod ordering;
 pub mod orders;
 mod overtaken;
 mod pins;
+mod process;
 pub mod program;
 pub mod questions;
 pub mod recovery;

@@ -19,21 +19,15 @@ use recovery::Recovery;
 pub use recovery::finish;
 
 use super::logging::LogHandle;
-use super::pins;
-use super::volume::{FLUSH, Signals, kill_on_loss, lease, notify, purge, watchdog, workers};
-use crate::backend::Peers;
+use super::process::{self, Core, Process};
 use crate::backend::peers::{Capabilities, Reporter};
 use crate::backup::{Backups, schedule, status};
 use crate::config::{Config, Sources};
 use crate::context::RequestContext;
 use crate::db;
-use crate::db::{Db, migration};
 use crate::error::Result;
-use crate::journal::{Journal, JournalOptions, Owner};
-use crate::rbd::Ceph;
-use crate::rbd::pool::WorkerPool;
 use crate::rbd::protocol::PoolAccess;
-use crate::rpc::{self, Notifier, Rpc, Server, synthetic};
+use crate::rpc::{self, Server, synthetic};
 
 /// How long a look at the backup pool may take.
 const LOOK: Duration = Duration::from_secs(5);
@@ -47,25 +41,7 @@ const SCHEDULES: Duration = Duration::from_secs(5);
 /// # Errors
 /// What makes serving impossible: an unusable configuration, a database of the wrong schema.
 pub async fn run(config: Config, sources: Sources, log: LogHandle) -> Result<()> {
-    let mut signals = Signals::new()?;
-    let started = tokio::select! {
-        started = Service::start(&config, &log) => started,
-        () = signals.stop(&sources, &log, None) => {
-            info!("told to stop before the service was ready");
-            return Ok(());
-        }
-    };
-    let service = started?;
-    info!(host = config.host, pool = config.backup.ceph_pool, "scoria-backup serves");
-    notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = tokio::spawn(watchdog(service.stopping.clone()));
-    signals.stop(&sources, &log, None).await;
-    info!("stopping: no new requests, those in flight finish");
-    notify(&[sd_notify::NotifyState::Stopping]);
-    service.stop(config.graceful_shutdown_timeout, signals.stop(&sources, &log, None)).await;
-    watchdog.abort();
-    info!("scoria-backup has stopped");
-    Ok(())
+    process::run(&config, &sources, &log, Service::start(&config, &log)).await
 }
 
 /// Everything that runs.
@@ -74,41 +50,14 @@ struct Service {
     running: TaskTracker,
     tasks: TaskTracker,
     stop: CancellationToken,
-    pool: Arc<WorkerPool>,
-    rpc: Rpc,
-    notifier: Arc<Notifier>,
-    housekeeping: [tokio::task::JoinHandle<()>; 4],
-    stopping: CancellationToken,
+    core: Core,
 }
 
 impl Service {
     async fn start(config: &Config, log: &LogHandle) -> Result<Service> {
-        let stopping = CancellationToken::new();
-        let db = Db::connect(&config.database);
-        migration::run(&db).await?;
-        let journal =
-            Journal::new(db.clone(), Owner::new(config.host.clone()), JournalOptions::from(&config.scoria));
-        let rpc = Rpc::new(&config.rabbit, &config.control_exchange)?;
-        let notifier =
-            Arc::new(Notifier::start(&config.notifications, rpc.publisher(), &config.control_exchange)?);
-        let pool = workers(config, &journal, &stopping)?;
-        let ceph: Arc<dyn Ceph> = pool.clone();
-        let clients = Arc::new(rpc::Peers::new(rpc.publisher().clone()));
-        pins::read(&db, &clients).await?;
-        let peers = Peers {
-            notify: notifier.clone(),
-            scheduler: clients.clone(),
-            volumes: clients.clone(),
-            backups: clients.clone(),
-        };
-        let housekeeping = [
-            tokio::spawn(lease(journal.clone(), stopping.clone())),
-            tokio::spawn(kill_on_loss(journal.clone(), pool.clone(), stopping.clone())),
-            tokio::spawn(purge(journal.clone(), stopping.clone())),
-            tokio::spawn(pins::keep(db.clone(), clients, stopping.clone())),
-        ];
+        let core = Core::start(config).await?;
         let (stop, running, tasks) = (CancellationToken::new(), TaskTracker::new(), TaskTracker::new());
-        let mut backups = Backups::new(config, journal, peers, ceph);
+        let mut backups = Backups::new(config, core.journal.clone(), core.peers(), core.ceph());
         backups.stopping = stop.clone();
         let backups = Arc::new(backups);
         let row = register(&backups, config).await?;
@@ -118,7 +67,7 @@ impl Service {
         let recovery =
             Recovery { backups: backups.clone(), handler: handler.clone(), running: running.clone() };
         recovery.look().await?;
-        let server = rpc.serve_backups(&config.host, handler.clone());
+        let server = core.rpc.serve_backups(&config.host, handler.clone());
         let works = tokio::sync::watch::Sender::new(false);
         tasks.spawn(until(stop.clone(), async move { recovery.watch().await }));
         tasks.spawn(until(stop.clone(), heartbeat(backups.clone(), config.clone(), row, works.subscribe())));
@@ -126,10 +75,18 @@ impl Service {
         tasks.spawn(until(stop.clone(), report(backups, handler, works)));
         tasks.close();
         server.ready().await;
-        Ok(Service { server, running, tasks, stop, pool, rpc, notifier, housekeeping, stopping })
+        Ok(Service { server, running, tasks, stop, core })
+    }
+}
+
+impl Process for Service {
+    const NAME: &'static str = "scoria-backup";
+
+    fn core(&self) -> &Core {
+        &self.core
     }
 
-    /// Lets operations finish for `limit` (zero: as long as they take), or until `hurry`.
+    /// A `limit` of zero: operations take as long as they take.
     async fn stop(self, limit: Duration, hurry: impl Future<Output = ()>) {
         self.stop.cancel();
         self.running.close();
@@ -145,15 +102,7 @@ impl Service {
             () = hurry => warn!("told to stop again: operations under way stay in the journal"),
         }
         self.tasks.wait().await;
-        self.stopping.cancel();
-        self.pool.shutdown(Duration::from_secs(1)).await;
-        for task in self.housekeeping {
-            task.abort();
-        }
-        if let Ok(notifier) = Arc::try_unwrap(self.notifier).map_err(|_| ()) {
-            notifier.flush(FLUSH).await;
-        }
-        self.rpc.close().await;
+        self.core.end().await;
     }
 }
 
