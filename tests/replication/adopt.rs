@@ -35,6 +35,35 @@ fn expect_at_home(lab: &Lab, volumes: &[Known]) {
 
 const ADOPT: &[&str] = &["adopt", "--backend", CEPH, "--yes"];
 
+/// One way, and the same way back: there the old site is the peer, and its volumes are moved and adopted as any.
+#[test]
+fn a_backend_adopts_its_other_site_and_comes_home_the_same_way() {
+    let lab = Lab::get();
+    if !lab.only_scoria("stock has no such order") {
+        return;
+    }
+    let conf = Conf::of(&lab);
+    let mut volumes = mirrored(&lab, &BOTH[..2]);
+    for (to, there, here) in [("site-b", "b", "a"), ("site-a", "a", "b")] {
+        carried_out(&lab, &["failover", "--backend", CEPH, "--to", to, "--planned", "--yes"]);
+        if to == "site-b" {
+            conf.swap();
+        } else {
+            conf.restore();
+        }
+        carried_out(&lab, ADOPT);
+        expect_at_home(&lab, &volumes);
+        for v in &volumes {
+            assert_eq!(lab.image(there, &v.id)["primary"], true);
+            assert_eq!(lab.image(here, &v.id)["primary"], false);
+            assert_eq!(lab.checksum(there, &v.id), v.sum, "volume {}", v.id);
+        }
+        settle(&lab, &volumes, there);
+        volumes.iter_mut().for_each(|v| v.sum = lab.checksum(there, &v.id));
+    }
+    clean(&lab, &volumes);
+}
+
 #[test]
 #[ignore = "whole matrix: tools/test --full"]
 fn the_survivor_becomes_the_backends_own_and_the_old_site_its_peer() {
