@@ -97,8 +97,8 @@ class Site:
             self.retried(lambda: rbd.RBD().remove(self.ioctx, name))
 
     @staticmethod
-    def retried(call, seconds=60):
-        """Until the other daemon has let go of it."""
+    def retried(call, seconds=600):
+        """Until the other daemon has let go of it: with a thousand it has much to do."""
         end = time.monotonic() + seconds
         while True:
             try:
