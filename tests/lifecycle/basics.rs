@@ -90,6 +90,7 @@ fn a_replicated_type_is_mirrored_from_the_start() {
 }
 
 #[test]
+#[ignore = "whole matrix: tools/test --full"]
 fn a_type_may_ask_for_snapshot_mirroring() {
     let lab = Lab::get();
     if !lab.only_scoria("stock mirrors in journal mode only") {
