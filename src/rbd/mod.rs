@@ -172,10 +172,19 @@ impl Site {
     /// Runs a `command` that may be repeated without harm. Its worker may die under it for the sake of
     /// another call that was overdue: that is no answer, so it is asked again.
     pub async fn insist<C: Command + Clone>(&self, command: C) -> Result<C::Reply, RbdError> {
+        self.insist_within(C::CLASS.deadline(), command).await
+    }
+
+    /// The same, each time with a deadline of the caller's.
+    pub async fn insist_within<C: Command + Clone>(
+        &self,
+        deadline: Duration,
+        command: C,
+    ) -> Result<C::Reply, RbdError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.call(command.clone()).await {
+            match self.call_within(deadline, command.clone()).await {
                 Err(error) if error.kind == RbdErrorKind::WorkerLost && tries < 3 => {}
                 other => return other,
             }

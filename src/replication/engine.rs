@@ -107,7 +107,7 @@ impl From<&BackendConfig> for Limits {
 /// What `site` says of an image. An error means that it said nothing.
 pub async fn look_at(site: &Site, pool: &str, image: &str, within: Duration) -> Result<Side, RbdError> {
     let ask = MirrorInfo { pool: pool.to_owned(), image: image.to_owned() };
-    match site.call_within(within, ask).await {
+    match site.insist_within(within, ask).await {
         Ok(info) => Ok(Side::from(Some(&info))),
         Err(error) if error.is_not_found() => Ok(Side::Absent),
         Err(error) => Err(error),
@@ -351,6 +351,9 @@ impl Engine {
                     _ => None,
                 };
                 if let Some(step) = last {
+                    if step == Step::Moved && sight.step == Step::Promoting {
+                        self.released(&job).await;
+                    }
                     if sight.step != step {
                         self.ledger.record(&job.volume_id, &step).await?;
                     }

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use scoria::journal::Operation;
+use scoria::rbd::RbdErrorKind;
 use scoria::rbd::protocol::*;
 use scoria::rbd::sim::crash::explored;
-use scoria::rbd::sim::{Health, When};
+use scoria::rbd::sim::{Fault, Health, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::drill;
 use scoria::replication::orders::TestStart;
@@ -198,6 +199,19 @@ async fn the_volume_may_go_or_move_meanwhile() {
     assert_eq!(stop(&stage).await, ["closed", "succeeded"]);
     assert_eq!(left(&stage).await, [""; 0]);
     assert!(stage.sim.images("b", POOL).contains(&name(&moved)));
+}
+
+/// A worker dies, for the sake of another call or by itself, while it is asked where the volume is primary: that is no answer.
+#[tokio::test]
+async fn a_question_that_is_lost_with_its_worker_leaves_nothing_of_a_drill() {
+    let stage = Stage::quick("").await;
+    let volumes = vec![volume(&stage, 1, MirrorMode::Journal).await];
+    tokio::time::sleep(STEP).await;
+    start(&stage, &order(Some(volumes))).await;
+    assert_eq!(rows(&stage).await, ["ready b 1"]);
+    stage.sim.inject(Fault::on("MirrorInfo").site("a").fails(When::Before, RbdErrorKind::WorkerLost));
+    assert_eq!(stop(&stage).await, ["closed", "succeeded"]);
+    assert_eq!(left(&stage).await, [""; 0]);
 }
 
 /// Killed at its calls to Ceph, and taken up by the next instance; the same with its end.

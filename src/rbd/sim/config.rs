@@ -28,6 +28,9 @@ pub struct Timing {
     pub demotion_journal: Duration,
     /// The same in snapshot mode.
     pub demotion_snapshot: Duration,
+    /// From a promotion in good order until the daemon that has replayed lets go of the image's lock: journal mode.
+    /// A second and more on a busy machine; zero unless a test is about it.
+    pub let_go: Duration,
     /// From the peer's promotion until the old primary replays it: journal mode.
     pub turn_journal: Duration,
     /// The same in snapshot mode.
@@ -69,6 +72,7 @@ impl Default for Timing {
             sync: ms(900),
             demotion_journal: ms(1100),
             demotion_snapshot: ms(70),
+            let_go: Duration::ZERO,
             turn_journal: ms(3500),
             register: ms(2600),
             turn_snapshot: ms(1400),

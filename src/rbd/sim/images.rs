@@ -48,7 +48,9 @@ impl World {
 
     /// The owner of a lock that is neither given up nor void.
     fn stubborn_owner(&self, site: &str, pool: &str, image: &str) -> Answer<Option<String>> {
-        let lock = self.image(site, pool, image)?.lock.clone();
+        let i = self.image(site, pool, image)?;
+        let daemon = self.sites.get(site).filter(|_| i.held_until.is_some_and(|until| until > self.now));
+        let lock = i.lock.clone().or_else(|| daemon.map(|s| s.daemon_address()));
         let now = self.epoch();
         Ok(lock.filter(|owner| !self.sites.get(site).is_some_and(|s| s.blocklisted(owner, now))))
     }
@@ -111,6 +113,7 @@ impl World {
             trash: None,
             mirror: None,
             lock: None,
+            held_until: None,
             watchers: vec![],
             moving: None,
             version: self.next(),

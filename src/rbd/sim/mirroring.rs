@@ -211,6 +211,10 @@ impl World {
             }
         }
         let trapped = replaying && !reached && mode == MirrorMode::Journal && self.config.daemon_keeps_lock;
+        let let_go = self.config.timing.let_go;
+        if mode == MirrorMode::Journal && !force && !let_go.is_zero() && self.daemon_works(site) {
+            self.image_mut(site, pool, image)?.held_until = Some(self.now + let_go);
+        }
         self.turn(site, &key, Owner::Local);
         if let Some(m) = self.mirror_side_mut(site, &key) {
             m.unlinked = !force && mode == MirrorMode::Journal && !m.registered;

@@ -48,6 +48,7 @@ impl World {
                 arriving: None,
             }),
             lock: None,
+            held_until: None,
             watchers: vec![],
             moving: None,
             version: 0,

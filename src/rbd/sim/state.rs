@@ -149,6 +149,8 @@ pub(super) struct ImageState {
     pub(super) mirror: Option<MirrorSide>,
     /// Address of the owner of a lock that is not given up when asked.
     pub(super) lock: Option<String>,
+    /// Until when the site's daemon holds the lock of what it replayed before it was promoted.
+    pub(super) held_until: Option<Duration>,
     pub(super) watchers: Vec<WatcherState>,
     /// Where it comes from, while it is being moved to another pool.
     pub(super) moving: Option<MoveFrom>,

@@ -1,12 +1,20 @@
-//! A forced promotion has succeeded when a writer is accepted, not when the command returned.
+//! A promotion has succeeded when a writer is accepted, not when the command returned.
 //!
-//! The site's own rbd-mirror may hold the image's lock while it waits for the dead peer, and keep everybody else
-//! out. Its lock is broken then; that of a VM never is.
+//! In good order the site's own rbd-mirror lets go of the image soon, which is waited for. When the promotion was forced, it may
+//! hold the image's lock while it waits for the dead peer, and keep everybody else out. Its lock is broken then; that of a
+//! VM never is.
 
-use tracing::{debug, info};
+use std::time::Duration;
 
-use super::{Action, Engine, Job};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Action, Engine, Job, Pause};
+use crate::rbd::RbdError;
 use crate::rbd::protocol::{CheckWritable, LockBreak, LockOwners, MirrorDaemons};
+
+/// How long a lock is waited for that nobody may break.
+const RELEASE: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// One attempt to prove that the target accepts a writer. When it does not, and what holds the
@@ -23,26 +31,23 @@ impl Engine {
             Err(error) => error,
         };
         self.target_judge.doubt(&refused).await;
-        let owners = LockOwners { pool: pool.clone(), image: image.clone() };
-        let daemons = MirrorDaemons { pool: pool.clone() };
-        let (owners, daemons) =
-            tokio::join!(self.target.call_within(within, owners), self.target.call_within(within, daemons));
-        let (owners, daemons) = match (owners, daemons) {
-            (Ok(owners), Ok(daemons)) => (owners, daemons),
-            (Err(error), _) | (_, Err(error)) => {
+        let owner = match self.daemon_lock(job).await {
+            Ok(Some(owner)) => owner,
+            Ok(None) => {
+                debug!(volume.id = job.volume_id, %refused, "not writable yet");
+                return false;
+            }
+            Err(error) => {
                 self.trouble(job, Action::EnsureWritable, &error);
                 return false;
             }
         };
-        let Some(owner) = owners.iter().find(|o| daemons.contains(o)) else {
-            debug!(volume.id = job.volume_id, ?owners, ?daemons, %refused, "not writable yet");
-            return false;
-        };
+        let owner = owner.as_str();
         let (broke, again) = {
             let mut broken = self.broken.lock().await;
             let again = broken.contains(owner);
             if !again && self.break_lock(job, owner).await {
-                broken.insert(owner.clone());
+                broken.insert(owner.to_owned());
             }
             (broken.contains(owner), again)
         };
@@ -54,6 +59,48 @@ impl Engine {
         }
         // Fenced by way of another image, and yet it holds this one.
         again && self.break_lock(job, owner).await && check().await.is_ok()
+    }
+
+    /// Waits until the target's own rbd-mirror has let go of an image that was promoted in good order. It does by itself,
+    /// when it notices; a writer that comes before is refused (EROFS), and a guest that is one sees its disk fail.
+    pub(super) async fn released(&self, job: &Job) {
+        let (began, mut pause) = (Instant::now(), Pause::default());
+        loop {
+            let owner = match self.daemon_lock(job).await {
+                Ok(None) => return,
+                Ok(Some(owner)) => owner,
+                // It has moved, whatever becomes of the site.
+                Err(error) => {
+                    self.target_judge.doubt(&error).await;
+                    self.trouble(job, Action::Finish, &error);
+                    return;
+                }
+            };
+            if began.elapsed() >= RELEASE {
+                warn!(
+                    volume.id = job.volume_id,
+                    site = self.target.name(),
+                    owner,
+                    "the site's own rbd-mirror still holds the lock of a promoted image: writers are refused until it \
+                     lets go, or is restarted"
+                );
+                return;
+            }
+            pause.rest().await;
+        }
+    }
+
+    /// Which of the target's own daemons holds the image's exclusive lock.
+    async fn daemon_lock(&self, job: &Job) -> Result<Option<String>, RbdError> {
+        let within = self.limits.verdict * 2;
+        let (pool, image) = (self.pool.clone(), job.image.clone());
+        let owners = self.target.call_within(within, LockOwners { pool: pool.clone(), image }).await?;
+        if owners.is_empty() {
+            return Ok(None);
+        }
+        let daemons = self.target.call_within(within, MirrorDaemons { pool }).await?;
+        debug!(volume.id = job.volume_id, ?owners, ?daemons, "who holds the lock");
+        Ok(owners.into_iter().find(|owner| daemons.contains(owner)))
     }
 
     async fn break_lock(&self, job: &Job, owner: &str) -> bool {

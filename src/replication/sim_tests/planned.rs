@@ -20,6 +20,31 @@ async fn a_planned_failover_loses_nothing_wherever_it_is_killed() {
     every_crash(freshly_written, async |_| {}, check).await;
 }
 
+/// The daemon of the site that it goes to holds the lock for a while after the promotion, and refuses writers.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_has_moved_takes_writers_at_once_wherever_it_was_killed() {
+    let build = async || {
+        let mut config = SimConfig::default();
+        config.timing.let_go = secs(4);
+        world(config, &MODES).await
+    };
+    let check = async |world: &World, outcome: &Outcome| world.assert_moved_whole(outcome).await;
+    let world = build().await;
+    check(&world, &world.run().await).await;
+    every_crash(build, async |_| {}, check).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_the_daemon_never_lets_go_of_does_not_hold_up_a_failover() {
+    let mut config = SimConfig::default();
+    config.timing.let_go = secs(3600);
+    let world = world(config, &MODES).await;
+    let from = tokio::time::Instant::now();
+    let outcome = world.run().await;
+    assert!(outcome.values().all(|step| *step == Step::Moved), "{outcome:?}");
+    assert!(from.elapsed() < secs(60), "{:?}", from.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_copy_is_not_promoted_before_the_old_side_can_follow_it() {
     let mut config = SimConfig::default();
