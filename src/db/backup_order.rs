@@ -93,14 +93,13 @@ pub async fn begin(conn: &mut Conn, new: &NewBackup, rules: &QuotaRules) -> Resu
     backup::get(conn, &backup_id).await
 }
 
-/// Marks a backup for deletion by `host`, when its status is one of those that `event` expects. False when it is gone
-/// or somebody has changed it.
+/// Marks a backup for deletion by `host`. False when it is gone, or its status is one from which nothing is deleted.
 ///
 /// # Errors
 /// `Database`.
-pub async fn mark(conn: &mut Conn, id: &str, event: BackupEvent, host: &str) -> Result<bool> {
+pub async fn mark(conn: &mut Conn, id: &str, host: &str) -> Result<bool> {
     let changes = BackupChanges { host: Some(Some(host.to_owned())), ..BackupChanges::default() };
-    backup_work::transition(conn, id, event, &changes).await
+    backup_work::transition(conn, id, BackupEvent::DeleteOrdered, &changes).await
 }
 
 /// The backup goes out of its chain: incremental ones that were made on it go on from its parent, whose counter says

@@ -322,12 +322,8 @@ pub enum BackupEvent {
     CreateFailed,
     /// A volume was filled from it, or could not be.
     RestoreEnded,
-    /// Retention lets go of it.
+    /// It is to be deleted: retention lets go of it, or its site is parted from the others.
     DeleteOrdered,
-    /// Nobody needs one that came to nothing.
-    FailedDeleteOrdered,
-    /// It is to be deleted, by whoever parts its site from the others.
-    DeletionBegun,
     /// It could not be deleted: Ceph refused or failed.
     DeleteFailed,
     /// It was not tried: the backup service does not work, or the backup is of another driver.
@@ -347,14 +343,10 @@ pub fn backup(event: BackupEvent) -> Transition {
             Transition { from: &["creating"], to: Some("available") }
         }
         BackupEvent::CreateFailed => Transition { from: &["creating"], to: Some("error") },
-        BackupEvent::DeleteOrdered => Transition { from: &["available"], to: Some("deleting") },
-        BackupEvent::FailedDeleteOrdered => {
-            Transition { from: &["error", "error_deleting"], to: Some("deleting") }
-        }
-        BackupEvent::RestoreEnded => Transition { from: &["restoring"], to: Some("available") },
-        BackupEvent::DeletionBegun => {
+        BackupEvent::DeleteOrdered => {
             Transition { from: &["available", "error", "error_deleting"], to: Some("deleting") }
         }
+        BackupEvent::RestoreEnded => Transition { from: &["restoring"], to: Some("available") },
         BackupEvent::DeleteFailed => Transition { from: &["deleting"], to: Some("error") },
         BackupEvent::DeleteRefused => Transition { from: &["deleting"], to: Some("error_deleting") },
     }

@@ -14,7 +14,6 @@ use crate::backup::{Backups, names};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
-use crate::model::BackupEvent;
 use crate::volume::crash;
 
 /// Step of the journal, of the volume.
@@ -75,13 +74,9 @@ async fn order(b: &Backups, operation: &Operation, volume_id: &str, failed: bool
             let Preview { backups, .. } = of_backups(conn, volume_id, &found, failed).await?;
             let mut removed = Vec::new();
             for verdict in backups.iter().filter(|verdict| verdict.fate == Fate::Removed) {
-                let event = match verdict.status.as_str() {
-                    "available" => BackupEvent::DeleteOrdered,
-                    _ => BackupEvent::FailedDeleteOrdered,
-                };
                 let Some(row) = found.iter().find(|row| row.id == verdict.id) else { continue };
                 if !names::is_ours(row.service.as_deref())
-                    || !db::backup_order::mark(conn, &row.id, event, &b.host).await?
+                    || !db::backup_order::mark(conn, &row.id, &b.host).await?
                 {
                     continue;
                 }

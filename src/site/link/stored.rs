@@ -233,7 +233,7 @@ async fn order(sites: &Sites, operation: &Operation, backups: &[Backup]) -> Resu
                 };
                 let host = choose(one, &able).ok_or_else(|| nobody(one, &up))?;
                 let changes = BackupChanges { host: Some(Some(host)), ..BackupChanges::default() };
-                if !backup_work::transition(conn, &one.id, BackupEvent::DeletionBegun, &changes).await? {
+                if !backup_work::transition(conn, &one.id, BackupEvent::DeleteOrdered, &changes).await? {
                     let text = format!("Backup {} is not {} any more; look again", one.id, one.status);
                     return Err(Error::new(Code::Conflict, text));
                 }
