@@ -20,9 +20,8 @@ use crate::db::volume::VolumeChanges;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Ending, Operation, Outcome};
 use crate::model::{Backup, BackupEvent, GIB, Volume, VolumeEvent};
-use crate::rbd::RbdError;
-use crate::rbd::protocol::{DeltaCopy, ImageWatchers, LockOwners, MirrorStatus};
-use crate::rbd::types::{MirrorMode, MirrorReport, MirrorState, Snap, Sums};
+use crate::rbd::protocol::DeltaCopy;
+use crate::rbd::types::{Snap, Sums};
 use crate::volume::crash;
 use crate::volume::image::Place;
 
@@ -238,31 +237,13 @@ async fn begin(
         );
         return Err(untouched(Error::new(Code::InvalidVolume, text)));
     }
-    let ask = ImageWatchers { pool: target.place.pool.clone(), image: target.image.clone() };
-    let watchers = target.place.site.insist(ask).await?;
-    if let Some(watcher) = watchers.first()
-        && !is_only_mirrored(target, watchers.len()).await?
-    {
+    if let Some(watcher) = target.place.user_of(&target.image).await? {
         let text =
             format!("The volume's image is in use by {}: detach it and restore again", watcher.address);
         return Err(untouched(Error::new(Code::VolumeBusy, text)));
     }
     let common = point.clone().filter(|point| is_common(backup, volume, &found.snaps, point, size));
     Ok(Progress { base, point, common, reached: 0, read: 0, written: 0, complete: false })
-}
-
-/// Whether those who have an image open need be nobody but the daemons of its copies: where it is mirrored by snapshots, the
-/// one of each site keeps it open on the primary for as long as it follows it, and never takes its lock. Nothing
-/// says whose an address is, so that they are counted.
-async fn is_only_mirrored(target: &Located, watchers: usize) -> Result<bool, RbdError> {
-    let (pool, image) = (target.place.pool.clone(), target.image.clone());
-    let ask = MirrorStatus { pool: pool.clone(), image: image.clone() };
-    let MirrorReport { info, peers, .. } = target.place.site.insist(ask).await?;
-    let follows = info.state == MirrorState::Enabled && info.primary && info.mode == MirrorMode::Snapshot;
-    if !follows || watchers > peers.iter().filter(|peer| peer.up).count() {
-        return Ok(false);
-    }
-    Ok(target.place.site.insist(LockOwners { pool, image }).await?.is_empty())
 }
 
 /// Whether the volume that was backed up by mirroring still has the very point that was pinned: then only what it has

@@ -18,6 +18,7 @@ use crate::rbd::protocol::*;
 use crate::rbd::types::{MirrorState, MoveState, Moving};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 use crate::volume::crash;
+use crate::volume::image::Place;
 
 /// Between two looks at how far it is.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -92,6 +93,7 @@ async fn carry_out(site: &Site, operation: &Operation, order: &MoveOrder) -> Res
             return Err(Error::new(Code::Conflict, text));
         }
         Stand::Moving(_) => {
+            require_ours(site, order).await?;
             if order.dry_run {
                 return Ok(answer("on its way"));
             }
@@ -117,14 +119,8 @@ async fn carry_out(site: &Site, operation: &Operation, order: &MoveOrder) -> Res
                 other => other.map_err(|e| explain(order, e))?,
             }
             crash::point("move:begun");
+            require_ours(site, order).await?;
         }
-    }
-    let there = site.insist(ImageMoveState { pool: to.clone(), image: image.clone() }).await;
-    if !matches!(there, Ok(Some(_))) {
-        let text = format!(
-            "{pool}/{image} is being moved, and not to {to}/{image}: somebody else has begun that (rbd status {pool}/{image})"
-        );
-        return Err(Error::new(Code::Conflict, text));
     }
     data(site, operation, order).await?;
     crash::point("move:data");
@@ -143,6 +139,22 @@ async fn carry_out(site: &Site, operation: &Operation, order: &MoveOrder) -> Res
         "an image was moved"
     );
     Ok(answer("moved"))
+}
+
+/// Fails when the image is on its way to another place than the order's: that is somebody else's move.
+async fn require_ours(site: &Site, order: &MoveOrder) -> Result<()> {
+    let MoveOrder { pool, image, to, .. } = order;
+    match site.insist(ImageMoveState { pool: to.clone(), image: image.clone() }).await {
+        Ok(Some(_)) => Ok(()),
+        Err(e) if e.kind != RbdErrorKind::NotFound => Err(explain(order, e)),
+        Ok(None) | Err(_) => Err(Error::new(
+            Code::Conflict,
+            format!(
+                "{pool}/{image} is being moved, and not to {to}/{image}: somebody else has begun that (rbd status \
+                 {pool}/{image} has the place); let him finish it, or bring it back by rbd migration abort {pool}/{image}"
+            ),
+        )),
+    }
 }
 
 /// The step before the old place is given up.
@@ -178,15 +190,8 @@ async fn check(site: &Site, order: &MoveOrder) -> Result<()> {
              {pool}/{image}), and replicate it in its new pool (scoria-manage replicate)"
         ));
     }
-    let ask = ImageWatchers { pool: pool.clone(), image: image.clone() };
-    let watchers = site.insist(ask).await.map_err(|e| explain(order, e))?;
-    match watchers.first() {
-        None => Ok(()),
-        Some(watcher) => wrong(format!(
-            "{pool}/{image} is open at {}: close it first (scoria-manage rbd which-volume {pool}/{image})",
-            watcher.address
-        )),
-    }
+    let place = Place { site: site.clone(), pool: pool.clone() };
+    place.refuse_watched(image).await.map_err(|e| explain(order, e))
 }
 
 /// Moves the data, and writes down how far it is meanwhile.
@@ -216,6 +221,11 @@ async fn data(site: &Site, operation: &Operation, order: &MoveOrder) -> Result<(
 
 async fn undo(site: &Site, order: &MoveOrder, stand: Stand, answer: impl Fn(&str) -> Value) -> Result<Value> {
     let MoveOrder { name, pool, image, to, .. } = order;
+    // Where the move is only being begun, or taken back, the new place need not be there.
+    let has_place = |moving: Moving| !matches!(moving.state, MoveState::Preparing | MoveState::Aborting);
+    if matches!(stand, Stand::Moving(moving) if has_place(moving)) {
+        require_ours(site, order).await?;
+    }
     match stand {
         Stand::Moving(_) if order.dry_run => Ok(answer("to be brought back")),
         Stand::Moving(_) => {

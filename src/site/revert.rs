@@ -13,8 +13,10 @@ use tokio::time::{Instant, sleep};
 use super::{Sites, owner};
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
-use crate::rbd::protocol::{BlocklistList, ImageWatchers, SnapRevertChanges};
+use crate::rbd::protocol::{MirrorInfo, SnapRevertChanges};
+use crate::rbd::types::MirrorState;
 use crate::rbd::{RbdError, RbdErrorKind, Site};
+use crate::volume::image::Place;
 
 /// How long a client that has died keeps an image open.
 const LINGER: Duration = Duration::from_secs(45);
@@ -63,7 +65,11 @@ pub(super) async fn run(sites: &Sites, operation: &Operation, order: &RevertOrde
                 format!("{}: close it first (scoria-manage rbd which-volume {pool}/{image})", e.message)
             }
             RbdErrorKind::ReadOnly => {
-                format!("{}: it is a copy, or somebody does not give up its lock", e.message)
+                format!(
+                    "{}: it is a copy, and is reverted on the site where it is primary (or somebody does not give up its \
+                     lock)",
+                    e.message
+                )
             }
             RbdErrorKind::NotFound | RbdErrorKind::NoPool => {
                 format!("There is no {pool}/{image}@{snap} on site {name}: {}", e.message)
@@ -77,19 +83,18 @@ pub(super) async fn run(sites: &Sites, operation: &Operation, order: &RevertOrde
 
 async fn revert(site: &Site, order: &RevertOrder) -> Result<u64, RbdError> {
     let (pool, image) = (order.pool.clone(), order.image.clone());
-    let watchers = site.insist(ImageWatchers { pool: pool.clone(), image: image.clone() }).await?;
-    if let Some(watcher) = watchers.first() {
-        // A client that is fenced writes nothing any more.
-        let fenced = site.insist(BlocklistList {}).await?;
-        if !watchers.iter().all(|w| fenced.contains(&w.address)) {
-            return Err(RbdError {
-                kind: RbdErrorKind::Busy,
-                op: "ImageWatchers".to_owned(),
-                site: site.name().to_owned(),
-                errno: 0,
-                message: format!("{pool}/{image} is open at {}", watcher.address),
-            });
-        }
+    // Its own site's rbd-mirror has a copy open, which nobody could close.
+    let mirroring = site.insist(MirrorInfo { pool: pool.clone(), image: image.clone() }).await?;
+    if mirroring.state != MirrorState::Disabled && !mirroring.primary {
+        return Err(RbdError {
+            kind: RbdErrorKind::ReadOnly,
+            op: "MirrorInfo".to_owned(),
+            site: site.name().to_owned(),
+            errno: 0,
+            message: format!("{pool}/{image} is not primary here"),
+        });
     }
+    let place = Place { site: site.clone(), pool: pool.clone() };
+    place.refuse_watched(&image).await?;
     site.insist(SnapRevertChanges { pool, image, snap: order.snap.clone() }).await
 }

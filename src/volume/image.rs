@@ -14,6 +14,7 @@ mod movement;
 mod removal;
 mod rollback;
 mod together;
+mod watchers;
 
 use std::time::Duration;
 

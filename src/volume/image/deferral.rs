@@ -85,7 +85,7 @@ impl Place {
 
     /// `Busy` when a client has it open: librbd moves it to the trash all the same, from under a writer, too.
     async fn refuse_users(&self, image: &str) -> Result<(), RbdError> {
-        let busy = match self.refuse_watched(image).await {
+        let busy = match self.refuse_open(image).await {
             Err(e) if e.kind == RbdErrorKind::Busy => e,
             Err(e) if e.is_not_found() => return Ok(()),
             other => return other,
@@ -97,16 +97,21 @@ impl Place {
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e),
         }
-        // The peer's rbd-mirror has the image open, too (mirrored by snapshots always, by journal for the first copy),
+        let ask = MirrorStatus { pool: pool.clone(), image: image.clone() };
+        let daemons = match self.site.insist(ask).await {
+            Ok(report) => report.peers.iter().filter(|peer| peer.up).count().max(1),
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        // The rbd-mirror of each peer has the image open, too (mirrored by snapshots always, by journal for the first copy),
         // and looks like any client. It lets go when mirroring ends, which is to happen anyway.
-        let watchers = self.site.insist(ImageWatchers { pool: pool.clone(), image: image.clone() }).await?;
-        if watchers.len() > 1 {
+        if self.live_watchers(&image).await?.len() > daemons {
             return Err(busy);
         }
         self.site.insist(MirrorDisable { pool, image: image.clone(), force: false }).await?;
         let until = Instant::now() + LETS_GO;
         loop {
-            match self.refuse_watched(&image).await {
+            match self.refuse_open(&image).await {
                 Err(e) if e.kind == RbdErrorKind::Busy && Instant::now() < until => {
                     tokio::time::sleep(LETS_GO_PAUSE).await;
                 }

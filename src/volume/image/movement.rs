@@ -55,24 +55,6 @@ impl Place {
         }
     }
 
-    /// `Busy` when somebody has the image open: what he writes would be missing in a copy.
-    pub async fn refuse_watched(&self, image: &str) -> Result<(), RbdError> {
-        let ask = ImageWatchers { pool: self.pool.clone(), image: image.to_owned() };
-        let watchers = self.site.insist(ask).await?;
-        let Some(watcher) = watchers.first() else { return Ok(()) };
-        let fenced = self.site.insist(BlocklistList {}).await?;
-        if watchers.iter().all(|w| fenced.contains(&w.address)) {
-            return Ok(());
-        }
-        Err(RbdError {
-            kind: RbdErrorKind::Busy,
-            op: "ImageWatchers".to_owned(),
-            site: self.site.name().to_owned(),
-            errno: 0,
-            message: format!("{}/{image} is open at {}", self.pool, watcher.address),
-        })
-    }
-
     /// Copies `length` bytes from `offset` on into the image `dest`, which has only zeros there, or what an
     /// earlier attempt has copied. Repeatable as long as nobody writes to either.
     pub async fn transfer(

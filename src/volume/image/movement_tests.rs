@@ -100,17 +100,6 @@ async fn a_copy_that_fails_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_open_is_not_copied_unless_only_the_dead_have_it_open() {
-    let sim = world().await;
-    let p = place(&sim, "a", POOL);
-    p.refuse_watched("v").await.unwrap();
-    sim.haunt("a", POOL, "v", None);
-    p.refuse_watched("v").await.unwrap();
-    sim.watch("a", POOL, "v").unwrap();
-    assert_eq!(p.refuse_watched("v").await.unwrap_err().kind, RbdErrorKind::Busy);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_transfer_to_another_cluster_can_be_repeated_from_anywhere() {
     for killed in [Killed::Service, Killed::Worker] {
         let build = async || {
