@@ -404,6 +404,8 @@ commands! {
     Short ClientExists { user: String } -> bool;
     /// Removes it. The bootstrap user goes with the note that says who it is.
     Short ClientRemove { user: String } -> ();
+    /// Lets the user of a link read these pools and no others any more; `NotFound` when there is none.
+    Short ClientPools { user: String, pools: Vec<String> } -> ();
     /// All schedules that bear on a level: its own, those above it, those below it. `Busy` while the module is not
     /// ready, `Permission` without mgr 'profile rbd'.
     Short LevelSchedules { level: Level } -> Vec<LevelScheduled>;

@@ -255,11 +255,12 @@ impl World {
             }
             Request::PeerAdd(r) => Reply::PeerAdd(self.peer_add(site, &r)?),
             Request::PeerRemove(r) => Reply::PeerRemove(self.peer_remove(site, &r.pool, &r.uuid)?),
-            Request::ClientExists(r) => Reply::ClientExists(state.clients.contains(&r.user)),
+            Request::ClientExists(r) => Reply::ClientExists(state.clients.contains_key(&r.user)),
             Request::ClientRemove(r) => {
                 self.client_remove(site, &r.user);
                 Reply::ClientRemove(())
             }
+            Request::ClientPools(r) => Reply::ClientPools(self.client_pools(site, &r.user, r.pools)?),
             Request::LevelSchedules(r) => Reply::LevelSchedules(self.level_list(site, &r.level)?),
             Request::LevelScheduleAdd(r) => {
                 Reply::LevelScheduleAdd(self.level_add(site, &r.level, r.schedule)?)

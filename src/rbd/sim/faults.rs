@@ -358,6 +358,7 @@ fn asks_monitor(request: &Request) -> bool {
         | Request::SiteNameSet(_)
         | Request::ClientExists(_)
         | Request::ClientRemove(_)
+        | Request::ClientPools(_)
         | Request::LevelSchedules(_)
         | Request::LevelScheduleAdd(_)
         | Request::LevelScheduleRemove(_)

@@ -32,6 +32,13 @@ impl Sim {
         world.pool(site, pool).ok().map(|p| (p.erasure, p.min_size, p.data_pool.clone()))
     }
 
+    /// The pools that the users of links may read, by user; none: all of them.
+    pub fn link_users(&self, site: &str) -> Vec<(String, Vec<String>)> {
+        let world = self.lock();
+        let clients = world.sites.get(site).map(|state| state.clients.clone());
+        clients.unwrap_or_default().into_iter().collect()
+    }
+
     /// Whether anything on this site knows of another one: peers, or users that peers have.
     pub fn is_stranger(&self, site: &str) -> bool {
         let world = self.lock();
@@ -53,6 +60,7 @@ pub(super) fn for_administrators(request: &Request) -> bool {
             | Request::PeerRemove(_)
             | Request::ClientExists(_)
             | Request::ClientRemove(_)
+            | Request::ClientPools(_)
     )
 }
 
@@ -177,7 +185,8 @@ impl World {
             if here == site || way == Way::RxTx {
                 self.receive(here, pool, there)?;
                 if let Some(state) = self.sites.get_mut(there) {
-                    state.clients.insert(crate::rbd::link::BOOTSTRAP_USER.to_owned());
+                    // It may read all pools for RBD.
+                    state.clients.insert(crate::rbd::link::BOOTSTRAP_USER.to_owned(), vec![]);
                 }
             }
         }
@@ -192,7 +201,7 @@ impl World {
         }
         self.receive(site, &r.pool, &from)?;
         if let Some(state) = self.sites.get_mut(&from) {
-            state.clients.insert(r.user.clone());
+            state.clients.insert(r.user.clone(), r.pools.clone());
         }
         self.touch_all();
         Ok(())
@@ -211,6 +220,16 @@ impl World {
         }
         self.touch_all();
         Ok(())
+    }
+
+    pub(super) fn client_pools(&mut self, site: &str, user: &str, pools: Vec<String>) -> Answer<()> {
+        match self.sites.get_mut(site).and_then(|state| state.clients.get_mut(user)) {
+            Some(allowed) => {
+                *allowed = pools;
+                Ok(())
+            }
+            None => refuse(Kind::NotFound, format!("no client.{user}")),
+        }
     }
 
     pub(super) fn client_remove(&mut self, site: &str, user: &str) {

@@ -218,7 +218,7 @@ pub(super) struct SiteState {
     /// What it calls itself towards its peers.
     pub(super) site_name: Option<String>,
     /// Users that peers reach it by.
-    pub(super) clients: BTreeSet<String>,
+    pub(super) clients: BTreeMap<String, Vec<String>>,
     pub(super) profiles: BTreeMap<String, ErasureProfile>,
     pub(super) health: Health,
     pub(super) pools: BTreeMap<String, PoolState>,
@@ -329,7 +329,7 @@ impl World {
                     fsid: format!("51e00000-0000-4000-8000-{n:012x}"),
                     aliases: spec.aliases.clone(),
                     site_name: None,
-                    clients: BTreeSet::new(),
+                    clients: BTreeMap::new(),
                     profiles: BTreeMap::new(),
                     health: Health::Alive,
                     pools,

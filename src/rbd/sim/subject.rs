@@ -36,6 +36,7 @@ impl Subject {
             | Request::SiteNameSet(_)
             | Request::ClientExists(_)
             | Request::ClientRemove(_)
+            | Request::ClientPools(_)
             | Request::LevelSchedules(_)
             | Request::LevelScheduleAdd(_)
             | Request::LevelScheduleRemove(_)

@@ -287,6 +287,7 @@ pub(super) fn execute(
         Request::PeerRemove(c) => Reply::PeerRemove(pool(&c.pool)?.remove_peer(&c.uuid)?),
         Request::ClientExists(c) => Reply::ClientExists(link::client_exists(cluster, &c.user)?),
         Request::ClientRemove(c) => Reply::ClientRemove(link::remove_client(cluster, &c.user)?),
+        Request::ClientPools(c) => Reply::ClientPools(link::allow(cluster, &c.user, &c.pools)?),
         Request::LevelSchedules(c) => Reply::LevelSchedules(levels::list(cluster, &c.level)?),
         Request::LevelScheduleAdd(c) => Reply::LevelScheduleAdd(levels::add(cluster, &c.level, &c.schedule)?),
         Request::LevelScheduleRemove(c) => {

@@ -115,12 +115,9 @@ pub(super) fn add_peer(pool: &IoCtx, source: &Cluster, c: &PeerAdd) -> Result<()
         let what = format!("pool {} receives from {} already", c.pool, other.site_name);
         return Err(Failure::new("rbd_mirror_peer_site_add", what, -i64::from(libc::EEXIST)));
     }
-    let of = |pool: &String| format!("profile rbd pool={pool}");
-    let osd = c.pools.iter().map(of).collect::<Vec<_>>().join(", ");
-    let caps = json!(["mon", "profile rbd-mirror-peer", "osd", osd]);
     // One that is there keeps its key, and may have to get other capabilities.
     ask(source, json!({"prefix": "auth get-or-create", "entity": client, "format": "json"}))?;
-    source.mon_command(&json!({"prefix": "auth caps", "entity": client, "caps": caps}))?;
+    allow(source, &c.user, &c.pools)?;
     let made = ask(source, json!({"prefix": "auth get", "entity": client, "format": "json"}))?;
     let key =
         made.pointer("/0/key").and_then(Value::as_str).ok_or_else(|| unexpected("auth get", "no key"))?;
@@ -137,6 +134,15 @@ pub(super) fn add_peer(pool: &IoCtx, source: &Cluster, c: &PeerAdd) -> Result<()
         }
     };
     pool.set_peer(&uuid, &monitors.join(","), key)
+}
+
+/// Gives the user of a link the capabilities for these pools, in place of those that it has.
+pub(super) fn allow(cluster: &Cluster, user: &str, pools: &[String]) -> Result<(), Failure> {
+    let of = |pool: &String| format!("profile rbd pool={pool}");
+    let osd = pools.iter().map(of).collect::<Vec<_>>().join(", ");
+    let caps = json!(["mon", "profile rbd-mirror-peer", "osd", osd]);
+    let entity = format!("client.{user}");
+    cluster.mon_command(&json!({"prefix": "auth caps", "entity": entity, "caps": caps})).map(drop)
 }
 
 /// Whether there is such a client.
