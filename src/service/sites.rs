@@ -364,6 +364,7 @@ impl SiteHandler {
                 for files in request.order.files() {
                     sites.discard(files.clone()).await?;
                 }
+                site::withdrawn(sites, row.id, &request).await;
             }
         }
         Ok(json!({"operation": operation, "cancelled": cancelled}))

@@ -317,6 +317,10 @@ mod tests {
             let error = read_key(text, user).unwrap_err();
             assert!(!error.operator().contains("AQ"), "{error}");
         }
+        let other = read_key(&keyring, "nova").unwrap_err();
+        assert_eq!(other.user(), "The keyring has no key of client.nova");
+        let none = read_key("AQ==", "x").unwrap_err();
+        assert!(none.user().contains("This is no cephx key"), "{none}");
     }
 
     #[test]

@@ -57,12 +57,16 @@ impl Parts {
             return Ok(None);
         }
         let user = user_name(self.user.as_deref().unwrap_or("cinder"))?;
-        let wrong = |text: &str| Err(Error::new(Code::InvalidInput, text));
+        let wrong = |text: String| Err(Error::new(Code::InvalidInput, text));
         let source = match (self.conf, self.keyring, self.conf_text, self.monitors, self.key) {
             (Some(conf), keyring, None, None, None) => {
-                let absolute = |text: &str| text.starts_with('/');
-                if !absolute(&conf) || !keyring.as_deref().is_none_or(absolute) {
-                    return wrong("The paths of conf and keyring on the host are absolute");
+                if let Some(path) =
+                    [Some(&conf), keyring.as_ref()].into_iter().flatten().find(|p| !p.starts_with('/'))
+                {
+                    return wrong(format!(
+                        "'{path}' is not an absolute path: the service of the host reads conf and keyring itself, from \
+                         its own directory"
+                    ));
                 }
                 Source::InPlace { conf: conf.into(), keyring: keyring.map(PathBuf::from) }
             }
@@ -72,7 +76,12 @@ impl Parts {
             (None, None, None, Some(monitors), Some(key)) => {
                 let odd = |c: char| c.is_control() || "#;=\\".contains(c);
                 if monitors.trim().is_empty() || monitors.contains(odd) {
-                    return wrong("The monitors are addresses as mon_host of a ceph.conf names them");
+                    let shown: String = monitors.chars().take(80).collect();
+                    return wrong(format!(
+                        "'{}' are no monitors: give addresses as mon_host of a ceph.conf names them, like \
+                         10.0.0.1,10.0.0.2 or [v2:10.0.0.1:3300,v1:10.0.0.1:6789]",
+                        shown.escape_debug()
+                    ));
                 }
                 let conf = format!("[global]\nmon_host = {}\n", monitors.trim());
                 Source::Content { conf, key: read_key(&key, &user)? }
@@ -80,7 +89,8 @@ impl Parts {
             _ => {
                 return wrong(
                     "A site is given by the paths of its conf (and keyring) on the host, or by the content of a conf \
-                     and a key, or by monitors and a key",
+                     and a key, or by monitors and a key"
+                        .to_owned(),
                 );
             }
         };
@@ -168,17 +178,22 @@ mod tests {
             panic!("monitors are content");
         };
         assert_eq!(conf, "[global]\nmon_host = 10.0.0.1,[v2:10.0.0.2:3300]\n");
-        for bad in [
-            parts("c", "", "", "", ""),
-            parts("/c", "k", "", "", ""),
-            parts("/c", "", "", "", KEY),
-            parts("", "/k", "", "", ""),
-            parts("", "", "[global]", "m", KEY),
-            parts("", "", "[global]", "", ""),
-            parts("", "", "", "m\nkeyring = /x", KEY),
-            parts("", "", "", "m", "AQ=="),
+        let mixture = "A site is given by the paths of its conf (and keyring) on the host, or by";
+        for (bad, said) in [
+            (parts("c", "", "", "", ""), "'c' is not an absolute path"),
+            (parts("/c", "k", "", "", ""), "'k' is not an absolute path"),
+            (parts("/c", "", "", "", KEY), mixture),
+            (parts("", "/k", "", "", ""), mixture),
+            (parts("", "", "[global]", "m", KEY), mixture),
+            (parts("", "", "[global]", "", ""), mixture),
+            (parts("", "", "", "m\nkeyring = /x", KEY), "'m\\nkeyring = /x' are no monitors"),
+            (parts("", "", "", " ", KEY), "' ' are no monitors"),
+            (parts("", "", "", "m#", KEY), "like 10.0.0.1,10.0.0.2"),
+            (parts("", "", "", "m", "AQ=="), "key"),
         ] {
-            assert_eq!(bad.given().unwrap_err().code(), Code::InvalidInput);
+            let refused = bad.given().unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidInput);
+            assert!(refused.user().contains(said), "{said}: {refused}");
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod moving;
 mod operations;
 mod orders;
 mod owner;
+mod patience;
 mod probe;
 mod reach;
 pub mod replicate;
@@ -47,7 +48,9 @@ pub use link::{
     check_erasure, check_replicated, domains, links,
 };
 pub use operations::run;
+pub(crate) use operations::withdrawn;
 pub use orders::{Delete, Files, Order, PREFIX, Register, Request, Update};
+pub use patience::Patience;
 pub use probe::{Pool, Report};
 pub use view::{Host, View, all, one};
 
@@ -82,6 +85,8 @@ pub struct Sites {
     pub volume_name: String,
     /// How rbd-mirror is run on this host.
     pub programs: daemon::Programs,
+    /// How long others are waited for.
+    pub patience: Patience,
     /// Held while kept files and their row change, so that what was just installed is not removed as a leftover.
     pub(crate) files: Mutex<()>,
     /// Administrators' files of orders that this process has begun.
@@ -109,6 +114,7 @@ impl Sites {
             down_time: Duration::from_secs(60),
             volume_name: "volume-%s".to_owned(),
             programs: daemon::Programs::under(dir.join("daemons")),
+            patience: Patience::default(),
             store: Store::new(dir),
             worked: RwLock::new(worked),
             files: Mutex::default(),
@@ -126,6 +132,12 @@ impl Sites {
     #[must_use]
     pub fn naming(self, template: &str) -> Sites {
         Sites { volume_name: template.to_owned(), ..self }
+    }
+
+    /// The same with others waited for as long as that.
+    #[must_use]
+    pub fn waiting(self, patience: Patience) -> Sites {
+        Sites { patience, ..self }
     }
 
     /// The same with other services taken for dead after this silence (`service_down_time`).

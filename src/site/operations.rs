@@ -35,7 +35,7 @@ pub async fn run(sites: &Sites, operation: &Operation) {
         Err(e) => return close(sites, operation, &Outcome::failed(&e)).await,
     };
     if !request.order.is_dry_run() {
-        tell(sites, operation, &request, "start", None).await;
+        tell(sites, operation.id(), &request, "start", None).await;
     }
     let outcome = tokio::select! {
         outcome = AssertUnwindSafe(carry_out(sites, operation, &request.order)).catch_unwind() => outcome
@@ -49,7 +49,7 @@ pub async fn run(sites: &Sites, operation: &Operation) {
                 close(sites, operation, &Outcome::succeeded().with_reply(answer)).await;
             }
             if !request.order.is_dry_run() {
-                tell(sites, operation, &request, "end", None).await;
+                tell(sites, operation.id(), &request, "end", None).await;
             }
             return;
         }
@@ -68,7 +68,7 @@ pub async fn run(sites: &Sites, operation: &Operation) {
     discard(sites, request.order.files()).await;
     close(sites, operation, &Outcome::failed(&error)).await;
     if !request.order.is_dry_run() {
-        tell(sites, operation, &request, "error", Some(&error)).await;
+        tell(sites, operation.id(), &request, "error", Some(&error)).await;
     }
 }
 
@@ -81,7 +81,14 @@ async fn close(sites: &Sites, operation: &Operation, outcome: &Outcome) {
     }
 }
 
-async fn tell(sites: &Sites, operation: &Operation, request: &Request, what: &str, error: Option<&Error>) {
+/// Tells listeners that an order was withdrawn.
+pub(crate) async fn withdrawn(sites: &Sites, operation: i64, request: &Request) {
+    if !request.order.is_dry_run() {
+        tell(sites, operation, request, "cancel", None).await;
+    }
+}
+
+async fn tell(sites: &Sites, operation: i64, request: &Request, what: &str, error: Option<&Error>) {
     if !sites.notify.enabled() {
         return;
     }
@@ -89,7 +96,7 @@ async fn tell(sites: &Sites, operation: &Operation, request: &Request, what: &st
         (format!("scoria.site.{}.{what}", request.order.verb()), format!("scoria.{}", sites.host));
     let priority = if error.is_some() { Priority::Error } else { Priority::Info };
     let payload = json!({
-        "operation": operation.id(),
+        "operation": operation,
         "site": request.order.site(),
         "host": sites.host,
         "reason": error.map(Error::user),

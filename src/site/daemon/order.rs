@@ -26,8 +26,6 @@ use crate::volume::crash;
 const PERIOD: Duration = Duration::from_millis(300);
 /// A child that has run so long has accepted its conf and key.
 const SETTLED: Duration = Duration::from_secs(3);
-/// Until a child must be as it was ordered.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is done, for the answer.
 struct Done {
@@ -274,16 +272,30 @@ async fn child(
             .await?;
         crash::point("daemon:wanted");
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + sites.patience.daemon;
     let mut since = None;
     loop {
         let (fsid, host) = (row.fsid.as_str(), row.host.as_str());
         let rows = sites.db.read("a daemon", async |conn| mirror_daemon::of_site(conn, fsid).await).await?;
         let Some(now) = rows.into_iter().find(|r| r.host == host) else {
-            return Err(Error::new(Code::Conflict, "The daemon was forgotten meanwhile"));
+            return Err(Error::new(
+                Code::Conflict,
+                format!(
+                    "The daemon of site {} on host {host} was forgotten meanwhile: the site was deleted. Register it, \
+                     and give the order again",
+                    order.name
+                ),
+            ));
         };
         if now.generation > row.generation {
-            return Err(Error::new(Code::Conflict, "Another order for this daemon has come meanwhile"));
+            return Err(Error::new(
+                Code::Conflict,
+                format!(
+                    "Operation {} has ordered something else of the daemon of site {} on host {host} meanwhile, which \
+                     counts; see: scoria-manage site daemon status {}",
+                    now.generation, order.name, order.name
+                ),
+            ));
         }
         let stops = order.action == Action::Stop;
         let is = match (stops, now.state.as_str()) {
@@ -309,7 +321,7 @@ async fn child(
                     "The daemon was not {} in {} s, it is {}; the service goes on trying, see: scoria-manage site daemon \
                      status {}",
                     if stops { "stopped" } else { "running" },
-                    PATIENCE.as_secs(),
+                    sites.patience.daemon.as_secs(),
                     now.state,
                     order.name
                 ),

@@ -46,8 +46,15 @@ pub(super) fn arguments(action: Action, unit: &str) -> Vec<String> {
 async fn systemctl(program: &Path, words: &[String]) -> Result<String> {
     let shown = || format!("{} {}", program.display(), words.join(" "));
     let cannot = |e: std::io::Error| {
-        Error::new(Code::Config, format!("Cannot run {}: this host's systemd is out of reach", shown()))
-            .caused_by(e)
+        Error::new(
+            Code::Config,
+            format!(
+                "Cannot run {}: this host's systemd is out of reach ({e}). Does the service run in a container? Then \
+                 let the orchestrator run the daemon, or the service itself (--by child)",
+                shown()
+            ),
+        )
+        .caused_by(e)
     };
     let run = Command::new(program).args(words).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = timeout(PATIENCE, run)
@@ -134,5 +141,7 @@ mod tests {
         assert!(refused.user().contains("polkit"), "{refused}");
         let missing = act(Path::new("/no/such/systemctl"), Action::Stop, "u").await.unwrap_err();
         assert_eq!(missing.code(), Code::Config);
+        let said = "Cannot run /no/such/systemctl --no-ask-password disable --now u: this host's systemd is out of reach";
+        assert!(missing.user().contains(said), "{missing}");
     }
 }

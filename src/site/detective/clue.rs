@@ -169,19 +169,24 @@ mod tests {
         assert_eq!(Clue::read("volumes/disk").unwrap(), name(Some("volumes"), "disk"));
         assert_eq!(Clue::read("rbd_id.disk").unwrap(), name(None, "disk"));
         assert_eq!(Clue::read(" disk ").unwrap(), name(None, "disk"));
-        for bad in [
-            "",
-            "rbd_data.",
-            "rbd_data.xyz",
-            "rbd_data.1.2.3.4",
-            "rbd_directory",
-            "a/b/c",
-            "rb.0.1.2",
-            "a\nb",
-            "rbd_object_map.1.2",
-            "/x",
+        let data = "this is no name of an object of data: rbd_data.[POOL.]ID[.NUMBER]";
+        let named = "an image is named IMAGE or POOL/IMAGE";
+        for (bad, said) in [
+            ("", "name an object, a block name prefix, or an image"),
+            ("a\nb", "name an object, a block name prefix, or an image"),
+            ("rbd_data.", data),
+            ("rbd_data.xyz", data),
+            ("rbd_data.1.2.3.4", data),
+            ("rbd_directory", "this object belongs to the pool, and to no single image"),
+            ("a/b/c", named),
+            ("/x", named),
+            ("rb.0.1.2", "this is an image of format 1"),
+            ("rbd_object_map.1.2", "this is no name of an object map: rbd_object_map.ID[.SNAPSHOT]"),
+            ("journal_data.1", "this is no name of an object of a journal: journal_data.POOL.ID.NUMBER"),
         ] {
-            assert_eq!(Clue::read(bad).unwrap_err().code(), Code::InvalidInput, "{bad}");
+            let refused = Clue::read(bad).unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidInput, "{bad}");
+            assert!(refused.user().contains(&format!("'{}': {said}", bad.trim())), "{bad}: {refused}");
         }
     }
 

@@ -5,7 +5,6 @@
 //! same for a moment, so that an image counts only when it still does some seconds later.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -23,8 +22,6 @@ use crate::volume::crash;
 
 /// Images that one request looks at.
 const CHUNK: usize = 128;
-/// Nobody takes so long between two objects of an image that he makes or removes.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// Carries an order out.
 pub(in crate::site) async fn run(sites: &Sites, operation: &Operation, order: &HalfOrder) -> Result<Value> {
@@ -37,7 +34,7 @@ pub(in crate::site) async fn run(sites: &Sites, operation: &Operation, order: &H
 async fn carry_out(sites: &Sites, operation: &Operation, order: &HalfOrder, site: &Site) -> Result<Value> {
     let mut halves = halves(site, &order.pool).await?;
     if !halves.is_empty() {
-        sleep(SETTLED).await;
+        sleep(sites.patience.settled).await;
         let again = self::halves(site, &order.pool).await?;
         halves.retain(|half| again.contains(half));
     }

@@ -12,11 +12,12 @@ use tokio::time::Instant;
 use super::orders::{Connect, Mode};
 use super::pair::End;
 use crate::error::{Code, Error, Result};
-use crate::rbd::RbdErrorKind;
 use crate::rbd::link::Way;
 use crate::rbd::protocol::*;
 use crate::rbd::types::{MirrorMode, MirrorState, features};
+use crate::rbd::{RbdError, RbdErrorKind};
 use crate::replication::engine::Pause;
+use crate::site::Patience;
 
 /// Bytes of the image.
 const SIZE: u64 = 4 << 20;
@@ -24,12 +25,6 @@ const SIZE: u64 = 4 << 20;
 const SAMPLE: u64 = 64 << 10;
 /// log2 of the object size: more objects than one.
 const ORDER: u8 = 20;
-/// Until a daemon that runs must have noticed the pool: it looks every 30 s by default.
-const NOTICED: Duration = Duration::from_secs(75);
-/// Until the copy must be there, from then on.
-const ARRIVED: Duration = Duration::from_secs(120);
-/// Until the copy must be gone after the original.
-const GONE: Duration = Duration::from_secs(60);
 
 /// What came of it for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +58,14 @@ impl Proof {
 }
 
 /// Proves a pool in each direction that it is connected in.
-pub(super) async fn fly(operation: i64, order: &Connect, pool: &str, a: &End, b: &End) -> Result<Proof> {
+pub(super) async fn fly(
+    patience: Patience,
+    operation: i64,
+    order: &Connect,
+    pool: &str,
+    a: &End,
+    b: &End,
+) -> Result<Proof> {
     let mut ways = vec![];
     let mut flights = vec![(a, b)];
     if order.way == Way::RxTx {
@@ -71,25 +73,25 @@ pub(super) async fn fly(operation: i64, order: &Connect, pool: &str, a: &End, b:
     }
     for (from, to) in flights {
         let name = format!("scoria-canary-{operation}-{}", from.row.name);
-        let problem = match Box::pin(daemon_problem(pool, to)).await? {
+        let problem = match Box::pin(daemon_problem(patience.noticed, pool, to)).await? {
             Some(problem) => Some(problem),
-            None => Box::pin(flight(pool, &name, order.mode, from, to)).await?,
+            None => Box::pin(flight(patience.arrived, pool, &name, order.mode, from, to)).await?,
         };
-        Box::pin(remove(pool, &name, from, to)).await?;
+        Box::pin(remove(patience.gone, pool, &name, from, to)).await?;
         ways.push((from.row.name.clone(), to.row.name.clone(), problem));
     }
     Ok(Proof { pool: pool.to_owned(), ways })
 }
 
 /// Why nobody would fetch anything, if that is so.
-async fn daemon_problem(pool: &str, to: &End) -> Result<Option<String>> {
+async fn daemon_problem(noticed: Duration, pool: &str, to: &End) -> Result<Option<String>> {
     let site = &to.row.name;
     let none = || {
         Some(format!(
             "no rbd-mirror daemon runs on site {site}, which is to receive; start one, and connect again to verify"
         ))
     };
-    let (end, mut pause) = (Instant::now() + NOTICED, Pause::default());
+    let (end, mut pause) = (Instant::now() + noticed, Pause::default());
     loop {
         let serving = to.site.insist(MirrorDaemons { pool: pool.to_owned() }).await;
         if !serving.map_err(|e| to.explain(e))?.is_empty() {
@@ -104,7 +106,7 @@ async fn daemon_problem(pool: &str, to: &End) -> Result<Option<String>> {
         if Instant::now() >= end {
             return Ok(Some(format!(
                 "no rbd-mirror daemon of site {site} has taken pool {pool} up in {} s",
-                NOTICED.as_secs()
+                noticed.as_secs()
             )));
         }
         pause.rest().await;
@@ -126,7 +128,14 @@ fn sample(name: &str) -> Vec<u8> {
 }
 
 /// Makes the image, waits for its copy, compares. What is wrong, if anything is.
-async fn flight(pool: &str, name: &str, mode: Mode, from: &End, to: &End) -> Result<Option<String>> {
+async fn flight(
+    arrived: Duration,
+    pool: &str,
+    name: &str,
+    mode: Mode,
+    from: &End,
+    to: &End,
+) -> Result<Option<String>> {
     let (pool, image) = (pool.to_owned(), name.to_owned());
     let bits = features::LAYERING | features::EXCLUSIVE_LOCK | features::JOURNALING;
     let create =
@@ -144,7 +153,7 @@ async fn flight(pool: &str, name: &str, mode: Mode, from: &End, to: &End) -> Res
         let enable = MirrorEnable { pool: pool.clone(), image: image.clone(), mode: MirrorMode::Journal };
         from.site.insist(enable).await.map_err(|e| from.explain(e))?;
     }
-    let (end, mut pause) = (Instant::now() + ARRIVED, Pause::default());
+    let (end, mut pause) = (Instant::now() + arrived, Pause::default());
     let mut last = String::from("the image has not appeared there");
     while Instant::now() < end {
         let read = ImageRead {
@@ -165,13 +174,24 @@ async fn flight(pool: &str, name: &str, mode: Mode, from: &End, to: &End) -> Res
     let status = to.site.insist(MirrorStatus { pool, image }).await.ok().and_then(|report| report.local);
     let said =
         status.map(|s| format!(" (rbd-mirror says: {} {})", s.state, s.description)).unwrap_or_default();
-    Ok(Some(format!("{last} after {} s{said}", ARRIVED.as_secs())))
+    Ok(Some(format!("{last} after {} s{said}", arrived.as_secs())))
 }
 
 /// Removes the image and, if mirroring does not, its copy.
-async fn remove(pool: &str, name: &str, from: &End, to: &End) -> Result<()> {
+async fn remove(gone: Duration, pool: &str, name: &str, from: &End, to: &End) -> Result<()> {
     let (pool, image) = (pool.to_owned(), name.to_owned());
-    let (end, mut pause) = (Instant::now() + GONE, Pause::default());
+    let (end, mut pause) = (Instant::now() + gone, Pause::default());
+    let left = |on: &End, e: RbdError| {
+        Error::new(
+            Code::VolumeBackend,
+            format!(
+                "The canary {pool}/{image} is left on site {} ({}); remove it there (rbd rm {pool}/{image}), and connect \
+                 again",
+                on.row.name, e.message
+            ),
+        )
+        .caused_by(e)
+    };
     loop {
         match from.site.insist(ImageRemove { pool: pool.clone(), image: image.clone() }).await {
             Ok(()) => break,
@@ -183,7 +203,7 @@ async fn remove(pool: &str, name: &str, from: &End, to: &End) -> Result<()> {
             {
                 pause.rest().await;
             }
-            Err(e) => return Err(from.explain(e)),
+            Err(e) => return Err(left(from, e)),
         }
     }
     while Instant::now() < end {
@@ -194,20 +214,13 @@ async fn remove(pool: &str, name: &str, from: &End, to: &End) -> Result<()> {
             Ok(_) => pause.rest().await,
         }
     }
-    let failed = |e: crate::rbd::RbdError| {
-        Error::new(
-            Code::VolumeBackend,
-            format!("The canary {pool}/{image} is left on site {}; remove it there", to.row.name),
-        )
-        .caused_by(e)
-    };
     let disable = MirrorDisable { pool: pool.clone(), image: image.clone(), force: true };
     match to.site.insist(disable).await {
         Err(e) if e.kind == RbdErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
+        other => other.map_err(|e| left(to, e))?,
     }
     match to.site.insist(ImageRemove { pool: pool.clone(), image: image.clone() }).await {
         Err(e) if e.kind == RbdErrorKind::NotFound => Ok(()),
-        other => other.map_err(failed),
+        other => other.map_err(|e| left(to, e)),
     }
 }

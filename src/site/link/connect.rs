@@ -71,7 +71,7 @@ async fn with(
     for pool in &order.pools {
         operation.step("canary", &json!({"pool": pool})).await?;
         let proof = match order.canary {
-            true => Box::pin(canary::fly(operation.id(), order, pool, a, b)).await?,
+            true => Box::pin(canary::fly(sites.patience, operation.id(), order, pool, a, b)).await?,
             false => canary::Proof::not_asked(pool),
         };
         crash::point("link:canary");

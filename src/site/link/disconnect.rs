@@ -33,9 +33,6 @@ use crate::site::{Sites, item};
 use crate::volume::crash;
 use crate::volume::image::Place;
 
-/// Until a daemon must have let go of a pool: it looks for peers every 30 s by default.
-const LET_GO: Duration = Duration::from_secs(90);
-
 /// Disconnects two sites; what is answered, `None` when the operation has been closed with it.
 ///
 /// # Errors
@@ -180,7 +177,7 @@ pub(super) async fn part(
     remove_peers(operation, &pools, &ends).await?;
     if living.is_some() {
         for (end, ..) in &ends {
-            let_go(operation, end, &pools, cut.contains(&end.row.fsid)).await?;
+            let_go(operation, sites.patience.let_go, end, &pools, cut.contains(&end.row.fsid)).await?;
         }
         remove_returned(operation, &pools, &ends).await?;
     } else {
@@ -435,9 +432,15 @@ async fn remove_returned(
 /// Until no daemon of the site works on the pools for a peer that is gone.
 /// One that is `cut` off from the other site, and says of no image that it works on it, is not waited for: it tries to
 /// connect to what it may not reach any more, for minutes.
-async fn let_go(operation: &Operation, end: &End, pools: &[String], cut: bool) -> Result<()> {
+async fn let_go(
+    operation: &Operation,
+    limit: Duration,
+    end: &End,
+    pools: &[String],
+    cut: bool,
+) -> Result<()> {
     operation.step("waiting for daemons", &json!({"site": end.row.name})).await?;
-    let (until, mut pause) = (Instant::now() + LET_GO, Pause::default());
+    let (until, mut pause) = (Instant::now() + limit, Pause::default());
     for pool in pools {
         loop {
             let view = match end.site.insist(MirrorPoolView { pool: pool.clone() }).await {
@@ -460,7 +463,7 @@ async fn let_go(operation: &Operation, end: &End, pools: &[String], cut: bool) -
                         "rbd-mirror of site {} still works on pool {pool} {} s after its peer was removed; it would take \
                          the end of an image's mirroring for the removal of the image. Stop it, and disconnect again",
                         end.row.name,
-                        LET_GO.as_secs()
+                        limit.as_secs()
                     ),
                 ));
             }
@@ -520,6 +523,17 @@ async fn remove_clients(
             let needed = staying.iter().any(|row| of(row).as_ref() == Some(&user));
             let others = user == BOOTSTRAP_USER
                 && end.look().await?.mirroring.values().any(|view| !view.peers.is_empty());
+            if needed && user != BOOTSTRAP_USER {
+                // Of its pools it keeps those that still connect the two.
+                let of_user = staying.iter().filter(|row| of(row).as_ref() == Some(&user));
+                let mut pools: Vec<String> = of_user
+                    .flat_map(|row| std::iter::once(row.pool.clone()).chain(row.data_pool.clone()))
+                    .collect();
+                pools.sort();
+                let ask = ClientPools { user: user.clone(), pools };
+                end.site.insist(ask).await.map_err(|e| end.explain(e))?;
+                crash::point("link:user-pools");
+            }
             if needed || others {
                 left.push(format!("client.{user} of site {} stays: other peers have it", end.row.name));
                 continue;

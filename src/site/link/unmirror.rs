@@ -189,7 +189,7 @@ async fn settle(sites: &Sites, operation: &Operation, a: &End, census: &Census) 
             None => uses
                 .iter()
                 .filter(|u| census.backends.contains(&u.backend))
-                .map(|u| (u.pool.clone(), format!("volume-{}", volume.name_id)))
+                .map(|u| (u.pool.clone(), sites.volume_name.replace("%s", &volume.name_id)))
                 .collect(),
         };
         for (pool, image) in places {
