@@ -32,6 +32,7 @@ pub mod retention;
 pub mod running;
 pub mod schedule;
 pub mod status;
+pub mod using;
 
 use std::sync::Arc;
 use std::time::Duration;

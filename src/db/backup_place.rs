@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use super::Conn;
 use super::backup::BackupRow;
 use super::schema::backups;
+use super::site_use::BY_CONF;
 use super::volume::CHUNK;
 use crate::error::Result;
 use crate::model::Backup;
@@ -54,28 +55,43 @@ pub async fn on_site(conn: &mut Conn, fsid: &str) -> Result<Vec<(String, i32)>> 
     Ok(rows.into_iter().map(|(id, size)| (id, size.unwrap_or(0))).collect())
 }
 
-/// Backups that are being made, have not said yet where, and will go to the registered site of this name and fsid: by the
-/// type of their volume (`backup:site`).
+/// A backup that has not said yet where it will be.
+#[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
+pub struct Arriving {
+    /// The backup.
+    #[diesel(sql_type = Text)]
+    pub id: String,
+    /// Its pool, if that is known.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub pool: Option<String>,
+}
+
+/// Backups that are being made, have not said yet where, and will go to the site of this name and fsid: with the backup that
+/// they continue; else by the type of their volume (`backup:site`); else by the service that makes them, or, before one is
+/// chosen, by any that could (`scoria_site_uses`).
 ///
 /// # Errors
 /// `Database`.
-pub async fn arriving(conn: &mut Conn, name: &str, fsid: &str) -> Result<Vec<String>> {
-    #[derive(diesel::QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = Text)]
-        id: String,
-    }
-    let rows: Vec<Id> = diesel::sql_query(
-        "SELECT b.id FROM backups b JOIN volumes v ON v.id = b.volume_id \
-         JOIN volume_type_extra_specs s ON s.volume_type_id = v.volume_type_id AND s.deleted = 0 \
-         AND s.`key` = 'backup:site' AND s.value IN (?, ?) \
-         WHERE b.deleted = 0 AND b.status = 'creating' AND b.service_metadata IS NULL ORDER BY b.id",
+pub async fn arriving(conn: &mut Conn, name: &str, fsid: &str) -> Result<Vec<Arriving>> {
+    Ok(diesel::sql_query(
+        "SELECT b.id, NULLIF(b.container, '') AS pool FROM backups b JOIN volumes v ON v.id = b.volume_id \
+         LEFT JOIN backups p ON p.id = b.parent_id \
+         LEFT JOIN volume_type_extra_specs s ON s.volume_type_id = v.volume_type_id AND s.deleted = 0 \
+         AND s.`key` = 'backup:site' AND s.value <> '' \
+         WHERE b.deleted = 0 AND b.status = 'creating' AND b.service_metadata IS NULL AND CASE \
+         WHEN p.service_metadata LIKE '%\"site\"%' THEN p.service_metadata LIKE ? \
+         WHEN p.id IS NULL AND s.value IS NOT NULL THEN s.value IN (?, ?) \
+         ELSE EXISTS (SELECT 1 FROM scoria_site_uses u JOIN services h ON h.deleted = 0 \
+         AND h.`binary` = 'cinder-backup' AND u.backend = CONCAT(h.host, '#backup') \
+         WHERE u.fsid = ? AND (p.id IS NULL OR u.site = ?) AND (b.host IS NULL OR b.host = h.host)) END ORDER BY b.id",
     )
+    .bind::<Text, _>(format!("%\"site\": \"{fsid}\"%"))
     .bind::<Text, _>(name)
     .bind::<Text, _>(fsid)
+    .bind::<Text, _>(fsid)
+    .bind::<Text, _>(BY_CONF)
     .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    .await?)
 }
 
 /// What the rows of these backups say, deleted ones left out.

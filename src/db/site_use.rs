@@ -1,5 +1,5 @@
-//! Which backends work with which Ceph cluster: what keeps a site from being forgotten, and says in which pools its
-//! client has to work.
+//! Which backends, and which backup services, work with which Ceph cluster: what keeps a site from being forgotten, says
+//! in which pools its client has to work, and where a backup goes that has not begun yet.
 
 use diesel::mysql::Mysql;
 use diesel::sql_types::{Nullable, Text};
@@ -8,19 +8,26 @@ use diesel_async::RunQueryDsl;
 use super::Conn;
 use crate::error::Result;
 
-/// A backend that works with a site.
+/// What the rows of a backup service have after its host, as the scope of its operations in the journal.
+pub const BACKUP: &str = "#backup";
+/// What a backup service calls the cluster of `backup_ceph_conf`.
+pub const BY_CONF: &str = "backup_ceph_conf";
+/// What it calls the registered site of `backup_site`.
+pub const BY_SITE: &str = "backup_site";
+
+/// A backend that works with a site, or a backup service whose backups go there.
 #[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
 pub struct UseRow {
-    /// `host@backend`.
+    /// `host@backend`, or `host#backup`.
     #[diesel(sql_type = Text)]
     pub backend: String,
-    /// What the backend calls it: `default` or a `backend_id`.
+    /// What it is called there: `default` or a `backend_id`; [`BY_CONF`] or [`BY_SITE`].
     #[diesel(sql_type = Text)]
     pub site: String,
     /// The cluster.
     #[diesel(sql_type = Text)]
     pub fsid: String,
-    /// Pool of the backend.
+    /// Pool of the backend, or of the backups.
     #[diesel(sql_type = Text)]
     pub pool: String,
     /// cephx user without `client.`.
@@ -28,15 +35,17 @@ pub struct UseRow {
     pub client: Option<String>,
 }
 
-/// The backends that work with a site (`None`: with any), as far as they have a service.
+/// The backends and backup services that work with a site (`None`: with any), as far as they have a service.
 ///
 /// # Errors
 /// `Database`.
 pub async fn of(conn: &mut Conn, fsid: Option<&str>) -> Result<Vec<UseRow>> {
     Ok(diesel::sql_query(
         "SELECT u.backend, u.site, u.fsid, u.pool, u.client FROM scoria_site_uses u WHERE (? IS NULL OR u.fsid = ?) \
-         AND EXISTS (SELECT 1 FROM services s WHERE s.host = u.backend AND s.`binary` = 'cinder-volume' \
-         AND s.deleted = 0) ORDER BY u.backend, u.site",
+         AND EXISTS (SELECT 1 FROM services s WHERE s.deleted = 0 \
+         AND (s.host, s.`binary`) IN ((u.backend, 'cinder-volume'), \
+         (IF(u.backend LIKE '%#backup', SUBSTRING_INDEX(u.backend, '#', 1), NULL), 'cinder-backup'))) \
+         ORDER BY u.backend LIKE '%#backup', u.backend, u.site",
     )
     .bind::<Nullable<Text>, _>(fsid)
     .bind::<Nullable<Text>, _>(fsid)

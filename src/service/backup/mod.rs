@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use handler::BackupHandler;
 use recovery::Recovery;
@@ -21,10 +21,11 @@ pub use recovery::finish;
 use super::logging::LogHandle;
 use super::process::{self, Core, Process};
 use crate::backend::peers::{Capabilities, Reporter};
-use crate::backup::{Backups, schedule, status};
+use crate::backup::{Backups, schedule, status, using};
 use crate::config::{Config, Sources};
 use crate::context::RequestContext;
 use crate::db;
+use crate::db::site_use::UseRow;
 use crate::error::Result;
 use crate::rbd::protocol::PoolAccess;
 use crate::rpc::{self, Server, synthetic};
@@ -168,6 +169,22 @@ async fn run_schedules(backups: Arc<Backups>, mut works: tokio::sync::watch::Rec
     }
 }
 
+/// Writes down where backups go, when that is not what was written last. A cluster that does not answer is asked again with
+/// the next report; until then the row of before stands.
+async fn note_use(backups: &Backups, known: &mut Option<UseRow>) {
+    let noted = async {
+        let now = using::find(backups).await?;
+        if known.as_ref() != Some(&now) {
+            using::write(backups, &now).await?;
+            *known = Some(now);
+        }
+        Ok::<(), crate::error::Error>(())
+    };
+    if let Err(error) = noted.await {
+        debug!(%error, "where backups go is not written down yet");
+    }
+}
+
 /// Whether backups can be made where they usually go.
 async fn look(backups: &Backups) -> Result<()> {
     let place = backups.usual_place().await?;
@@ -179,7 +196,9 @@ async fn look(backups: &Backups) -> Result<()> {
 /// that has changed.
 async fn report(backups: Arc<Backups>, handler: Arc<BackupHandler>, works: tokio::sync::watch::Sender<bool>) {
     let context = RequestContext::admin();
+    let mut known = None;
     loop {
+        note_use(&backups, &mut known).await;
         let looked = look(&backups).await;
         let now = looked.is_ok();
         if works.send_replace(now) != now || !now {

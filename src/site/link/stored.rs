@@ -5,7 +5,6 @@
 //! is done is to write down which, to ask, and to wait. An incremental backup goes before the one that it continues.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -17,6 +16,7 @@ use super::pair::End;
 use crate::backend::peers::{self, DeleteBackup};
 use crate::backup::names::{self, ServiceMetadata};
 use crate::context::RequestContext;
+use crate::db::backup_place::Arriving;
 use crate::db::backup_work::{self, BackupChanges};
 use crate::db::{backup, backup_place, site};
 use crate::error::{Code, Error, Result};
@@ -30,8 +30,6 @@ use crate::volume::crash;
 
 /// The step of a backup that is deleted.
 const DELETION: &str = "backup";
-/// How long those who have been asked may all be down.
-const SILENT: Duration = Duration::from_secs(120);
 
 /// The backups on a site.
 #[derive(Debug, Default)]
@@ -89,6 +87,13 @@ impl Stored {
                 there.push(row.clone());
             }
         }
+        let in_scope =
+            |one: &Arriving| only.is_none_or(|only| one.pool.as_ref().is_none_or(|pool| only.contains(pool)));
+        let arriving = arriving
+            .into_iter()
+            .filter(|one| in_scope(one) && there.iter().all(|row| row.id != one.id))
+            .map(|one| one.id)
+            .collect();
         Ok(Stored { rows: there, arriving, guessed: !living })
     }
 
@@ -192,29 +197,43 @@ async fn deletions(operation: &Operation) -> Result<Vec<(String, bool)>> {
 /// `Conflict` for what cannot be deleted, and when nobody is there to do it; `ServiceNotFound`; `Broker`, `Database`,
 /// `Cancelled`.
 pub(super) async fn delete(sites: &Sites, operation: &Operation, stored: Stored) -> Result<()> {
-    let mut left = stored.rows;
-    if left.is_empty() {
+    let rounds = rounds(stored.rows)?;
+    if rounds.is_empty() {
         return Ok(());
     }
     operation.step("deleting backups", &json!({})).await?;
+    for backups in rounds {
+        let ids = order(sites, operation, &backups).await?;
+        crash::point("link:backups-ordered");
+        ask(sites, operation, &ids).await?;
+        crash::point("link:backups-asked");
+        wait(sites, operation, ids).await?;
+    }
+    Ok(())
+}
+
+/// Which go at once: first those that no other continues, then those that these have continued, and so on.
+fn rounds(mut left: Vec<Backup>) -> Result<Vec<Vec<Backup>>> {
+    let mut rounds = Vec::new();
     while !left.is_empty() {
         let parents: HashSet<String> = left.iter().filter_map(|b| b.parent_id.clone()).collect();
         let (last, rest): (Vec<Backup>, Vec<Backup>) =
             left.into_iter().partition(|b| !parents.contains(&b.id));
         if last.is_empty() {
+            let ids: Vec<&str> = rest.iter().map(|b| b.id.as_str()).collect();
             return Err(Error::new(
                 Code::Conflict,
-                "The chain of some backups leads back to itself; none of them was deleted",
+                format!(
+                    "The chain of backups {} leads back to itself by parent_id, so that none can go first; none was \
+                     deleted. Mend their rows, or let them stay there (--flatten-backups)",
+                    listed(&ids)
+                ),
             ));
         }
-        let ids = order(sites, operation, &last).await?;
-        crash::point("link:backups-ordered");
-        ask(sites, operation, &ids).await?;
-        crash::point("link:backups-asked");
-        wait(sites, operation, ids).await?;
+        rounds.push(last);
         left = rest;
     }
-    Ok(())
+    Ok(rounds)
 }
 
 /// Writes down that they are to be deleted, and by whom, as the API does.
@@ -234,7 +253,10 @@ async fn order(sites: &Sites, operation: &Operation, backups: &[Backup]) -> Resu
                 let host = choose(one, &able).ok_or_else(|| nobody(one, &up))?;
                 let changes = BackupChanges { host: Some(Some(host)), ..BackupChanges::default() };
                 if !backup_work::transition(conn, &one.id, BackupEvent::DeleteOrdered, &changes).await? {
-                    let text = format!("Backup {} is not {} any more; look again", one.id, one.status);
+                    let text = format!(
+                        "Backup {} is not {} any more, and was not deleted; nothing was parted: disconnect again",
+                        one.id, one.status
+                    );
                     return Err(Error::new(Code::Conflict, text));
                 }
                 operation.item_step_in(conn, &one.id, DELETION, &json!({"step": "deleting"})).await?;
@@ -321,7 +343,7 @@ async fn wait(sites: &Sites, operation: &Operation, ids: Vec<String>) -> Result<
             still.iter().filter_map(|id| rows.get(id.as_str())?.host.as_deref()).collect();
         if up.iter().any(|host| at_work.contains(host.as_str())) {
             heard = Instant::now();
-        } else if heard.elapsed() >= SILENT {
+        } else if heard.elapsed() >= sites.patience.silent {
             let mut hosts: Vec<&str> = at_work.into_iter().collect();
             hosts.sort_unstable();
             return Err(Error::new(
@@ -331,7 +353,7 @@ async fn wait(sites: &Sites, operation: &Operation, ids: Vec<String>) -> Result<
                      goes on when it is started. Disconnect again then; nothing was parted",
                     still.len(),
                     hosts.join(", "),
-                    SILENT.as_secs()
+                    sites.patience.silent.as_secs()
                 ),
             ));
         }
@@ -375,6 +397,22 @@ mod tests {
             Stored { rows: vec![row("b1", 2, "restoring")], arriving: vec!["b9".into()], guessed: false };
         let refused = stored.refuse_running("rome").unwrap_err();
         assert!(refused.user().contains("b1 (restoring), b9 (creating)"), "{refused}");
+    }
+
+    #[test]
+    fn who_continues_another_goes_before_it() {
+        let of = |id: &str, parent: Option<&str>| Backup {
+            parent_id: parent.map(str::to_owned),
+            ..row(id, 1, "available")
+        };
+        let rows = vec![of("full", None), of("one", Some("full")), of("two", Some("one")), of("other", None)];
+        let ids: Vec<Vec<String>> =
+            rounds(rows).unwrap().into_iter().map(|r| r.into_iter().map(|b| b.id).collect()).collect();
+        assert_eq!(ids, [vec!["two", "other"], vec!["one"], vec!["full"]]);
+        let looped = vec![of("good", None), of("x", Some("y")), of("y", Some("x"))];
+        let refused = rounds(looped).unwrap_err();
+        assert!(refused.user().contains("The chain of backups x, y leads back to itself"), "{refused}");
+        assert!(rounds(vec![]).unwrap().is_empty());
     }
 
     #[test]
