@@ -1,12 +1,15 @@
 //! What is refused of links and of images, with its words, where no other test comes by.
 
+use std::time::Duration;
+
+use scoria::rbd::RbdErrorKind;
 use scoria::rbd::link::Way;
 use scoria::rbd::protocol::{ImageRemove, SiteNameSet};
-use scoria::rbd::sim::SimConfig;
+use scoria::rbd::sim::{Fault, SimConfig, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::site::moving::MoveOrder;
 use scoria::site::replicate::ReplicateOrder;
-use scoria::site::{Connect, Disconnect, Order, Purge};
+use scoria::site::{Connect, Disconnect, Order, Patience, Purge};
 
 use crate::link_scene::{POOL, Scene, bare, connect, disconnect, erasure, ordered, parted, strangers};
 
@@ -77,6 +80,54 @@ async fn the_last_copy_of_an_image_is_never_purged() {
 }
 
 #[tokio::test]
+async fn a_canary_that_cannot_be_removed_is_named_with_its_place() {
+    let mut config = bare();
+    // The daemon does not remove copies while anybody looks.
+    config.timing.remove = Duration::from_secs(3600);
+    let mut scene = Scene::of(config).await;
+    scene.patient(Patience { gone: Duration::from_millis(300), ..Patience::default() });
+    let order = Connect { way: Way::RxOnly, ..connect() };
+    for site in ["b", "a"] {
+        scene.sim.inject(Fault::on("ImageRemove").site(site).fails(When::Before, RbdErrorKind::Permission));
+        let operation = scene.order(ordered(order.clone())).await;
+        scoria::site::run(&scene.sites, &operation).await;
+        let refused = scene.ended(&operation).await.unwrap_err();
+        let name = format!("scoria-canary-{}-a", operation.id());
+        assert!(
+            refused.contains(&format!("The canary volumes/{name} is left on site {site}"))
+                && refused.contains(&format!("rbd rm volumes/{name}")),
+            "{refused}"
+        );
+        assert!(scene.sim.images(site, POOL).contains(&name), "{site}: {:?}", scene.sim.images(site, POOL));
+        assert_eq!(
+            scene.links().await[0][3],
+            "connecting",
+            "what was made stays, and connecting again goes on"
+        );
+    }
+    let answer = scene.run(ordered(order)).await.unwrap();
+    assert!(crate::link_scene::verified(&answer), "{answer:#}");
+    assert_eq!(scene.links().await[0][3], "connected");
+}
+
+#[tokio::test]
+async fn a_copy_that_does_not_arrive_and_a_daemon_that_does_not_let_go_are_said() {
+    let mut config = SimConfig { daemon_lingers: true, ..bare() };
+    config.timing.appear = Duration::from_secs(3600);
+    let mut scene = Scene::of(config).await;
+    let second = Duration::from_secs(1);
+    scene.patient(Patience { arrived: second, gone: second, let_go: second, ..Patience::default() });
+    let order = Connect { way: Way::RxOnly, ..connect() };
+    let answer = scene.run(ordered(order)).await.unwrap();
+    let text = answer["proofs"][0]["text"].as_str().unwrap();
+    assert!(
+        text.contains("not verified from a to b: the image has not appeared there after 1 s"),
+        "{answer:#}"
+    );
+    assert_eq!(scene.links().await[0][3], "connected");
+}
+
+#[tokio::test]
 async fn who_only_receives_replicates_nothing() {
     let scene = Scene::of(bare()).await;
     scene.run(ordered(Connect { way: Way::RxOnly, ..connect() })).await.unwrap();
@@ -92,6 +143,18 @@ async fn who_only_receives_replicates_nothing() {
         refused.contains("Pool volumes of site b only receives: give the order for the site"),
         "{refused}"
     );
+    let scene = Scene::of(bare()).await;
+    let order = Connect { make: erasure(2, 1, "osd"), canary: false, ..connect() };
+    scene.run(ordered(order)).await.unwrap();
+    let order = ReplicateOrder {
+        name: "a".into(),
+        pool: "volumes-data".into(),
+        image: None,
+        mode: MirrorMode::Journal,
+        dry_run: false,
+    };
+    let refused = scene.run(Order::Replicate(order)).await.unwrap_err();
+    assert!(refused.contains("Pool volumes-data is erasure-coded: it holds data of images"), "{refused}");
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@ use scoria::rbd::link::{ErasureProfile, Way};
 use scoria::rbd::protocol::{Fsid, ImageCreate, ImageWrite, MirrorEnable};
 use scoria::rbd::sim::{Sim, SimConfig, Timing, When};
 use scoria::rbd::types::MirrorMode;
-use scoria::site::{self, Connect, DataPool, Disconnect, Files, LinkMode, Make, Order, Register, Sites};
+use scoria::site::{
+    self, Connect, DataPool, Disconnect, Files, LinkMode, Make, Order, Patience, Register, Sites,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -85,6 +87,12 @@ impl Scene {
     pub fn restart(&mut self) {
         self.sim.restart();
         self.sites = on(&self.test, &self.sim, &self.heard, &self.dir);
+    }
+
+    /// From now on others are waited for no longer than this.
+    pub fn patient(&mut self, patience: Patience) {
+        let sites = Arc::into_inner(on(&self.test, &self.sim, &self.heard, &self.dir)).unwrap();
+        self.sites = Arc::new(sites.waiting(patience));
     }
 
     pub async fn order(&self, order: Order) -> Operation {

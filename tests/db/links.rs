@@ -80,6 +80,12 @@ async fn a_user_of_its_own_one_way_and_pool_mode() {
         wrong.contains("mirrored in the other mode") || wrong.contains("is connected rx-only"),
         "{wrong}"
     );
+    let back = Connect { a: "b".into(), b: "a".into(), mode: LinkMode::Pool, way: Way::RxOnly, ..connect() };
+    let wrong = scene.run(ordered(back)).await.unwrap_err();
+    assert!(
+        wrong.contains("Pool volumes is connected the other way, from a to b; disconnect it first"),
+        "{wrong}"
+    );
     scene.run(parted(disconnect())).await.unwrap();
     assert!(strangers(&scene), "{}", scene.sim.log_text());
 }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use scoria::journal::Operation;
 use scoria::model::Scope;
-use scoria::rbd::sim::{Sim, SimConfig};
+use scoria::rbd::RbdErrorKind;
+use scoria::rbd::sim::{Fault, Sim, SimConfig, When};
 use scoria::site::daemon::{Action, DaemonOrder, Found, Means, Programs, Slot, Supervisor};
-use scoria::site::{self, Delete, Files, Order, Register, Sites};
+use scoria::site::{self, Delete, Files, Order, Patience, Register, Sites};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -23,6 +24,7 @@ pub struct Scene {
     pub sim: Sim,
     pub dir: TempDir,
     pub sites: Arc<Sites>,
+    patience: Patience,
 }
 
 /// Stays until it is told to end.
@@ -36,8 +38,9 @@ impl Scene {
         for name in ["a.conf", "b.conf"] {
             std::fs::write(dir.path().join(name), "[global]\nmon_host = 127.0.0.1\n").unwrap();
         }
-        let sites = on(&test, &sim, &dir);
-        let scene = Scene { test, sim, dir, sites };
+        let patience = Patience::default();
+        let sites = on(&test, &sim, &dir, patience);
+        let scene = Scene { test, sim, dir, sites, patience };
         scene.program("rbd-mirror", STAYS);
         scene.program(
             "systemctl",
@@ -72,7 +75,13 @@ impl Scene {
     /// The service dies, and another instance of it starts.
     pub fn restart(&mut self) {
         self.sim.restart();
-        self.sites = on(&self.test, &self.sim, &self.dir);
+        self.sites = on(&self.test, &self.sim, &self.dir, self.patience);
+    }
+
+    /// From now on others are waited for no longer than this.
+    pub fn patient(&mut self, patience: Patience) {
+        self.patience = patience;
+        self.sites = on(&self.test, &self.sim, &self.dir, patience);
     }
 
     async fn slot(&self) -> Slot {
@@ -155,7 +164,7 @@ impl Drop for Scene {
     }
 }
 
-fn on(test: &TestDb, sim: &Sim, dir: &TempDir) -> Arc<Sites> {
+fn on(test: &TestDb, sim: &Sim, dir: &TempDir, patience: Patience) -> Arc<Sites> {
     let programs = Programs {
         dir: dir.path().join("daemons"),
         rbd_mirror: dir.path().join("rbd-mirror"),
@@ -165,7 +174,8 @@ fn on(test: &TestDb, sim: &Sim, dir: &TempDir) -> Arc<Sites> {
     let store = dir.path().join("sites");
     Arc::new(
         Sites::new("node1", store, journal(test, "node1"), sim.ceph(), heard.clone(), heard, vec![])
-            .running(programs),
+            .running(programs)
+            .waiting(patience),
     )
 }
 
@@ -284,6 +294,46 @@ async fn systemd_is_told_by_the_exact_unit() {
     let refused = scene.daemon(Action::Start, None).await.unwrap_err();
     assert!(refused.contains("Access denied") && refused.contains("polkit"), "{refused}");
     assert_eq!(scene.row().await[1], "stopped");
+    // In a container there is none.
+    std::fs::remove_file(scene.dir.path().join("systemctl")).unwrap();
+    let refused = scene.daemon(Action::Start, None).await.unwrap_err();
+    assert!(
+        refused.contains(&format!("enable --now {unit}: this host's systemd is out of reach"))
+            && refused.contains("--by child"),
+        "{refused}"
+    );
+    let standing = scene.daemon(Action::Status, None).await.unwrap();
+    assert_eq!(standing["ours"][0]["wanted"], "stopped", "{standing:#}");
+}
+
+/// An order for a child while nobody looks after children: what becomes of its row meanwhile.
+#[tokio::test]
+async fn an_order_that_waits_for_a_daemon_says_what_has_come_in_between() {
+    let mut scene = Scene::new(SimConfig::default()).await;
+    for (change, said) in [
+        ("DELETE FROM scoria_mirror_daemons", "site a on host node1 was forgotten meanwhile"),
+        (
+            "UPDATE scoria_mirror_daemons SET generation = generation + 1000",
+            "has ordered something else of the daemon of site a on host node1 meanwhile",
+        ),
+    ] {
+        let operation = scene.order(Order::Daemon(daemon(Action::Start, Some(Means::Child)))).await;
+        let meanwhile = async {
+            while scene.row().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            scene.test.sql(change).await;
+        };
+        tokio::join!(site::run(&scene.sites, &operation), meanwhile);
+        let refused = scene.ended(&operation).await.unwrap_err();
+        assert!(refused.contains(said), "{said}: {refused}");
+        scene.test.sql("DELETE FROM scoria_mirror_daemons").await;
+    }
+    scene.patient(Patience { daemon: Duration::from_secs(1), ..Patience::default() });
+    let operation = scene.order(Order::Daemon(daemon(Action::Start, Some(Means::Child)))).await;
+    site::run(&scene.sites, &operation).await;
+    let refused = scene.ended(&operation).await.unwrap_err();
+    assert!(refused.contains("The daemon was not running in 1 s, it is starting"), "{refused}");
 }
 
 #[tokio::test]
@@ -321,4 +371,14 @@ async fn an_orchestrator_is_told_in_its_own_words() {
     let refused = plain.daemon(Action::Start, Some(Means::Orchestrator)).await.unwrap_err();
     assert!(refused.contains("has no orchestrator") && refused.contains("systemd or child"), "{refused}");
     assert!(plain.row().await.is_empty());
+    let placed = DaemonOrder { placement: Some("2".into()), ..daemon(Action::Start, Some(Means::Child)) };
+    let refused = plain.run(Order::Daemon(placed)).await.unwrap_err();
+    assert!(refused.contains("A placement is for an orchestrator (--by orchestrator)"), "{refused}");
+    scene.sim.inject(Fault::on("OrchestratorAct").fails(When::Before, RbdErrorKind::Permission));
+    let refused = scene.daemon(Action::Restart, None).await.unwrap_err();
+    assert!(
+        refused.contains("The client may not tell the orchestrator of site a what to do")
+            && refused.contains("mgr 'allow rw'"),
+        "{refused}"
+    );
 }

@@ -6,6 +6,7 @@ use scoria::rbd::sim::{Health, SimConfig, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::site::replicate::ReplicateOrder;
 use scoria::site::{self, Connect, Disconnect, LinkMode, Order, Purge};
+use serde_json::json;
 
 use crate::link_scene::{POOL, Scene, bare, connect, disconnect, ordered, parted, strangers};
 use crate::seed;
@@ -46,6 +47,24 @@ async fn volumes_stop_being_replicated_and_their_copies_go_when_that_was_agreed(
     let refused = scene.run(parted(forced.clone())).await.unwrap_err();
     assert!(refused.contains("Backups of 1 volumes"), "{refused}");
     scene.test.sql("DELETE FROM backups").await;
+    let of =
+        |status: &str| format!("UPDATE volumes SET replication_status='{status}' WHERE id='{journaled}'");
+    scene.test.sql(&of("disabling")).await;
+    let refused = scene.run(parted(forced.clone())).await.unwrap_err();
+    assert!(
+        refused.contains(&format!(
+            "The replication of 1 volumes ({journaled}) is being changed: wait for its end"
+        )),
+        "{refused}"
+    );
+    scene.test.sql(&of("enabled")).await;
+    // From the other end a volume would be left with the copy alone.
+    let other_way = Disconnect { a: "b".into(), b: "a".into(), ..forced.clone() };
+    let refused = scene.run(parted(other_way)).await.unwrap_err();
+    assert!(
+        refused.contains("Site a serves backends") || refused.contains("are not primary on site b"),
+        "{refused}"
+    );
 
     let dry = scene.run(parted(Disconnect { dry_run: true, ..forced.clone() })).await.unwrap();
     assert_eq!(dry["shared"]["copies"].as_array().unwrap().len(), 2, "{dry:#}");
@@ -75,6 +94,37 @@ async fn volumes_stop_being_replicated_and_their_copies_go_when_that_was_agreed(
         .await;
     assert_ne!(row, ["disabled"]);
     assert!(strangers(&scene) && scene.links().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_pool_is_parted_while_another_stays_and_the_user_goes_with_the_last() {
+    for manual in [false, true] {
+        let scene = Scene::of(bare()).await;
+        let pools = vec![POOL.to_owned(), "others".to_owned()];
+        scene.run(ordered(Connect { pools, manual, ..connect() })).await.unwrap();
+        scene.image("a", "b", "kept", MirrorMode::Snapshot).await;
+        // What is mirrored in the one does not stand in the way of the other.
+        let one = Disconnect { pools: vec!["others".into()], ..disconnect() };
+        let done = scene.run(parted(one.clone())).await.unwrap();
+        let user = if manual { "client.scoria-link-" } else { "client.rbd-mirror-peer" };
+        let left = done["left"].to_string();
+        for site in ["a", "b"] {
+            assert!(left.contains(user) && left.contains(&format!("of site {site} stays")), "{left}");
+        }
+        for site in ["a", "b"] {
+            let allowed = if manual { vec![POOL.to_owned()] } else { vec![] };
+            let users = scene.sim.link_users(site);
+            assert_eq!(users.iter().map(|(_, pools)| pools).collect::<Vec<_>>(), [&allowed], "{site}");
+        }
+        assert_eq!(done["strangers"], json!(["a knows b by 1 other pools", "b knows a by 1 other pools"]));
+        assert_eq!(scene.links().await.iter().map(|l| l[0].as_str()).collect::<Vec<_>>(), [POOL]);
+        assert!(!scene.sim.is_stranger("a") && scene.sim.image("a", POOL, "kept").unwrap().mirror.is_some());
+        let again = scene.run(parted(one)).await.unwrap_err();
+        assert!(again.contains("Pool others does not connect a and b; these do: volumes"), "{again}");
+        let done = scene.run(parted(Disconnect { force: true, ..disconnect() })).await.unwrap();
+        assert!(!done["left"].to_string().contains("client."), "{done:#}");
+        assert!(strangers(&scene) && scene.links().await.is_empty());
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use scoria::backup::using;
 use scoria::context::RequestContext;
 use scoria::rbd::RbdErrorKind;
 use scoria::rbd::protocol::{ImageClone, ImageInspect, ObjectRead, SnapCreate, SnapProtect, TrashMove};
@@ -21,14 +22,14 @@ use crate::seed::{self, TYPE};
 use crate::stage::{Heard, full};
 use crate::support::TestDb;
 
-const OPTIONS: &str = "backup_site=b";
+pub const OPTIONS: &str = "backup_site=b";
 
 /// Sites `a` and `b` are connected; `b` has a chain of two backups whose rows name it, and one whose row does not.
-struct World {
-    scene: Scene,
+pub struct World {
+    pub scene: Scene,
     conf: tempfile::NamedTempFile,
-    backups: Vec<String>,
-    service: JoinHandle<()>,
+    pub backups: Vec<String>,
+    pub service: JoinHandle<()>,
 }
 
 /// A backup service in its process: what is cast to it, it journals and does; what it had begun it takes up first.
@@ -64,7 +65,7 @@ fn serve(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, conf: &std::path::Path) -
 }
 
 impl World {
-    async fn new() -> World {
+    pub async fn new() -> World {
         let mut config = SimConfig { lost_worker_leaves_watch: false, ..bare() };
         for site in &mut config.sites {
             site.pools = vec![PoolSpec::plain(POOL), PoolSpec::plain("backups")];
@@ -99,19 +100,26 @@ impl World {
     }
 
     /// Both services die, and others start.
-    async fn restart(&mut self) {
+    pub async fn restart(&mut self) {
         self.service.abort();
         let _ = (&mut self.service).await;
         self.scene.restart();
         self.service = serve(&self.scene.test, &self.scene.sim, &self.scene.heard, self.conf.path());
     }
 
-    async fn part(&self, order: Disconnect) -> Result<Value, String> {
+    pub async fn part(&self, order: Disconnect) -> Result<Value, String> {
         self.scene.run(parted(order)).await
     }
 
-    async fn status(&self, backup: &str) -> String {
+    pub async fn status(&self, backup: &str) -> String {
         self.scene.test.row(&format!("SELECT status FROM backups WHERE id='{backup}'")).await.remove(0)
+    }
+
+    /// What the rows of the backup service say of where its backups go, with these options.
+    pub async fn writes_down(&self, options: &str) {
+        let World { scene, conf, .. } = self;
+        let b = backup_scene::service(&scene.test, &scene.sim, &scene.heard, options, conf.path());
+        using::write(&b, &using::find(&b).await.unwrap()).await.unwrap();
     }
 
     async fn in_use(&self) -> Vec<Vec<String>> {
@@ -119,7 +127,7 @@ impl World {
     }
 
     /// Nothing of them is left, and the sites do not know each other.
-    async fn assert_gone(&self, why: &str) {
+    pub async fn assert_gone(&self, why: &str) {
         for id in &self.backups {
             assert_eq!(self.status(id).await, "deleted", "{why}");
             for object in [format!("backup.{id}.meta"), format!("backup.{id}.sums")] {
@@ -144,7 +152,7 @@ impl Drop for World {
     }
 }
 
-fn deleting() -> Disconnect {
+pub fn deleting() -> Disconnect {
     Disconnect { delete_backups: Some(BackupsGo { backups: 3, gib: 6 }), ..disconnect() }
 }
 

@@ -13,7 +13,7 @@ use scoria::site::replicate::ReplicateOrder;
 use scoria::site::revert::RevertOrder;
 use scoria::site::schedule::{ScheduleAct, ScheduleOrder};
 use scoria::site::switch::SwitchOrder;
-use scoria::site::{self, Order};
+use scoria::site::{self, Order, Patience};
 use serde_json::{Value, json};
 
 use crate::mirror_daemons::Scene;
@@ -257,7 +257,8 @@ async fn an_object_leads_to_its_volume_and_servers() {
 
 #[tokio::test]
 async fn halves_of_images_are_found_and_finished_but_not_those_of_volumes() {
-    let scene = Scene::new(SimConfig::default()).await;
+    let mut scene = Scene::new(SimConfig::default()).await;
+    scene.patient(Patience { settled: Duration::from_millis(10), ..Patience::default() });
     let volume = seed::volume(&scene.test, 1, "available", "").await;
     let of_cinder = format!("volume-{}", volume);
     image(&scene, "a", "volumes", "whole").await;

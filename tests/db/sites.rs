@@ -430,6 +430,7 @@ async fn namespace_site_takes_orders_and_tells_how_they_went() {
     assert_eq!(again["cancelled"], false);
     let told = asked("get_operation", json!({"operation": first["operation"]})).await.unwrap();
     assert_eq!((&told["state"], &told["outcome"]), (&json!("closed"), &json!("abandoned")));
+    assert_eq!(scene.heard.events(), ["scoria.site.register.cancel "]);
 
     let conf = scene.dir.path().join("a.conf").display().to_string();
     let ordered = asked("register", json!({"name": "a", "conf": conf})).await.unwrap();
@@ -470,6 +471,27 @@ async fn a_connection_names_the_site_that_serves_before_and_after_a_failover() {
         stage.test.db.write("stray", async |conn| scoria::db::stray::record(conn, &stray, "default").await);
     record.await.unwrap();
     assert_eq!(connected().await, json!([["127.0.0.1"], "cinder", "secret-a", "ceph"]));
+}
+
+#[tokio::test]
+async fn a_site_that_changes_while_it_is_looked_at_is_left_to_who_was_first() {
+    let scene = Scene::new().await;
+    for (change, said) in [
+        ("UPDATE scoria_sites SET name='other'", "Site a was renamed meanwhile"),
+        ("DELETE FROM scoria_sites", "Site a was deleted meanwhile"),
+    ] {
+        scene.test.sql("DELETE FROM scoria_sites; DELETE FROM scoria_site_hosts").await;
+        scene.run(Order::Register(register("a", scene.conf("a")))).await.unwrap();
+        let trigger =
+            format!("CREATE TRIGGER meanwhile BEFORE INSERT ON scoria_operation_steps FOR EACH ROW {change}");
+        scene.test.sql(&trigger).await;
+        let refused = scene
+            .run(Order::Update(Update { files: Some(scene.conf("a")), ..update("a") }))
+            .await
+            .unwrap_err();
+        assert!(refused.contains(said), "{refused}");
+        scene.test.sql("DROP TRIGGER meanwhile").await;
+    }
 }
 
 #[tokio::test]

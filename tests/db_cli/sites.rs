@@ -77,6 +77,18 @@ async fn a_key_goes_into_a_file_of_the_service_and_into_nothing_else() {
     assert!(bare.contains("--conf, or --monitors"), "{bare}");
     let name = site.refused(&format!("{keeping} site register a/b --conf /etc/ceph/b.conf")).await;
     assert!(name.contains("The name of a site"), "{name}");
+    for (line, said) in [
+        ("--conf etc/b.conf", "'etc/b.conf' is not an absolute path"),
+        ("--conf /etc/b.conf --keyring b.keyring", "'b.keyring' is not an absolute path"),
+    ] {
+        let refused = site.refused(&format!("{keeping} site register paris {line}")).await;
+        assert!(refused.contains(said), "{line}: {refused}");
+    }
+    std::fs::write(&key, KEY).unwrap();
+    let monitors =
+        format!("{keeping} site register paris --monitors 10.0.0.1#x --key-file {}", key.display());
+    let refused = site.refused(&monitors).await;
+    assert!(refused.contains("'10.0.0.1#x' are no monitors") && !refused.contains("AQBT"), "{refused}");
     // Paths are another host's to read.
     site.good(&format!("{keeping} site register paris --conf /etc/ceph/b.conf --host node2 --no-wait")).await;
     let there = site.test.row("SELECT backend_host FROM scoria_operations ORDER BY id DESC LIMIT 1").await;
