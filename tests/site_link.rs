@@ -4,6 +4,8 @@
 
 mod common;
 
+#[path = "site_link/backups.rs"]
+mod backups;
 #[path = "site_link/crash.rs"]
 mod crash;
 #[path = "site_link/parting.rs"]

@@ -22,6 +22,7 @@ const TABLES: &[&str] = &[
     "scoria_operation_steps",
     "scoria_site_uses",
     "scoria_operations",
+    "backups",
     "volumes",
 ];
 /// A pool that Ceph makes for itself.
@@ -57,7 +58,7 @@ impl Bare {
         lock.lock().unwrap();
         if root.join("lab.json").exists() {
             tool_ok(&root, &["resume", "site-a", "site-b", "scoria-volume"]);
-            tool_ok(&root, &["stop", "scoria-volume", "rbd-mirror-a", "rbd-mirror-b"]);
+            tool_ok(&root, &["stop", "scoria-volume", "scoria-backup", "rbd-mirror-a", "rbd-mirror-b"]);
         }
         let others = ["scoria-volume", "cinder-api", "cinder-scheduler"];
         tool_ok(&root, &[&["up", "--bare", "--osds", "3", "--without"], &others[..]].concat());

@@ -8,7 +8,7 @@ use crate::common::{Lab, is_gone, signal, wait_until};
 
 /// The result of a command of `scoria-manage`, and whether it succeeded.
 #[track_caller]
-fn ask(lab: &Lab, words: &[&str]) -> (Value, bool) {
+pub(crate) fn ask(lab: &Lab, words: &[&str]) -> (Value, bool) {
     let output = lab.manage(&[&["--format", "json"], words].concat());
     let said = String::from_utf8_lossy(&output.stderr);
     let document: Value =
@@ -17,13 +17,13 @@ fn ask(lab: &Lab, words: &[&str]) -> (Value, bool) {
 }
 
 #[track_caller]
-fn good(lab: &Lab, words: &[&str]) -> Value {
+pub(crate) fn good(lab: &Lab, words: &[&str]) -> Value {
     let (result, good) = ask(lab, words);
     assert!(good, "{words:?}: {result:#}");
     result
 }
 
-fn rbd(lab: &Lab, site: &str, words: &[&str]) -> String {
+pub(crate) fn rbd(lab: &Lab, site: &str, words: &[&str]) -> String {
     lab.tool(&[&["rbd", site], words].concat())
 }
 
