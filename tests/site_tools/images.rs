@@ -41,7 +41,8 @@ fn an_image_that_cinder_does_not_know_is_finished_moved_and_brought_back() {
         serde_json::from_str(&rbd(&lab, "a", &["info", "volumes/half", "--format", "json"])).unwrap();
     let header = format!("rbd_header.{}", info["id"].as_str().unwrap());
     lab.tool(&["rados", "a", "-p", "volumes", "rm", &header]);
-    let found = good(&lab, &["rbd", "half-deleted", &a, "volumes"]);
+    let (found, well) = ask(&lab, &["rbd", "half-deleted", &a, "volumes"]);
+    assert!(!well, "something is to be done: {found:#}");
     assert_eq!(
         (&found["images"][0]["image"], &found["images"][0]["fate"]),
         (&json!("half"), &json!("found"))
