@@ -126,9 +126,21 @@ fn one_way_by_a_user_of_its_own_a_whole_pool_and_its_copies_removed() {
     assert_eq!(proven["proofs"][0]["text"], "verified from paris to rome", "{proven:#}");
     // A user that may read this pool and no other; it is known on one side, and only that receives.
     let user = lab.users("a").into_iter().find(|u| u.starts_with("client.scoria-link-")).unwrap();
-    let caps: Value =
-        serde_json::from_str(&lab.tool(&["ceph", "a", "auth", "get", &user, "--format", "json"])).unwrap();
-    assert_eq!(caps[0]["caps"]["osd"], "profile rbd pool=images", "{caps}");
+    let may = || {
+        let said = lab.tool(&["ceph", "a", "auth", "get", &user, "--format", "json"]);
+        let caps: Value = serde_json::from_str(&said).unwrap();
+        caps[0]["caps"]["osd"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(may(), "profile rbd pool=images");
+    // With another pool it gets more, and loses that when the pool is parted.
+    let other = ["--pool", "others", "--create-pools", "--manual", "--way", "rx-only"];
+    lab.good(&[&order[..4], &other].concat());
+    assert_eq!(may(), "profile rbd pool=images, profile rbd pool=others");
+    let parted = lab.good(&["site", "disconnect", "paris", "rome", "--pool", "others", "--yes"]);
+    assert!(parted["left"].to_string().contains("of site paris stays: other peers have it"), "{parted:#}");
+    assert_eq!(parted["strangers"][1], "rome knows paris by 1 other pools", "{parted:#}");
+    assert_eq!(may(), "profile rbd pool=images");
+    assert_eq!((lab.mirroring("b", "others").1, lab.mirroring("b", "images").1), (0, 1));
     assert_eq!(lab.users("b"), Vec::<String>::new());
     let stored =
         |site: &str| lab.keys_of(site).iter().filter(|key| key.starts_with("rbd/mirror/peer/")).count();
