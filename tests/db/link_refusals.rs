@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use scoria::rbd::RbdErrorKind;
 use scoria::rbd::link::Way;
-use scoria::rbd::protocol::{ImageRemove, SiteNameSet};
+use scoria::rbd::protocol::{ImageRemove, PeerAdd, SiteNameSet};
 use scoria::rbd::sim::{Fault, SimConfig, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::site::moving::MoveOrder;
@@ -111,12 +111,12 @@ async fn a_canary_that_cannot_be_removed_is_named_with_its_place() {
 }
 
 #[tokio::test]
-async fn a_copy_that_does_not_arrive_and_a_daemon_that_does_not_let_go_are_said() {
-    let mut config = SimConfig { daemon_lingers: true, ..bare() };
+async fn a_copy_that_does_not_arrive_is_said() {
+    let mut config = bare();
     config.timing.appear = Duration::from_secs(3600);
     let mut scene = Scene::of(config).await;
     let second = Duration::from_secs(1);
-    scene.patient(Patience { arrived: second, gone: second, let_go: second, ..Patience::default() });
+    scene.patient(Patience { arrived: second, gone: second, ..Patience::default() });
     let order = Connect { way: Way::RxOnly, ..connect() };
     let answer = scene.run(ordered(order)).await.unwrap();
     let text = answer["proofs"][0]["text"].as_str().unwrap();
@@ -125,6 +125,52 @@ async fn a_copy_that_does_not_arrive_and_a_daemon_that_does_not_let_go_are_said(
         "{answer:#}"
     );
     assert_eq!(scene.links().await[0][3], "connected");
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_let_go_or_comes_back_stops_a_parting() {
+    let mut scene = Scene::of(SimConfig { daemon_lingers: true, ..bare() }).await;
+    scene.run(ordered(connect())).await.unwrap();
+    scene.image("a", "b", "x", MirrorMode::Snapshot).await;
+    scene.patient(Patience { let_go: Duration::from_secs(1), ..Patience::default() });
+    let forced = Disconnect { force: true, ..disconnect() };
+    let refused = scene.run(parted(forced.clone())).await.unwrap_err();
+    assert!(
+        refused.contains("rbd-mirror of site b still works on pool volumes 1 s after its peer was removed"),
+        "{refused}"
+    );
+    assert!(scene.sim.image("a", POOL, "x").unwrap().mirror.is_some(), "its mirroring has not ended");
+    assert_eq!(scene.links().await[0][3], "disconnecting");
+
+    let mut scene = Scene::of(bare()).await;
+    scene.run(ordered(connect())).await.unwrap();
+    scene.image("a", "b", "x", MirrorMode::Snapshot).await;
+    scene.patient(Patience::default());
+    // It makes itself known at the last moment.
+    scene.sim.inject(Fault::on("ClientRemove").always().delays(Duration::from_millis(500)));
+    scene.sim.clear_log();
+    let operation = scene.order(parted(forced.clone())).await;
+    let comes_back = async {
+        while scene.sim.count("ClientRemove") == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut admin = scene.sim.connection("b");
+        admin.user = Some("admin".into());
+        let ask = PeerAdd {
+            pool: POOL.into(),
+            source: scene.sim.connection("a"),
+            source_name: "a".into(),
+            user: "rbd-mirror-peer".into(),
+            pools: vec![POOL.into()],
+        };
+        scoria::rbd::Site::new(scene.sim.ceph(), admin).call(ask).await.unwrap();
+    };
+    tokio::join!(scoria::site::run(&scene.sites, &operation), comes_back);
+    scene.sim.clear_faults();
+    let refused = scene.ended(&operation).await.unwrap_err();
+    assert!(refused.contains("Pool volumes of site a knows b again"), "{refused}");
+    scene.run(parted(forced)).await.unwrap();
+    assert!(strangers(&scene) && scene.links().await.is_empty());
 }
 
 #[tokio::test]

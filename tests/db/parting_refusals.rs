@@ -65,6 +65,31 @@ async fn a_backup_that_changes_before_its_deletion_stops_it() {
 }
 
 #[tokio::test]
+async fn a_backup_that_comes_while_others_are_deleted_stops_the_parting() {
+    let world = World::new().await;
+    let fsid = world.scene.fsid("b").await;
+    let volume = seed::id(1, 2);
+    world
+        .scene
+        .test
+        .sql(&format!(
+            "CREATE TRIGGER meanwhile BEFORE INSERT ON scoria_operation_steps FOR EACH ROW INSERT IGNORE INTO backups \
+             (id, volume_id, status, size, container, service_metadata, deleted) SELECT 'late', '{volume}', 'available', 3, \
+             'backups', '{{\"base\": \"x\", \"site\": \"{fsid}\"}}', 0 FROM DUAL WHERE NEW.step = 'deleting backups'"
+        ))
+        .await;
+    let refused = world.part(deleting()).await.unwrap_err();
+    assert!(
+        refused
+            .contains("1 backups of 3 GiB are stored on b: late (3 GiB). They are new; nothing was parted"),
+        "{refused}"
+    );
+    world.scene.test.sql("DROP TRIGGER meanwhile").await;
+    assert_eq!(statuses(&world).await, ["deleted"; 3]);
+    connected(&world).await;
+}
+
+#[tokio::test]
 async fn a_backup_service_that_stays_down_is_not_waited_for_without_end() {
     let mut world = World::new().await;
     world.scene.patient(Patience { silent: Duration::from_secs(1), ..Patience::default() });
