@@ -100,7 +100,7 @@ pub(super) async fn forget_backup(place: &Place, image: &str, backup_id: &str) -
 }
 
 /// Copies the next part. A worker that was lost, or a call that was not answered, has done harm to nothing: the part is
-/// asked for again.
+/// asked for again, so that an outage of some minutes costs no backup.
 pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, RbdError> {
     let mut tries = 1;
     loop {
@@ -108,6 +108,13 @@ pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, R
             Err(error) if error.effect_unknown() && tries < TRIES => {
                 warn!(image = copy.image, offset = copy.offset, %error, "a part is copied again");
                 tries += 1;
+            }
+            Err(error) if error.effect_unknown() => {
+                let message = format!(
+                    "{} ({tries} times): a site does not answer; when both do, make it again",
+                    error.message
+                );
+                return Err(RbdError { message, ..error });
             }
             other => return other,
         }

@@ -90,8 +90,16 @@ impl From<RbdError> for Error {
             | RbdErrorKind::Unreachable
             | RbdErrorKind::Other => Code::VolumeBackend,
         };
-        Error::new(code, format!("Ceph: {}", e.message))
-            .detail(format!("{} on {}", e.op, e.site))
-            .caused_by(e)
+        let text = match e.kind {
+            RbdErrorKind::NoSpace => {
+                // The site that was asked need not be the one that is full: a copy has two.
+                format!(
+                    "Ceph: {}: the pool is full, or over its quota: make room there, or raise it",
+                    e.message
+                )
+            }
+            _ => format!("Ceph: {}", e.message),
+        };
+        Error::new(code, text).detail(format!("{} on {}", e.op, e.site)).caused_by(e)
     }
 }

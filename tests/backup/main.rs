@@ -12,6 +12,7 @@ mod failover;
 mod interop;
 mod killed;
 mod life;
+mod losses;
 mod mirror;
 mod ours;
 mod policy;

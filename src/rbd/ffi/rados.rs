@@ -23,6 +23,7 @@ functions! { Functions {
     fn rados_blocklist_add(cluster: rados_t, client_address: *mut c_char, expire_seconds: u32) -> c_int;
     fn rados_ioctx_create(cluster: rados_t, pool_name: *const c_char, ioctx: *mut rados_ioctx_t) -> c_int;
     fn rados_ioctx_destroy(io: rados_ioctx_t);
+    fn rados_set_pool_full_try(io: rados_ioctx_t);
     fn rados_write_full(io: rados_ioctx_t, oid: *const c_char, buf: *const c_char, len: usize) -> c_int;
     fn rados_read(io: rados_ioctx_t, oid: *const c_char, buf: *mut c_char, len: usize, off: u64) -> c_int;
     fn rados_write(io: rados_ioctx_t, oid: *const c_char, buf: *const c_char, len: usize, off: u64) -> c_int;
@@ -339,9 +340,14 @@ impl Drop for IoCtx {
 impl IoCtx {
     /// A lookup in the client's own OSD map; asks the monitors only when the pool is not in it.
     ///
+    /// A client holds back what it writes into a full pool, until there is room: a call would hang until its time-out,
+    /// and a removal, which makes room, with it. Here everything is sent: the OSD refuses what needs room, at once, and
+    /// does the rest. librbd hands that on to the contexts of the images that it opens by this one.
+    ///
     /// Implements:
     /// ```c
     /// int rados_ioctx_create(rados_t cluster, const char *pool_name, rados_ioctx_t *ioctx);
+    /// void rados_set_pool_full_try(rados_ioctx_t io);
     /// ```
     pub(crate) fn open(cluster: &Arc<Cluster>, pool: &str) -> Result<IoCtx, Failure> {
         let call = "rados_ioctx_create";
@@ -351,6 +357,8 @@ impl IoCtx {
         let result =
             unsafe { (cluster.api.rados.rados_ioctx_create)(cluster.handle, name.as_ptr(), &mut handle) };
         check(call, || format!("pool {pool}"), result)?;
+        // SAFETY: the context is new, and nobody else has it yet.
+        unsafe { (cluster.api.rados.rados_set_pool_full_try)(handle) };
         Ok(IoCtx { cluster: Arc::clone(cluster), handle, pool: pool.to_owned() })
     }
 
