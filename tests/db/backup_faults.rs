@@ -188,19 +188,7 @@ async fn a_volume_that_cannot_take_a_backup_is_told_why() {
     let remove = ObjectRemove { pool: "backups".into(), object: format!("backup.{backup}.meta") };
     scene.sim.site("b").call(remove).await.unwrap();
     // Its data is not what was written.
-    let base = scene.bases().remove(0);
-    let snap = scene.sim.image("b", "backups", &base).unwrap().snaps.remove(0);
-    let write =
-        ImageWrite { pool: "backups".into(), image: base.clone(), offset: 2 * MIB, data: vec![66; 512] };
-    scene
-        .sim
-        .site("b")
-        .call(SnapRemove { pool: "backups".into(), image: base.clone(), snap: snap.clone() })
-        .await
-        .unwrap();
-    scene.sim.site("b").call(write).await.unwrap();
-    let place = scoria::volume::image::Place { site: scene.sim.site("b"), pool: "backups".into() };
-    place.snapshot(&base, &snap, scoria::volume::image::Attempt::First).await.unwrap();
+    spoil(&scene, 2 * MIB).await;
     assert_eq!(scene.verdict(&backup).await.verdict, "wrong");
     assert_eq!(scene.verdict(&backup).await.wrong_offsets, [2 * MIB]);
     let work = scene.to_be_restored(&backup, &target).await;
@@ -209,6 +197,42 @@ async fn a_volume_that_cannot_take_a_backup_is_told_why() {
     assert_eq!(scene.status("volumes", &target).await, "error_restoring");
     assert_eq!(scene.status("backups", &backup).await, "available");
     assert!(scene.is_told(&backup, "015", "026").await);
+}
+
+/// The only backup there is holds something else at this place than what was written.
+async fn spoil(scene: &Scene, offset: u64) {
+    let (site, pool) = (scene.sim.site("b"), "backups".to_owned());
+    let image = scene.bases().remove(0);
+    let snap = scene.sim.image("b", "backups", &image).unwrap().snaps.remove(0);
+    let remove = SnapRemove { pool: pool.clone(), image: image.clone(), snap: snap.clone() };
+    site.call(remove).await.unwrap();
+    let write = ImageWrite { pool: pool.clone(), image: image.clone(), offset, data: vec![66; 512] };
+    site.call(write).await.unwrap();
+    let place = scoria::volume::image::Place { site, pool };
+    place.snapshot(&image, &snap, scoria::volume::image::Attempt::First).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_restored_all_the_same_when_nothing_is_to_be_compared() {
+    let mut scene = Scene::new().await;
+    let volume = scene.volume(1, "available").await;
+    scene.write(&volume, 0, 7, 3 * MIB).await;
+    let content = scene.content(&volume);
+    let backup = scene.made(1, &volume, None).await;
+    let target = scene.volume(2, "available").await;
+    spoil(&scene, 2 * MIB).await;
+    let refused = scene.to_be_restored(&backup, &target).await;
+    scene.run(&refused).await.unwrap_err();
+    assert_eq!(scene.status("volumes", &target).await, "error_restoring");
+    scene.reconfigure("[scoria]\nscoria_backup_verify_on_restore=false");
+    let work = scene.to_be_restored(&backup, &target).await;
+    scene.run(&work).await.unwrap();
+    assert_eq!(scene.status("volumes", &target).await, "available");
+    // All but what is wrong is what it was.
+    assert_ne!(scene.content(&target), content);
+    scene.write(&target, 2 * MIB, 7, 512).await;
+    assert_eq!(scene.content(&target), content);
+    assert_eq!(scene.verdict(&backup).await.verdict, "wrong", "to verify it is another matter");
 }
 
 #[tokio::test]
