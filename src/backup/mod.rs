@@ -22,6 +22,7 @@ pub mod metadata;
 pub mod method;
 pub mod mirror;
 pub mod names;
+mod of_type;
 pub mod ordered;
 pub mod orders;
 pub mod place;

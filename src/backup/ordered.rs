@@ -1,4 +1,5 @@
-//! Backups that an operator or a schedule orders: of a volume, or of all volumes of a group as of one instant.
+//! Backups that an operator or a schedule orders: of a volume, of all volumes of a group as of one instant, or of all
+//! volumes of a type (`of_type`).
 //!
 //! They are ordinary ones: rows as the API makes them, with the volume's project and owner, counted in its quota, and a
 //! `create_backup` in the journal for each. Of a group the snapshots that are read are taken first, together; each
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::retention::apply;
-use super::{Backups, images, names, status};
+use super::{Backups, images, names, of_type, status};
 use crate::backend::peers::BackupRequest;
 use crate::context::RequestContext;
 use crate::db;
@@ -34,14 +35,17 @@ const SENT: &str = "sent";
 /// Between two looks at operations that are waited for.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// Back up a volume, or the volumes of a group.
+/// Back up a volume, the volumes of a group, or those of a type.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Create {
     /// The volume; or
     pub volume: Option<String>,
-    /// the group.
+    /// the group; or
     pub group: Option<String>,
+    /// the type, by its id or its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_type: Option<String>,
     /// Go on from the newest backup; the first one is full all the same.
     pub incremental: bool,
     /// For people.
@@ -62,10 +66,11 @@ impl Create {
     /// # Errors
     /// `InvalidInput`.
     pub fn check(&self) -> Result<()> {
-        if self.volume.is_some() == self.group.is_some() {
-            return Err(Error::new(Code::InvalidInput, "Name a volume or a group, and not both"));
+        let named = [&self.volume, &self.group, &self.volume_type].into_iter().flatten().count();
+        match named {
+            1 => Ok(()),
+            _ => Err(Error::new(Code::InvalidInput, "Name one of: a volume, a group, a volume type")),
         }
-        Ok(())
     }
 }
 
@@ -121,7 +126,10 @@ impl Ended {
 /// What refused one of them, and then none is made; `InvalidBackup` when some could not be made, with the reasons;
 /// `Database`, `Cancelled`.
 pub async fn create(b: &Backups, operation: &Operation, order: &Create) -> Result<Value> {
-    let ended = Box::pin(run(b, operation, order)).await;
+    let ended = match &order.volume_type {
+        Some(kind) => Box::pin(of_type::run(b, operation, order, kind)).await,
+        None => Box::pin(run(b, operation, order)).await,
+    };
     let said = match &ended {
         Ok(_) => "succeeded".to_owned(),
         Err(error) if super::is_unsettled(error) => return ended,
@@ -371,10 +379,24 @@ async fn tidy(b: &Backups, set: &Set) {
 
 /// The operations of the backups of an order, for whoever cancels it; none before they are ordered.
 pub(super) async fn children(b: &Backups, order: i64) -> Result<Vec<i64>> {
-    let items = b.journal.items_of(order).await?;
-    let own = items.into_iter().find(|item| item.step.resource_id.is_empty() && item.step.name == SENT);
-    let set = own.map(|item| item.step.parse::<Set>()).transpose()?;
-    Ok(set.into_iter().flat_map(|set| set.members).map(|member| member.operation).collect())
+    let (mut looked_at, mut found) = (vec![order], Vec::new());
+    while let Some(order) = looked_at.pop() {
+        let items = b.journal.items_of(order).await?;
+        let Some(own) = items.into_iter().find(|item| item.step.resource_id.is_empty()) else { continue };
+        match own.step.name.as_str() {
+            SENT => {
+                found.extend(own.step.parse::<Set>()?.members.into_iter().map(|member| member.operation));
+            }
+            // Orders themselves.
+            of_type::ROUND => {
+                let sent = own.step.parse::<of_type::Round>()?.sent.into_iter().map(|(_, number)| number);
+                looked_at.extend(sent.clone());
+                found.extend(sent);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// The context of work on a backup that nobody has sent: an administrator's, in the backup's project, so that messages

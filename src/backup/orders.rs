@@ -36,6 +36,14 @@ pub enum Order {
         /// Also those that came to nothing.
         failed: bool,
     },
+    /// The same of all volumes that have backups; the answer is an [`apply::Everywhere`].
+    ApplyAllRetention {
+        /// Only of volumes of this type, by its id or its name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume_type: Option<String>,
+        /// Also those that came to nothing.
+        failed: bool,
+    },
     /// Stop an operation of this service, and take away what it has made.
     Cancel {
         /// Its number.
@@ -58,6 +66,7 @@ impl Order {
             Order::Verify { .. } => "scoria.backup.verify",
             Order::Create(_) => CREATE,
             Order::ApplyRetention { .. } => "scoria.backup.apply_retention",
+            Order::ApplyAllRetention { .. } => "scoria.backup.apply_all_retention",
             Order::Cancel { .. } => "scoria.backup.cancel",
             Order::Settle { .. } => "scoria.backup.settle",
         }
@@ -78,7 +87,7 @@ pub fn entry(host: &str, order: Order) -> Result<NewOperation> {
             (None, Some(group)) => Some(("Group".to_owned(), group.clone())),
             (None, None) => None,
         },
-        Order::Cancel { .. } => None,
+        Order::ApplyAllRetention { .. } | Order::Cancel { .. } => None,
         // The backup is usable meanwhile, and nobody waits for this: it is not what is being done with it.
         Order::Settle { .. } => None,
     };
@@ -123,6 +132,9 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
         Order::Create(create) => Box::pin(ordered::create(b, operation, &create)).await,
         Order::ApplyRetention { volume, failed } => {
             to_value(&Box::pin(apply::apply(b, operation, &volume, failed)).await?)
+        }
+        Order::ApplyAllRetention { volume_type, failed } => {
+            to_value(&Box::pin(apply::everywhere(b, operation, volume_type.as_deref(), failed)).await?)
         }
         Order::Cancel { operation } => cancel::cancel(b, operation).await,
         Order::Settle { backup, flatten } => {
@@ -172,6 +184,7 @@ mod tests {
         for (order, resource) in [
             (Order::Create(Box::new(group)), Some(("Group", "g1"))),
             (Order::ApplyRetention { volume: "v1".to_owned(), failed: true }, Some(("Volume", "v1"))),
+            (Order::ApplyAllRetention { volume_type: Some("gold".to_owned()), failed: false }, None),
             (Order::Cancel { operation: 7 }, None),
         ] {
             let entry = super::entry("h1", order.clone()).unwrap();

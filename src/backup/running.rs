@@ -111,6 +111,11 @@ impl Running {
         self.shared.lock().unwanted.remove(&operation);
     }
 
+    /// Whether an operation was cancelled.
+    pub fn is_cancelled(&self, operation: i64) -> bool {
+        self.shared.lock().unwanted.contains(&operation)
+    }
+
     /// Returns when an operation is cancelled, which may be never.
     pub async fn cancelled(&self, operation: i64) {
         loop {

@@ -38,7 +38,7 @@ pub enum Action {
     ///
     /// The backup service of the backup's host does it; nothing is written. Exit code 1 when something is wrong.
     Verify(Verify),
-    /// Back up a volume, or all volumes of a group as of one instant
+    /// Back up a volume, all volumes of a group as of one instant, or all volumes of a type
     ///
     /// Ordinary backups: of the volume's project and owner, counted in its quota, seen by the API. Volumes in use, too.
     Create(create::Create),

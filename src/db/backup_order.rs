@@ -3,13 +3,13 @@
 
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Text};
+use diesel::sql_types::{BigInt, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use super::backup_work::{self, BackupChanges};
 use super::quota::{self, QuotaRules};
-use super::schema::backups;
+use super::schema::{backups, volumes};
 use super::volume::{self, VolumeChanges};
 use super::{Conn, backup, fitting, now};
 use crate::error::{Code, Error, Result};
@@ -150,4 +150,58 @@ pub async fn lock_all(conn: &mut Conn, volume_id: &str) -> Result<Vec<Backup>> {
 /// When the data of a backup was what it is, naive UTC: what is told of it, or when its row was made.
 pub fn taken_at(backup: &Backup) -> Option<NaiveDateTime> {
     backup.data_timestamp.or(backup.created_at)
+}
+
+/// The next volumes of a type after one of them, by their ids; not those that a migration is about to replace others by.
+///
+/// # Errors
+/// `Database`.
+pub async fn volumes_of_type(
+    conn: &mut Conn,
+    volume_type_id: &str,
+    after: &str,
+    count: usize,
+) -> Result<Vec<String>> {
+    let is_target = volumes::migration_status.like("target:%");
+    Ok(volumes::table
+        .filter(volumes::volume_type_id.eq(volume_type_id))
+        .filter(volumes::deleted.eq(false))
+        .filter(volumes::id.gt(after))
+        .filter(volumes::migration_status.is_null().or(diesel::dsl::not(is_target)))
+        .select(volumes::id)
+        .order(volumes::id)
+        .limit(i64::try_from(count).unwrap_or(i64::MAX))
+        .load(conn)
+        .await?)
+}
+
+/// The next volumes that have backups, after one of them, by their ids: also those that are deleted.
+///
+/// # Errors
+/// `Database`.
+pub async fn volumes_with_backups(
+    conn: &mut Conn,
+    volume_type_id: Option<&str>,
+    after: &str,
+    count: usize,
+) -> Result<Vec<String>> {
+    let found: Vec<Found> = diesel::sql_query(
+        "SELECT DISTINCT b.volume_id AS id FROM backups b \
+         WHERE b.deleted = 0 AND b.volume_id > ? AND (? IS NULL OR EXISTS \
+           (SELECT 1 FROM volumes v WHERE v.id = b.volume_id AND v.volume_type_id = ?)) \
+         ORDER BY id LIMIT ?",
+    )
+    .bind::<Text, _>(after)
+    .bind::<Nullable<Text>, _>(volume_type_id)
+    .bind::<Nullable<Text>, _>(volume_type_id)
+    .bind::<BigInt, _>(i64::try_from(count).unwrap_or(i64::MAX))
+    .load(conn)
+    .await?;
+    Ok(found.into_iter().map(|row| row.id).collect())
+}
+
+#[derive(diesel::QueryableByName)]
+struct Found {
+    #[diesel(sql_type = Text)]
+    id: String,
 }

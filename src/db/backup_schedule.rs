@@ -1,7 +1,7 @@
 //! The table `scoria_backup_schedules`: when backups are made without anybody asking.
 //!
 //! A run is taken by one UPDATE that names the time at which it is due: of several services that see it, one changes
-//! the row.
+//! the row. Of a schedule for a volume type, `scoria_backup_type_schedules` says which.
 
 use chrono::NaiveDateTime;
 use diesel::sql_types::{BigInt, Bool, Datetime, Integer, Nullable, Text};
@@ -21,11 +21,13 @@ pub struct ScheduleRow {
     pub id: String,
     #[diesel(sql_type = Nullable<Text>)]
     pub name: Option<String>,
-    /// What is backed up: a volume, or the volumes of a group.
+    /// What is backed up: a volume, the volumes of a group, or those of a type.
     #[diesel(sql_type = Nullable<Text>)]
     pub volume_id: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     pub group_id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    pub volume_type_id: Option<String>,
     #[diesel(sql_type = Text)]
     pub cron: String,
     /// Name in the IANA database.
@@ -54,8 +56,11 @@ pub struct ScheduleRow {
     pub last_outcome: Option<String>,
 }
 
-const COLUMNS: &str = "id, name, volume_id, group_id, cron, time_zone, full_every, since_full, retention, container, \
-                       paused, next_run, last_run, last_operation, last_outcome";
+const COLUMNS: &str = "id, name, volume_id, group_id, \
+                         (SELECT t.volume_type_id FROM scoria_backup_type_schedules t \
+                          WHERE t.schedule_id = scoria_backup_schedules.id) AS volume_type_id, \
+                       cron, time_zone, full_every, since_full, retention, container, paused, next_run, last_run, \
+                       last_operation, last_outcome";
 
 #[derive(diesel::QueryableByName)]
 struct Clock {
@@ -107,7 +112,7 @@ pub async fn get(conn: &mut Conn, id: &str) -> Result<ScheduleRow> {
     }
 }
 
-/// Makes a schedule.
+/// Makes a schedule; inside the caller's transaction.
 ///
 /// # Errors
 /// `Database`.
@@ -130,6 +135,15 @@ pub async fn create(conn: &mut Conn, row: &ScheduleRow) -> Result<()> {
     .bind::<Nullable<Datetime>, _>(row.next_run)
     .execute(conn)
     .await?;
+    if let Some(kind) = &row.volume_type_id {
+        diesel::sql_query(
+            "INSERT INTO scoria_backup_type_schedules (schedule_id, volume_type_id) VALUES (?, ?)",
+        )
+        .bind::<Text, _>(&row.id)
+        .bind::<Text, _>(kind)
+        .execute(conn)
+        .await?;
+    }
     Ok(())
 }
 
@@ -156,11 +170,15 @@ pub async fn update(conn: &mut Conn, row: &ScheduleRow) -> Result<bool> {
     Ok(written > 0)
 }
 
-/// Removes a schedule; its backups stay. False when it was gone.
+/// Removes a schedule; its backups stay. False when it was gone. Inside the caller's transaction.
 ///
 /// # Errors
 /// `Database`.
 pub async fn delete(conn: &mut Conn, id: &str) -> Result<bool> {
+    diesel::sql_query("DELETE FROM scoria_backup_type_schedules WHERE schedule_id = ?")
+        .bind::<Text, _>(id)
+        .execute(conn)
+        .await?;
     let removed = diesel::sql_query("DELETE FROM scoria_backup_schedules WHERE id = ?")
         .bind::<Text, _>(id)
         .execute(conn)

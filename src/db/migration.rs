@@ -44,6 +44,11 @@ const MIGRATIONS: &[Migration] = &[
         name: "backup_policy",
         sql: include_str!("../../migrations/0013_backup_policy.sql"),
     },
+    Migration {
+        version: 14,
+        name: "backup_types",
+        sql: include_str!("../../migrations/0014_backup_types.sql"),
+    },
 ];
 
 const BOOKS: &str = "CREATE TABLE IF NOT EXISTS scoria_schema_migrations (

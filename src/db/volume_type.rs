@@ -64,6 +64,29 @@ pub async fn get(conn: &mut Conn, id: &str) -> Result<VolumeType> {
     })
 }
 
+/// The type with this id, or with this name; not a deleted one.
+///
+/// # Errors
+/// `VolumeTypeNotFound`; `Database`.
+pub async fn resolve(conn: &mut Conn, id_or_name: &str) -> Result<VolumeType> {
+    let found: Vec<(String, Option<String>)> = volume_types::table
+        .filter(volume_types::deleted.eq(false))
+        .filter(volume_types::id.eq(id_or_name).or(volume_types::name.eq(id_or_name)))
+        .select((volume_types::id, volume_types::name))
+        .load(conn)
+        .await?;
+    // The column's collation does not tell capitals from small letters.
+    let by_id = found.iter().find(|(id, _)| id == id_or_name);
+    let by_name = || found.iter().find(|(_, name)| name.as_deref() == Some(id_or_name));
+    let Some((id, _)) = by_id.or_else(by_name) else {
+        return Err(Error::new(
+            Code::VolumeTypeNotFound,
+            format!("Volume type {} could not be found.", id_or_name.escape_debug()),
+        ));
+    };
+    get(conn, id).await
+}
+
 /// The QoS specs with this id; `None` when deleted or unknown.
 ///
 /// # Errors

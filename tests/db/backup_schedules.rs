@@ -1,7 +1,7 @@
 //! Schedules against a real MariaDB: two services and one schedule, pauses, missed runs, full and incremental ones.
 
 use futures::future::join_all;
-use scoria::backup::schedule::{self, Given};
+use scoria::backup::schedule::{self, Given, Of};
 use scoria::error::Code;
 
 use crate::backup_scene::{MIB, Scene};
@@ -33,7 +33,7 @@ async fn two_services_and_one_schedule_make_no_double_runs_and_missed_ones_are_o
     let (one, two) = (scene.on("node1"), scene.on("node2"));
     let volume = scene.volume(1, "available").await;
     scene.write(&volume, 0, 7, MIB).await;
-    let made = schedule::create(&scene.test.db, Some(&volume), None, &given("*/5 * * * *")).await.unwrap();
+    let made = schedule::create(&scene.test.db, &Of::volume(&volume), &given("*/5 * * * *")).await.unwrap();
     assert_eq!((schedule::take_due(&one).await.unwrap(), orders(&scene).await.len()), (0, 0), "none is due");
     for round in 1..=10usize {
         // Three days are hundreds of runs.
@@ -74,7 +74,7 @@ async fn a_paused_one_is_not_run_and_full_ones_come_when_they_should() {
     let (db, volume) = (&scene.test.db, scene.volume(1, "in-use").await);
     scene.write(&volume, 0, 7, MIB).await;
     let every = Given { full_every: Some(3), name: Some("nightly".into()), ..given("0 3 * * *") };
-    let made = schedule::create(db, Some(&volume), None, &every).await.unwrap();
+    let made = schedule::create(db, &Of::volume(&volume), &every).await.unwrap();
     assert!(made.next_run.is_some() && !made.paused);
     let paused = schedule::update(db, "nightly", &Given::default(), Some(true)).await.unwrap();
     assert_eq!((paused.paused, paused.next_run), (true, None));
@@ -124,10 +124,11 @@ async fn what_cannot_be_run_says_why_and_harms_nothing() {
         (None, None, given("0 1 * * *"), Code::InvalidInput),
         (Some(nobody.as_str()), None, given("0 1 * * *"), Code::VolumeNotFound),
     ] {
-        let error = schedule::create(db, volume, group, &given).await.unwrap_err();
+        let of = Of { volume: volume.map(str::to_owned), group: group.map(str::to_owned), ..Of::default() };
+        let error = schedule::create(db, &of, &given).await.unwrap_err();
         assert_eq!(error.code(), code, "{error}");
     }
-    let made = schedule::create(db, Some(&volume), None, &given("0 1 * * *")).await.unwrap();
+    let made = schedule::create(db, &Of::volume(&volume), &given("0 1 * * *")).await.unwrap();
     // The project may have no more.
     scene
         .test

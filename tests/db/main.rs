@@ -22,6 +22,7 @@ mod backup_retention;
 mod backup_scene;
 mod backup_schedules;
 mod backup_sites;
+mod backup_types;
 mod backups;
 mod cleanup;
 mod create;

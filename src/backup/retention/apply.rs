@@ -10,7 +10,7 @@ use super::rule::Fate;
 use super::{Preview, of_backups};
 use crate::backend::peers::BackupRequest;
 use crate::backup::ordered::{Child, context_of, submit, wait};
-use crate::backup::{Backups, names};
+use crate::backup::{Backups, is_unsettled, names};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::Operation;
@@ -18,6 +18,10 @@ use crate::volume::crash;
 
 /// Step of the journal, of the volume.
 const DELETING: &str = "deleting";
+/// Volumes that are read at once.
+const AT_ONCE: usize = 200;
+/// Reasons that are told.
+const REASONS: usize = 10;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,67 @@ pub struct Applied {
     pub removed: Vec<Child>,
     /// How many stay.
     pub kept: usize,
+}
+
+/// What came of it for many volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Everywhere {
+    /// Volumes with backups.
+    pub volumes: u64,
+    /// The backups that are gone, with the operations that have deleted them.
+    pub removed: Vec<Child>,
+    /// How many stay.
+    pub kept: usize,
+}
+
+/// Deletes what the rules of all volumes that have backups do not keep, or of those of a type, volume by volume. One that
+/// fails keeps none of the others from it. Run again, it waits for the deletions that it has ordered, as [`apply`] does.
+///
+/// # Errors
+/// `VolumeTypeNotFound`; `InvalidBackup` when it failed for some volumes, with the reasons; `Database`, `Cancelled`.
+pub async fn everywhere(
+    b: &Backups,
+    operation: &Operation,
+    volume_type: Option<&str>,
+    failed: bool,
+) -> Result<Everywhere> {
+    let kind = match volume_type {
+        Some(name) => {
+            let read = b.db.read("type of volumes", async |conn| db::volume_type::resolve(conn, name).await);
+            Some(read.await?.id)
+        }
+        None => None,
+    };
+    let (mut done, mut reasons, mut after) = (Everywhere::default(), Vec::new(), String::new());
+    loop {
+        let next = b.db.read("volumes with backups", async |conn| {
+            db::backup_order::volumes_with_backups(conn, kind.as_deref(), &after, AT_ONCE).await
+        });
+        let volumes = next.await?;
+        let Some(last) = volumes.last() else { break };
+        after.clone_from(last);
+        for volume in &volumes {
+            done.volumes += 1;
+            match apply(b, operation, volume, failed).await {
+                Ok(applied) => {
+                    done.removed.extend(applied.removed);
+                    done.kept += applied.kept;
+                }
+                Err(error) if is_unsettled(&error) => return Err(error),
+                Err(error) => reasons.push(format!("volume {volume}: {}", error.user())),
+            }
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(done);
+    }
+    let text = format!(
+        "Retention could not be applied to {} of {} volumes: {}",
+        reasons.len(),
+        done.volumes,
+        reasons.iter().take(REASONS).cloned().collect::<Vec<_>>().join("; ")
+    );
+    Err(Error::new(Code::InvalidBackup, text))
 }
 
 /// Deletes what the rule of a volume does not keep. Without a rule nothing goes.

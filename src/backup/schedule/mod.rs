@@ -51,6 +51,7 @@ pub struct View {
     pub name: Option<String>,
     pub volume_id: Option<String>,
     pub group_id: Option<String>,
+    pub volume_type_id: Option<String>,
     pub cron: String,
     pub time_zone: String,
     pub full_every: i32,
@@ -73,6 +74,7 @@ impl From<ScheduleRow> for View {
             name: row.name,
             volume_id: row.volume_id,
             group_id: row.group_id,
+            volume_type_id: row.volume_type_id,
             cron: row.cron,
             time_zone: row.time_zone,
             full_every: row.full_every,
@@ -87,11 +89,29 @@ impl From<ScheduleRow> for View {
     }
 }
 
-/// Makes a schedule of a volume or a group.
+/// What a schedule backs up: one of these.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Of {
+    /// A volume, by its id.
+    pub volume: Option<String>,
+    /// The volumes of a group as of one instant, by its id.
+    pub group: Option<String>,
+    /// All volumes of a type, by its id or its name.
+    pub volume_type: Option<String>,
+}
+
+impl Of {
+    /// A volume.
+    pub fn volume(id: &str) -> Of {
+        Of { volume: Some(id.to_owned()), ..Of::default() }
+    }
+}
+
+/// Makes a schedule.
 ///
 /// # Errors
-/// `InvalidInput` for what means nothing, with the reason; `VolumeNotFound`; `Database`.
-pub async fn create(db: &Db, volume: Option<&str>, group: Option<&str>, given: &Given) -> Result<View> {
+/// `InvalidInput` for what means nothing, with the reason; `VolumeNotFound`, `VolumeTypeNotFound`; `Database`.
+pub async fn create(db: &Db, of: &Of, given: &Given) -> Result<View> {
     let Some(cron) = given.cron.clone() else {
         return Err(Error::new(Code::InvalidInput, "A schedule needs a cron line"));
     };
@@ -99,8 +119,9 @@ pub async fn create(db: &Db, volume: Option<&str>, group: Option<&str>, given: &
     let blank = ScheduleRow {
         id: id.clone(),
         name: None,
-        volume_id: volume.map(str::to_owned),
-        group_id: group.map(str::to_owned),
+        volume_id: of.volume.clone(),
+        group_id: of.group.clone(),
+        volume_type_id: None,
         cron,
         time_zone: "UTC".to_owned(),
         full_every: 1,
@@ -116,16 +137,20 @@ pub async fn create(db: &Db, volume: Option<&str>, group: Option<&str>, given: &
     let row = changed(blank, given)?;
     let clock = Clock::new(&row.cron, &row.time_zone)?;
     db.write("a schedule of backups", async |conn| {
-        match (&row.volume_id, &row.group_id) {
-            (Some(volume), None) => drop(db::volume::get(conn, volume).await?),
-            (None, Some(group)) if db::group::find(conn, group).await?.is_some() => {}
-            (None, Some(group)) => {
+        let volume_type_id = match (&of.volume, &of.group, &of.volume_type) {
+            (Some(volume), None, None) => {
+                db::volume::get(conn, volume).await?;
+                None
+            }
+            (None, Some(group), None) if db::group::find(conn, group).await?.is_some() => None,
+            (None, Some(group), None) => {
                 return Err(Error::new(Code::InvalidInput, format!("There is no group {group}")));
             }
-            _ => return Err(Error::new(Code::InvalidInput, "Name a volume or a group, and not both")),
-        }
+            (None, None, Some(kind)) => Some(db::volume_type::resolve(conn, kind).await?.id),
+            _ => return Err(Error::new(Code::InvalidInput, "Name one of: a volume, a group, a volume type")),
+        };
         let next = clock.next(db::backup_schedule::clock(conn).await?)?;
-        let row = ScheduleRow { next_run: Some(next), ..row.clone() };
+        let row = ScheduleRow { next_run: Some(next), volume_type_id, ..row.clone() };
         db::backup_schedule::create(conn, &row).await?;
         db::backup_schedule::get(conn, &id).await.map(View::from)
     })
@@ -235,6 +260,7 @@ async fn order(conn: &mut Conn, host: &str, row: &ScheduleRow, due: &str) -> Res
     let create = Create {
         volume: row.volume_id.clone(),
         group: row.group_id.clone(),
+        volume_type: row.volume_type_id.clone(),
         incremental: !is_full,
         name: row.name.clone(),
         description: None,
@@ -303,6 +329,7 @@ mod tests {
             name: Some("nightly".into()),
             volume_id: Some("v".into()),
             group_id: None,
+            volume_type_id: None,
             cron: "0 1 * * *".into(),
             time_zone: "UTC".into(),
             full_every: 7,

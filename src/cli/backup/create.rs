@@ -16,11 +16,14 @@ use crate::journal::Submitted;
 #[allow(missing_docs)]
 pub struct Create {
     /// The volume
-    #[arg(value_name = "VOLUME", required_unless_present = "group")]
+    #[arg(value_name = "VOLUME", required_unless_present_any = ["group", "volume_type"])]
     pub volume: Option<uuid::Uuid>,
     /// All volumes of a group instead, as of one instant
     #[arg(long, value_name = "GROUP", conflicts_with = "volume")]
     pub group: Option<uuid::Uuid>,
+    /// All volumes of a type instead, one by one: its id or its name
+    #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ["volume", "group"])]
+    pub volume_type: Option<String>,
     /// Go on from the newest backup [default: a full one]
     #[arg(long)]
     pub incremental: bool,
@@ -53,10 +56,12 @@ pub struct At {
 }
 
 pub(super) async fn run(context: &Context, arguments: Create) -> Result<Report> {
-    let Create { volume, group, incremental, name, description, container, retention, at } = arguments;
+    let Create { volume, group, volume_type, incremental, name, description, container, retention, at } =
+        arguments;
     let create = ordered::Create {
         volume: volume.map(|id| id.to_string()),
         group: group.map(|id| id.to_string()),
+        volume_type,
         incremental,
         name,
         description,
@@ -121,6 +126,9 @@ pub(super) fn made(document: &Value) -> String {
         Some(false) => lines.push(format!("They do NOT show one instant: {}", text(document, "why_not"))),
         None => {}
     }
+    if let Some(count) = document.get("volumes").and_then(Value::as_u64) {
+        lines.push(format!("{count} volumes of type {} are backed up.", text(document, "volume_type")));
+    }
     lines.extend(list("removed").map(|one| format!("Backup {} was let go.", text(one, "backup"))));
     lines.join("\n")
 }
@@ -159,6 +167,10 @@ mod tests {
         let group = json!({"backups": [], "consistent": false, "why_not": "no lock",
             "removed": [{"backup": "b0"}]});
         assert_eq!(made(&group), "They do NOT show one instant: no lock\nBackup b0 was let go.");
+        assert_eq!(
+            made(&json!({"volume_type": "gold", "volumes": 7})),
+            "7 volumes of type gold are backed up."
+        );
         assert!(cancelled(&json!({"operation": 3, "cancelled": false})).contains("had succeeded"));
         assert!(cancelled(&json!({"operation": 3, "cancelled": true})).contains("was cancelled"));
     }

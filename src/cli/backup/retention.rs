@@ -13,6 +13,9 @@ use crate::backup::retention::{self, Policy, Preview, Source};
 use crate::db;
 use crate::error::Result;
 
+/// Volumes that are read at once.
+const AT_ONCE: usize = 200;
+
 /// Actions of `retention`.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
@@ -24,9 +27,9 @@ pub enum Action {
     Set(Set),
     /// Remove a volume's own rule: its type's counts again
     Clear(Which),
-    /// What retention would do with each backup of a volume now, and why; changes nothing
+    /// What retention would do with each backup of a volume, or of many, now, and why; changes nothing
     Preview(Look),
-    /// Delete the backups of a volume that nothing keeps
+    /// Delete the backups of a volume, or of many, that nothing keeps
     Apply(Apply),
 }
 
@@ -63,13 +66,27 @@ pub struct Set {
     pub time_zone: Option<String>,
 }
 
+/// Whose backups.
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs)]
+pub struct Whose {
+    /// The volume
+    #[arg(value_name = "VOLUME", required_unless_present_any = ["volume_type", "all"])]
+    pub volume: Option<Uuid>,
+    /// All volumes of a type instead, by its id or its name
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "volume")]
+    pub volume_type: Option<String>,
+    /// All volumes that have backups
+    #[arg(long, conflicts_with_all = ["volume", "volume_type"])]
+    pub all: bool,
+}
+
 /// Arguments of `preview`.
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Look {
-    /// The volume
-    #[arg(value_name = "VOLUME")]
-    pub volume: Uuid,
+    #[command(flatten)]
+    pub whose: Whose,
     /// Also those in error
     #[arg(long)]
     pub failed: bool,
@@ -79,9 +96,8 @@ pub struct Look {
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Apply {
-    /// The volume
-    #[arg(value_name = "VOLUME")]
-    pub volume: Uuid,
+    #[command(flatten)]
+    pub whose: Whose,
     /// Also those in error
     #[arg(long)]
     pub failed: bool,
@@ -116,19 +132,59 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
                 .await?;
             show(context, &volume).await
         }
-        Action::Preview(Look { volume, failed }) => told(&look(context, &volume.to_string(), failed).await?),
-        Action::Apply(Apply { volume, failed, yes, at }) => {
-            let volume = volume.to_string();
+        Action::Preview(Look { whose, failed }) => preview(context, &whose, failed).await,
+        Action::Apply(Apply { whose, failed, yes, at }) => {
             if !yes {
-                let found = look(context, &volume, failed).await?;
-                eprintln!("{}", told(&found)?.text.trim_end());
-                let question =
-                    format!("Type the id of the volume ({volume}) to delete what is to be removed:");
-                confirm::ask(question, &volume, yes).await?;
+                eprintln!("{}", preview(context, &whose, failed).await?.text.trim_end());
+                let (what, word) = match (&whose.volume, &whose.volume_type) {
+                    (Some(volume), _) => ("the id of the volume", volume.to_string()),
+                    (None, Some(kind)) => ("the volume type", kind.clone()),
+                    (None, None) => ("the word", "all".to_owned()),
+                };
+                let question = format!("Type {what} ({word}) to delete what is to be removed:");
+                confirm::ask(question, &word, yes).await?;
             }
-            send(context, Order::ApplyRetention { volume, failed }, at, applied).await
+            let order = match whose.volume {
+                Some(volume) => Order::ApplyRetention { volume: volume.to_string(), failed },
+                None => Order::ApplyAllRetention { volume_type: whose.volume_type, failed },
+            };
+            send(context, order, at, applied).await
         }
     }
+}
+
+/// What would be done with one volume's backups, or with those of many, of whom those that lose none are counted only.
+async fn preview(context: &Context, whose: &Whose, failed: bool) -> Result<Report> {
+    if let Some(volume) = &whose.volume {
+        return told(&look(context, &volume.to_string(), failed).await?);
+    }
+    let kind = match &whose.volume_type {
+        Some(name) => {
+            let read = async |conn: &mut db::Conn| db::volume_type::resolve(conn, name).await;
+            Some(context.db.read("type of volumes", read).await?.id)
+        }
+        None => None,
+    };
+    let (mut text, mut found, mut after) = (String::new(), Vec::new(), String::new());
+    loop {
+        let next = async |conn: &mut db::Conn| {
+            db::backup_order::volumes_with_backups(conn, kind.as_deref(), &after, AT_ONCE).await
+        };
+        let volumes = context.db.read("volumes with backups", next).await?;
+        let Some(last) = volumes.last() else { break };
+        for volume in &volumes {
+            found.push(look(context, volume, failed).await?);
+        }
+        after.clone_from(last);
+    }
+    let goes = |of: &Preview| of.backups.iter().filter(|v| v.fate == Fate::Removed).count();
+    for one in found.iter().filter(|one| goes(one) > 0) {
+        text.push_str(&told(one)?.text);
+    }
+    let sum: usize = found.iter().map(goes).sum();
+    let losing = found.iter().filter(|one| goes(one) > 0).count();
+    text.push_str(&format!("{} volumes have backups; of {losing} of them {sum} would go.\n", found.len()));
+    Report::new(text, &found)
 }
 
 async fn look(context: &Context, volume: &str, failed: bool) -> Result<Preview> {

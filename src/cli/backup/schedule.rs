@@ -7,14 +7,14 @@ use uuid::Uuid;
 use super::super::output::{facts, table};
 use super::super::{Context, Report};
 use super::create::{At, made, watch};
-use crate::backup::schedule::{self, Given, View};
+use crate::backup::schedule::{self, Given, Of, View};
 use crate::error::{Code, Error, Result};
 
 /// Actions of `schedule`.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum Action {
-    /// Make a schedule for a volume, or for all volumes of a group as of one instant
+    /// Make a schedule for a volume, for all volumes of a group as of one instant, or for all volumes of a type
     Create(Create),
     /// All schedules, by what is due first
     List,
@@ -46,11 +46,14 @@ pub struct Which {
 #[allow(missing_docs)]
 pub struct Create {
     /// The volume
-    #[arg(long, value_name = "VOLUME", required_unless_present = "group", conflicts_with = "group")]
+    #[arg(long, value_name = "VOLUME", required_unless_present_any = ["group", "volume_type"])]
     pub volume: Option<Uuid>,
     /// The group
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", conflicts_with = "volume")]
     pub group: Option<Uuid>,
+    /// The volume type, by its id or its name: all volumes that it has when the schedule runs
+    #[arg(long = "type", value_name = "TYPE", conflicts_with_all = ["volume", "group"])]
+    pub volume_type: Option<String>,
     /// Minute, hour, day of month, month, day of week: "30 2 * * *"
     #[arg(long)]
     pub cron: String,
@@ -114,10 +117,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
     let paused =
         async |id: String, paused| one(&schedule::update(db, &id, &Given::default(), Some(paused)).await?);
     match action {
-        Action::Create(Create { volume, group, cron, more }) => {
+        Action::Create(Create { volume, group, volume_type, cron, more }) => {
             let (volume, group) = (volume.map(|id| id.to_string()), group.map(|id| id.to_string()));
             let given = given(Some(cron), more);
-            one(&schedule::create(db, volume.as_deref(), group.as_deref(), &given).await?)
+            one(&schedule::create(db, &Of { volume, group, volume_type }, &given).await?)
         }
         Action::List => list(&schedule::list(db).await?),
         Action::Show(Which { id }) => one(&schedule::show(db, &id).await?),
@@ -146,10 +149,11 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
 }
 
 fn what(view: &View) -> String {
-    match (&view.volume_id, &view.group_id) {
-        (Some(id), _) => format!("volume {id}"),
-        (None, Some(id)) => format!("group {id}"),
-        (None, None) => String::new(),
+    match (&view.volume_id, &view.group_id, &view.volume_type_id) {
+        (Some(id), ..) => format!("volume {id}"),
+        (None, Some(id), _) => format!("group {id}"),
+        (None, None, Some(id)) => format!("volumes of type {id}"),
+        (None, None, None) => String::new(),
     }
 }
 
@@ -217,6 +221,7 @@ mod tests {
             name: Some("nightly".into()),
             volume_id: None,
             group_id: Some("g1".into()),
+            volume_type_id: None,
             cron: "30 2 * * *".into(),
             time_zone: "Europe/Berlin".into(),
             full_every: 7,
@@ -232,6 +237,8 @@ mod tests {
         for said in ["group g1", "full each 7", "2026-01-02T01:30:00Z"] {
             assert!(text.contains(said), "{said}: {text}");
         }
+        let of_type = View { group_id: None, volume_type_id: Some("t1".into()), ..view.clone() };
+        assert!(one(&of_type).unwrap().text.contains("volumes of type t1"));
         let paused = View { paused: true, next_run: None, ..view };
         assert!(list(&[paused]).unwrap().text.contains("paused"));
         assert!(list(&[]).unwrap().text.contains("no schedules"));

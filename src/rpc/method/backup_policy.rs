@@ -4,7 +4,7 @@
 use super::Args;
 use crate::backup::ordered::Create;
 use crate::backup::orders::Order;
-use crate::backup::schedule::Given;
+use crate::backup::schedule::{Given, Of};
 use crate::error::{Code, Error, Result};
 use crate::rpc::dispatch::Method;
 
@@ -33,8 +33,7 @@ pub enum PolicyCall {
         failed: bool,
     },
     CreateSchedule {
-        volume: Option<String>,
-        group: Option<String>,
+        of: Of,
         given: Given,
     },
     ListSchedules,
@@ -82,12 +81,13 @@ fn number(args: &mut Args) -> Result<i64> {
     args.maybe_integer("operation")?.ok_or_else(missing)
 }
 
-/// `create(volume=None, group=None, incremental=False, name=None, description=None, container=None, retention=False,
-/// order=None)`
+/// `create(volume=None, group=None, volume_type=None, incremental=False, name=None, description=None, container=None,
+/// retention=False, order=None)`
 pub(crate) fn backup_create(args: &mut Args) -> Result<Method> {
     let create = Create {
         volume: args.maybe_text("volume")?,
         group: args.maybe_text("group")?,
+        volume_type: args.maybe_text("volume_type")?,
         incremental: args.flag("incremental", false)?,
         name: args.maybe_text("name")?,
         description: args.maybe_text("description")?,
@@ -128,9 +128,20 @@ pub(crate) fn backup_preview_retention(args: &mut Args) -> Result<Method> {
     made(PolicyCall::PreviewRetention { volume: args.text("volume")?, failed: args.flag("failed", false)? })
 }
 
-/// `apply_retention(volume, failed=False, order=None)`
+/// `apply_retention(volume=None, volume_type=None, all=False, failed=False, order=None)`: of a volume, of all volumes of
+/// a type, or of all that have backups.
 pub(crate) fn backup_apply_retention(args: &mut Args) -> Result<Method> {
-    let order = Order::ApplyRetention { volume: args.text("volume")?, failed: args.flag("failed", false)? };
+    let (volume, volume_type) = (args.maybe_text("volume")?, args.maybe_text("volume_type")?);
+    let (all, failed) = (args.flag("all", false)?, args.flag("failed", false)?);
+    let order = match (volume, volume_type, all) {
+        (Some(volume), None, false) => Order::ApplyRetention { volume, failed },
+        (None, Some(kind), false) => Order::ApplyAllRetention { volume_type: Some(kind), failed },
+        (None, None, true) => Order::ApplyAllRetention { volume_type: None, failed },
+        _ => {
+            let text = "Name one of: a volume, a volume type, all";
+            return Err(Error::new(Code::InvalidInput, text));
+        }
+    };
     ordered(order, args)
 }
 
@@ -145,14 +156,15 @@ fn given(args: &mut Args) -> Result<Given> {
     })
 }
 
-/// `create_schedule(cron, volume=None, group=None, time_zone='UTC', full_every=1, retention=False, name=None,
-/// container=None)`
+/// `create_schedule(cron, volume=None, group=None, volume_type=None, time_zone='UTC', full_every=1, retention=False,
+/// name=None, container=None)`
 pub(crate) fn backup_create_schedule(args: &mut Args) -> Result<Method> {
-    made(PolicyCall::CreateSchedule {
+    let of = Of {
         volume: args.maybe_text("volume")?,
         group: args.maybe_text("group")?,
-        given: given(args)?,
-    })
+        volume_type: args.maybe_text("volume_type")?,
+    };
+    made(PolicyCall::CreateSchedule { of, given: given(args)? })
 }
 
 /// `list_schedules()`
@@ -242,8 +254,21 @@ mod tests {
         assert!(
             matches!(changed, PolicyCall::UpdateSchedule { given, paused: None, .. } if given.retention == Some(true))
         );
+        let everywhere = read(backup_apply_retention, json!({"all": true, "failed": true})).unwrap();
+        let order = Order::ApplyAllRetention { volume_type: None, failed: true };
+        assert_eq!(everywhere, PolicyCall::Order { order, id: None });
+        for wrong in
+            [json!({}), json!({"volume": "v", "all": true}), json!({"volume_type": "t", "volume": "v"})]
+        {
+            assert_eq!(read(backup_apply_retention, wrong).unwrap_err().code(), Code::InvalidInput);
+        }
+        let of_type = read(backup_create_schedule, json!({"cron": "@daily", "volume_type": "gold"})).unwrap();
+        assert!(
+            matches!(of_type, PolicyCall::CreateSchedule { of, .. } if of.volume_type.as_deref() == Some("gold"))
+        );
         for (wrong, code) in [
             (json!({}), Code::InvalidInput),
+            (json!({"volume": "v", "volume_type": "t"}), Code::InvalidInput),
             (json!({"volume": "v", "group": "g"}), Code::InvalidInput),
             (json!({"volume": "v", "force": true}), Code::BadArguments),
             (json!({"volume": 3}), Code::BadArguments),

@@ -54,8 +54,8 @@ pub(super) async fn answer(b: &Backups, call: &PolicyCall) -> Result<Value> {
                 .await?;
             to_value(&found)
         }
-        PolicyCall::CreateSchedule { volume, group, given } => {
-            let made = schedule::create(&b.db, volume.as_deref(), group.as_deref(), given).await?;
+        PolicyCall::CreateSchedule { of, given } => {
+            let made = schedule::create(&b.db, of, given).await?;
             info!(schedule.id = made.id, "a schedule of backups was made");
             to_value(&made)
         }
