@@ -91,3 +91,54 @@ fn there_and_back(lab: &Lab, one: Who, other: Who) {
         lab.tool(&["rados", "a", "-p", POOL, "rm", &object]);
     }
 }
+
+/// Retention has taken the full backup, whose name the base has, and the next one out of the chain: what is left is as much stock's.
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn what_retention_has_left_stock_restores_continues_and_deletes() {
+    let lab = Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = Backups::served_by(&lab, Who::Scoria);
+    let id = lab.volume_of_type("ceph");
+    let mut made = Vec::new();
+    for number in 0..4u32 {
+        write(&lab, &id, number + 1, u64::from(number) * (250 << 20));
+        let backup = backups.of(&id, json!({"incremental": number > 0}));
+        let date = format!("2026-01-{:02} 12:00:00", number + 1);
+        lab.sql("UPDATE backups SET data_timestamp = %s WHERE id = %s", &[json!(date), json!(backup)]);
+        made.push((backup, whole(&lab, &id)));
+    }
+    for order in [&["set", &id, "--keep-last", "2"][..], &["apply", &id, "--yes"], &["clear", &id]] {
+        let out = lab.manage(&[&["backup", "retention"], order].concat());
+        assert!(out.status.success(), "{order:?}: {out:?}");
+    }
+    let gone = made.drain(..2).map(|(backup, _)| backup).collect::<Vec<_>>();
+    assert!(gone.iter().all(|backup| backups.row(backup)["deleted"] != json!(0)));
+    let (oldest, newest) = (made[0].0.clone(), made[1].0.clone());
+    assert!(backups.row(&oldest)["parent_id"].is_null());
+    assert_eq!(row_str(&backups.row(&newest), "parent_id"), oldest);
+    assert_eq!(backups.images().unwrap(), json!([format!("volume-{id}.backup.{}", gone[0])]));
+
+    backups.hand_over_to(Who::Stock);
+    write(&lab, &id, 9, 100 << 20);
+    let more = backups.of(&id, json!({"incremental": true}));
+    assert_eq!(row_str(&backups.row(&more), "parent_id"), newest);
+    made.push((more, whole(&lab, &id)));
+    for (backup, content) in &made {
+        let new = backups.restore(backup, None);
+        assert_eq!(&whole(&lab, &new), content, "{backup}");
+        lab.delete(&[&new]);
+    }
+    for (backup, _) in made.iter().rev() {
+        backups.delete(backup);
+    }
+    assert_eq!(backups.images().unwrap(), json!([]), "the base goes with its last backup");
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+    for object in backups.objects() {
+        assert!(object.ends_with(".sums"), "{object}");
+        lab.tool(&["rados", "a", "-p", POOL, "rm", &object]);
+    }
+}
