@@ -307,3 +307,54 @@ fn pins_outlive_a_failover_and_the_way_back() {
     lab.delete(&[&id]);
     lab.wait_quota(json!({}));
 }
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn retention_lets_go_of_pins_in_the_middle_and_the_others_come_back() {
+    let lab = &Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = serve(lab, "mirror");
+    let id = lab.volume_of_type("replicated");
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    let mut made = Vec::new();
+    for number in 0..4u32 {
+        let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": number + 2,
+                           "offset": u64::from(number) * (200 << 20)});
+        lab.ceph("write", write);
+        let content = whole(lab, "a", &id, None);
+        let backup = backups.of(&id, json!({"incremental": number > 0}));
+        // Of the four the first three are of one day.
+        let date = if number < 3 { format!("2026-01-01 1{number}:00:00") } else { "2026-01-02".to_owned() };
+        lab.sql("UPDATE backups SET data_timestamp = %s WHERE id = %s", &[json!(date), json!(backup)]);
+        made.push((backup, content));
+    }
+    for order in [&["set", &id, "--keep-daily", "5"][..], &["apply", "--type", "replicated", "--yes"]] {
+        let out = lab.manage(&[&["backup", "retention"], order].concat());
+        assert!(out.status.success(), "{order:?}: {out:?}");
+    }
+    for (backup, _) in made.drain(..2) {
+        assert_ne!(backups.row(&backup)["deleted"], json!(0));
+    }
+    let row = backups.row(&made[1].0);
+    assert_eq!(row_str(&row, "parent_id"), made[0].0);
+    assert!(backups.row(&made[0].0)["parent_id"].is_null());
+    let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));
+    assert_eq!(images.as_array().map(Vec::len), Some(2), "{images}");
+    for (backup, content) in &made {
+        assert_eq!(&pinned(lab, &id, backup), content);
+        verify(lab, backup);
+        backups.restore(backup, Some(&id));
+        assert_eq!(&whole(lab, "a", &id, None), content);
+    }
+    for (backup, _) in made.iter().rev() {
+        backups.delete(backup);
+    }
+    assert!(left(lab).is_empty(), "{:?}", left(lab));
+    let out = lab.manage(&["backup", "retention", "clear", &id]);
+    assert!(out.status.success(), "{out:?}");
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
