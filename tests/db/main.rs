@@ -18,6 +18,7 @@ mod backup_faults;
 mod backup_groups;
 mod backup_mirror;
 mod backup_mirror_crashes;
+mod backup_mirror_retention;
 mod backup_retention;
 mod backup_scene;
 mod backup_schedules;
