@@ -200,50 +200,64 @@ async fn hold(
     let (began, mut tries) = (Instant::now(), 0);
     loop {
         tries += 1;
-        // Only a whole pin has the snapshot: it is taken last.
-        if let Some(found) = images::inspect(store, &pin.image).await?
-            && found.snaps.iter().any(|snap| snap.name == pin.snap)
-        {
-            return Ok(true);
-        }
-        let Some(copy) = wait(b, &arrival, covering, began, turn).await? else { return Ok(false) };
-        images::remove_image(store, &pin.image).await?;
-        let order = store.site.insist(stat(&arrival)).await.map(|info| info.order);
-        let clone = |order| ReplicaClone {
-            pool: source.place.pool.clone(),
-            image: source.image.clone(),
-            snap: pin.point.clone(),
-            dest_pool: store.pool.clone(),
-            dest: pin.image.clone(),
-            features: FEATURES,
-            order,
-        };
-        let cloned = match order {
-            Ok(order) => store.site.call(clone(order)).await,
+        let pinned = match is_held(store, pin).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {
+                let Some(copy) = wait(b, &arrival, covering, began, turn).await? else { return Ok(false) };
+                pin_once(source, store, pin, &arrival, covering, &copy).await
+            }
             Err(error) => Err(error),
         };
-        match cloned {
-            Ok(()) => {}
-            // The copy was thrown away under it, or a worker was lost: it is looked again what there is.
+        match pinned {
+            Ok(true) => return Ok(true),
+            Ok(false) => warn!(
+                image = pin.image,
+                "the copy was exchanged while its point was being pinned: it is pinned anew"
+            ),
+            // The copy was thrown away under it, a worker was lost, or the site was away: it is looked again what there is.
             Err(error) if tries < TRIES && (error.is_not_found() || error.effect_unknown()) => {
                 info!(image = pin.image, %error, "a point was not pinned, it is tried again");
                 sleep(PAUSE.0).await;
-                continue;
             }
             Err(error) => return Err(error.into()),
         }
-        crash::point("create_backup:cloned");
-        // A resync in between has put another copy, and perhaps an empty one, under the name.
-        if arrival.whole(covering).await?.as_deref() != Some(copy.as_str()) {
-            warn!(
-                image = pin.image,
-                "the copy was exchanged while its point was being pinned: it is pinned anew"
-            );
-            continue;
-        }
-        images::take_snapshot(store, &pin.image, &pin.snap).await?;
-        return Ok(true);
     }
+}
+
+/// Only a whole pin has the snapshot: it is taken last.
+async fn is_held(store: &Place, pin: &Pin) -> Result<bool, RbdError> {
+    let found = images::inspect(store, &pin.image).await?;
+    Ok(found.is_some_and(|found| found.snaps.iter().any(|snap| snap.name == pin.snap)))
+}
+
+/// Clones the point and takes the snapshot of the clone. False when a resync in between has put another copy, and perhaps an
+/// empty one, under the name.
+async fn pin_once(
+    source: &Located,
+    store: &Place,
+    pin: &Pin,
+    arrival: &Arrival<'_>,
+    covering: Covering,
+    copy: &str,
+) -> Result<bool, RbdError> {
+    images::remove_image(store, &pin.image).await?;
+    let order = store.site.insist(stat(arrival)).await?.order;
+    let clone = ReplicaClone {
+        pool: source.place.pool.clone(),
+        image: source.image.clone(),
+        snap: pin.point.clone(),
+        dest_pool: store.pool.clone(),
+        dest: pin.image.clone(),
+        features: FEATURES,
+        order,
+    };
+    store.site.call(clone).await?;
+    crash::point("create_backup:cloned");
+    if arrival.whole(covering).await?.as_deref() != Some(copy) {
+        return Ok(false);
+    }
+    images::take_snapshot(store, &pin.image, &pin.snap).await?;
+    Ok(true)
 }
 
 fn stat(arrival: &Arrival<'_>) -> crate::rbd::protocol::ImageStat {
