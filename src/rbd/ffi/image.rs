@@ -6,6 +6,7 @@ use std::ptr;
 use super::c::{librbd_progress_fn_t, rados_ioctx_t, rbd_image_options_t, rbd_image_t};
 use super::rados::IoCtx;
 use super::{Api, Failure, Progress, check, functions, listing, on_progress, owned, progress_arg, text};
+use crate::rbd::error::RbdErrorKind;
 use crate::rbd::types::{Watcher, id_in_trash};
 
 /// `enum` of image options in librbd.h.
@@ -213,8 +214,22 @@ impl IoCtx {
                 progress_arg(&mut progress),
             )
         };
-        check(call, || self.path(name), result)?;
-        Ok(())
+        match check(call, || self.path(name), result) {
+            // librbd moves the image to the trash first. When that fails, it says ENOENT, whatever it was (16.2,
+            // `Trash<I>::move`): in a pool that is full and has had no trash, for one, where the image stays.
+            Err(failure) if failure.kind() == RbdErrorKind::NotFound => {
+                match Image::open_read_only(self, name, None) {
+                    Ok(_) => {
+                        let what =
+                            format!("{}: it cannot be moved to the trash of its pool", self.path(name));
+                        Err(Failure::new(call, what, -i64::from(libc::ENOSPC)))
+                    }
+                    Err(gone) if gone.kind() == RbdErrorKind::NotFound => Err(failure),
+                    Err(other) => Err(other),
+                }
+            }
+            other => other.map(drop),
+        }
     }
 
     /// Renames within the pool.
