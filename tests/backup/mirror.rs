@@ -308,6 +308,61 @@ fn pins_outlive_a_failover_and_the_way_back() {
     lab.wait_quota(json!({}));
 }
 
+/// Orders a backup whose point cannot arrive; its id, once the point is taken.
+fn on_its_way(lab: &Lab, backups: &Backups<'_>, id: &str, seed: u32) -> (String, Value) {
+    lab.pause("rbd-mirror-b");
+    let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": seed, "offset": 300 << 20});
+    lab.ceph("write", write);
+    let content = whole(lab, "a", id, None);
+    let backup = backups.order(id, json!({}));
+    wait_until("the point is taken", 60, || points(lab, "a", id).iter().any(|name| name.contains(&backup)));
+    (backup, content)
+}
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_point_waits_for_a_site_that_comes_back_and_is_given_up_when_it_does_not() {
+    let lab = &Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = serve(lab, "auto");
+    let id = lab.volume_of_type("replicated-snapshot");
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    let (backup, content) = on_its_way(lab, &backups, &id, 2);
+    assert_eq!(row_str(&backups.row(&backup), "service"), DRIVER);
+    lab.pause("site-b");
+    std::thread::sleep(Duration::from_secs(20));
+    assert_eq!(backups.row(&backup)["status"], "creating");
+    lab.resume_site("site-b");
+    backups.wait(&backup, "available");
+    assert_eq!(pinned(lab, &id, &backup), content);
+    verify(lab, &backup);
+
+    let (lost, _) = on_its_way(lab, &backups, &id, 3);
+    lab.kill("site-b");
+    wait_until("it is given up", 600, || backups.row(&lost)["status"] == "error");
+    assert_eq!(lab.messages(&lost)[0]["detail_id"], "020");
+    lab.wait_status(&id, "available");
+    let here = points(lab, "a", &id);
+    assert!(here.len() == 1 && here[0].contains(&backup), "what was taken for it is gone: {here:?}");
+    lab.start_site("site-b");
+    backups.wait_ready();
+    backups.delete(&lost);
+    assert_eq!(pinned(lab, &id, &backup), content, "what was there is what it was");
+    let content = whole(lab, "a", &id, None);
+    let next = backups.of(&id, json!({"incremental": true}));
+    assert_eq!(pinned(lab, &id, &next), content);
+    verify(lab, &next);
+    for backup in [&next, &backup] {
+        backups.delete(backup);
+    }
+    assert!(left(lab).is_empty(), "{:?}", left(lab));
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
+
 #[test]
 #[ignore = "whole matrix: tools/test --full"]
 fn retention_lets_go_of_pins_in_the_middle_and_the_others_come_back() {
