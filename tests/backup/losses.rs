@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::{Lab, row_str, wait_for, wait_until};
-use crate::{Backups, POOL, Who};
+use crate::{Backups, POOL, Who, left};
 
 const WHY: &str = "stock's site of the backups is that of the volumes here";
 /// Seconds that work may take to give up a site: each part is asked for three times, and an operation of an OSD is waited
@@ -58,16 +58,6 @@ fn write(lab: &Lab, id: &str, seed: u32) {
                            "length": 16 << 20, "offset": u64::from(part) * (200 << 20)});
         lab.ceph("write", write);
     }
-}
-
-/// Images of backups and objects beside them on site b.
-fn left(lab: &Lab) -> Vec<String> {
-    let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));
-    let images = images.as_array().unwrap().iter().filter_map(Value::as_str).map(str::to_owned);
-    let objects = lab.tool(&["rados", "b", "-p", POOL, "ls"]);
-    let objects: Vec<String> =
-        objects.lines().filter(|name| name.starts_with("backup.")).map(str::to_owned).collect();
-    images.chain(objects).collect()
 }
 
 /// Snapshots on a volume's image.

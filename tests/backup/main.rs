@@ -184,6 +184,16 @@ impl<'a> Backups<'a> {
     }
 }
 
+/// What there is of backups on site b: their images, and the objects beside them.
+fn left(lab: &Lab) -> Vec<String> {
+    let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));
+    let images = images.as_array().unwrap().iter().filter_map(Value::as_str).map(str::to_owned);
+    let objects = lab.tool(&["rados", "b", "-p", POOL, "ls"]);
+    let objects: Vec<String> =
+        objects.lines().filter(|name| name.starts_with("backup.")).map(str::to_owned).collect();
+    images.chain(objects).collect()
+}
+
 impl Drop for Backups<'_> {
     fn drop(&mut self) {
         let panicking = std::thread::panicking();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::{CEPH, Lab, row_str, signal, wait_until};
-use crate::{Backups, POOL, Who};
+use crate::{Backups, POOL, Who, left};
 
 const WHY: &str = "stock knows one method";
 const DRIVER: &str = "scoria.backup.drivers.ceph.Mirror";
@@ -55,16 +55,6 @@ fn points(lab: &Lab, site: &str, volume: &str) -> Vec<String> {
     let names = seen["snapshots"].as_array().cloned().unwrap_or_default();
     let names = names.iter().filter_map(Value::as_str).filter(|name| name.starts_with("backup."));
     names.map(str::to_owned).collect()
-}
-
-/// What is left of backups on site b.
-fn left(lab: &Lab) -> Vec<String> {
-    let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));
-    let images = images.as_array().unwrap().iter().filter_map(Value::as_str).map(str::to_owned);
-    let objects = lab.tool(&["rados", "b", "-p", POOL, "ls"]);
-    let objects: Vec<String> =
-        objects.lines().filter(|name| name.starts_with("backup.")).map(str::to_owned).collect();
-    images.chain(objects).collect()
 }
 
 fn verify(lab: &Lab, backup: &str) {

@@ -1,48 +1,17 @@
 //! Retention of backups by mirroring: each pin is whole in itself, so any of them may go, and what stays is what it was,
 //! wherever the service dies meanwhile.
 
-use scoria::backup::orders::Order;
 use scoria::backup::retention::preview;
 use scoria::backup::retention::rule::Fate;
-use scoria::db::backup_retention::{self, RetentionRow};
 use scoria::rbd::sim::When;
 use scoria::rbd::sim::crash::explored;
 
 use crate::backup_mirror::{MODES, STEP, left, pin, pinned, points_there};
 use crate::backup_scene::{MIB, Scene};
-use crate::policy_scene::{Serving, dated, dies};
+use crate::policy_scene::{Serving, apply, chain, dated, dies, keep};
 use crate::stage::full;
 
 const OPTIONS: &str = "backup_method=mirror";
-
-async fn keep(scene: &Scene, volume: &str, last: Option<i32>, daily: Option<i32>) {
-    let row = RetentionRow {
-        volume_id: volume.to_owned(),
-        keep_last: last,
-        keep_daily: daily,
-        keep_weekly: None,
-        keep_monthly: None,
-        time_zone: "UTC".to_owned(),
-    };
-    scene.test.db.write("t", async |conn| backup_retention::set(conn, &row).await).await.unwrap();
-}
-
-fn apply(volume: &str) -> Order {
-    Order::ApplyRetention { volume: volume.to_owned(), failed: false }
-}
-
-/// Backups of a volume, each of a day of its own with something new, and what the volume held.
-async fn chain(scene: &Scene, serving: &Serving, volume: &str, count: u8) -> Vec<(String, u64)> {
-    let mut made = Vec::new();
-    for number in 0..count {
-        scene.write(volume, u64::from(number) * 300 * MIB, 20 + number, MIB).await;
-        let content = scene.content(volume);
-        let backup = serving.made(volume, number > 0).await;
-        dated(scene, &backup, &format!("2026-01-{:02} 12:00", number + 1)).await;
-        made.push((backup, content));
-    }
-    made
-}
 
 /// These backups are there and no others, in one chain, and each holds what the volume held.
 async fn whole(scene: &Scene, volume: &str, other: &str, stay: &[&(String, u64)], why: &str) {

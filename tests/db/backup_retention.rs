@@ -3,43 +3,14 @@
 use scoria::backup::orders::Order;
 use scoria::backup::retention::rule::Fate;
 use scoria::backup::retention::{Source, preview};
-use scoria::db::backup_retention::{self, RetentionRow};
 use scoria::error::Code;
 use scoria::rbd::sim::When;
 use scoria::rbd::sim::crash::explored;
 
 use crate::backup_scene::{MIB, Scene};
-use crate::policy_scene::{Serving, dated, dies, used};
+use crate::policy_scene::{Serving, apply, chain, dated, dies, keep, used};
 use crate::seed::TYPE;
 use crate::stage::full;
-
-async fn set(scene: &Scene, volume: &str, keep_last: Option<i32>, keep_daily: Option<i32>) {
-    let row = RetentionRow {
-        volume_id: volume.to_owned(),
-        keep_last,
-        keep_daily,
-        keep_weekly: None,
-        keep_monthly: None,
-        time_zone: "UTC".to_owned(),
-    };
-    scene.test.db.write("t", async |conn| backup_retention::set(conn, &row).await).await.unwrap();
-}
-
-fn apply(volume: &str) -> Order {
-    Order::ApplyRetention { volume: volume.to_owned(), failed: false }
-}
-
-/// A chain of a full backup and incremental ones, each of a day of its own with something new, and what the volume held.
-async fn chain(scene: &Scene, serving: &Serving, volume: &str, count: u32) -> Vec<(String, u64)> {
-    let mut made = Vec::new();
-    for number in 0..count {
-        scene.write(volume, u64::from(number) * 300 * MIB, 7 + u8::try_from(number).unwrap(), MIB).await;
-        let backup = serving.made(volume, number > 0).await;
-        dated(scene, &backup, &format!("2026-01-{:02} 12:00", number + 1)).await;
-        made.push((backup, scene.content(volume)));
-    }
-    made
-}
 
 /// These backups are there and no others: rows, snapshots, objects; and each holds what the volume held.
 async fn whole(
@@ -100,7 +71,7 @@ async fn a_middle_point_goes_and_its_child_is_whole() {
     let answer = serving.carry_out(apply(&volume)).await.unwrap();
     assert_eq!((answer["removed"].as_array().unwrap().len(), &answer["kept"]), (0, &4.into()));
     // Two of one day: the older of them is in the middle.
-    set(&scene, &volume, None, Some(9)).await;
+    keep(&scene, &volume, None, Some(9)).await;
     dated(&scene, &made[1].0, "2026-01-03 08:00").await;
     let found = scene.test.db.read("t", async |c| preview(c, &volume, false).await).await.unwrap();
     let going: Vec<&str> =
@@ -112,7 +83,7 @@ async fn a_middle_point_goes_and_its_child_is_whole() {
     assert_eq!(answer["removed"][0]["backup"], made[1].0.as_str());
     whole(&scene, &serving, &volume, &other, &[&made[0], &made[2], &made[3]], "the middle").await;
     // The full one, whose name the base has.
-    set(&scene, &volume, Some(2), None).await;
+    keep(&scene, &volume, Some(2), None).await;
     serving.carry_out(apply(&volume)).await.unwrap();
     whole(&scene, &serving, &volume, &other, &[&made[2], &made[3]], "the first").await;
     // What comes next goes on from there.
@@ -142,7 +113,7 @@ async fn retention_is_applied_wherever_the_service_dies() {
             let volume = scene.volume(number, "available").await;
             let other = scene.volume(number + 1, "available").await;
             let made = chain(&scene, &serving, &volume, 3).await;
-            set(&scene, &volume, Some(1), Some(1)).await;
+            keep(&scene, &volume, Some(1), Some(1)).await;
             let (killed, outcome) = dies(&scene, k, when, apply(&volume)).await;
             assert_eq!(outcome, "succeeded", "{why}");
             whole(&scene, &serving, &volume, &other, &[&made[2]], &why).await;

@@ -8,13 +8,14 @@ use futures::stream::FuturesUnordered;
 use scoria::backup::Backups;
 use scoria::backup::ordered::Create;
 use scoria::backup::orders::{self, Order};
+use scoria::db::backup_retention::{self, RetentionRow};
 use scoria::error::Result;
 use scoria::journal::Submitted;
 use scoria::rbd::sim::When;
 use scoria::service::backup::{BackupHandler, finish};
 use serde_json::Value;
 
-use crate::backup_scene::Scene;
+use crate::backup_scene::{MIB, Scene};
 use crate::defects::log;
 use crate::seed::PROJECT;
 
@@ -161,4 +162,35 @@ pub async fn used(scene: &Scene) -> Vec<Vec<String>> {
 /// The data of a backup was so at this time.
 pub async fn dated(scene: &Scene, backup: &str, time: &str) {
     scene.test.sql(&format!("UPDATE backups SET data_timestamp='{time}' WHERE id='{backup}'")).await;
+}
+
+/// How many backups of a volume stay.
+pub async fn keep(scene: &Scene, volume: &str, last: Option<i32>, daily: Option<i32>) {
+    let row = RetentionRow {
+        volume_id: volume.to_owned(),
+        keep_last: last,
+        keep_daily: daily,
+        keep_weekly: None,
+        keep_monthly: None,
+        time_zone: "UTC".to_owned(),
+    };
+    scene.test.db.write("t", async |conn| backup_retention::set(conn, &row).await).await.unwrap();
+}
+
+/// The order that its retention be applied.
+pub fn apply(volume: &str) -> Order {
+    Order::ApplyRetention { volume: volume.to_owned(), failed: false }
+}
+
+/// A chain of a full backup and incremental ones, each of a day of its own with something new, and what the volume held.
+pub async fn chain(scene: &Scene, serving: &Serving, volume: &str, count: u8) -> Vec<(String, u64)> {
+    let mut made = Vec::new();
+    for number in 0..count {
+        scene.write(volume, u64::from(number) * 300 * MIB, 7 + number, MIB).await;
+        let content = scene.content(volume);
+        let backup = serving.made(volume, number > 0).await;
+        dated(scene, &backup, &format!("2026-01-{:02} 12:00", number + 1)).await;
+        made.push((backup, content));
+    }
+    made
 }
