@@ -172,6 +172,7 @@ async fn by_differences(
             dest_since: plan.common.as_ref().map(|(_, of_base)| of_base.clone()),
             offset: plan.reached,
             budget: images::budget(b.config.bandwidth_mib),
+            at_least_s: images::at_least(b.config.bandwidth_mib),
             sums: Sums { write: Some(names::sums_object(&backup.id)), expect: None },
         };
         let began = Instant::now();

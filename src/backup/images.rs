@@ -16,8 +16,10 @@ const BUSY_TRIES: u32 = 4;
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// How often a part is asked for again that came to nothing.
 const TRIES: u32 = 3;
-/// Bytes that are read for one part: what a crash or a cancellation costs at most.
+/// Bytes that are read for one part, and seconds that it lasts at least: to begin one costs some time, in which nothing is
+/// copied. So much a crash or a cancellation costs.
 pub(super) const PART: u64 = 256 << 20;
+const LASTING: u64 = 5;
 
 /// Bytes of one part: with a limit what may be read in a second, so that the pauses are short.
 pub(super) fn budget(limit_mib: u64) -> u64 {
@@ -25,6 +27,11 @@ pub(super) fn budget(limit_mib: u64) -> u64 {
         0 => PART,
         limit => limit.saturating_mul(1 << 20).min(PART),
     }
+}
+
+/// Seconds that one part lasts at least: with a limit its bytes say when it ends.
+pub(super) fn at_least(limit_mib: u64) -> u64 {
+    if limit_mib == 0 { LASTING } else { 0 }
 }
 
 /// Waits as long as it takes that `read` bytes since `began` are not more than the limit.

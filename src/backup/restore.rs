@@ -154,6 +154,7 @@ async fn run(
             dest_since: progress.common.clone(),
             offset: progress.reached,
             budget: images::budget(b.config.bandwidth_mib),
+            at_least_s: images::at_least(b.config.bandwidth_mib),
             // Of a backup of stock's there are none: then nothing is compared.
             sums: Sums {
                 write: None,

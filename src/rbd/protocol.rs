@@ -221,10 +221,10 @@ commands! {
     Long ImageTransfer { pool: String, image: String, dest_site: Connection, dest_pool: String, dest: String, offset: u64, length: u64 } -> u64;
     /// Makes a part of an image of another site (or pool) read like a point of this one, and looks only at what can
     /// differ: what has changed here after the snapshot `since` and there after its snapshot `dest_since`, which
-    /// must have the same content; without the two, all that exists on either side. From `offset` on as far as
-    /// `budget` bytes are read: the answer says where to go on. Bytes that the point does not have are zeros. By the
-    /// workers of the source's site.
-    Copy DeltaCopy { pool: String, image: String, snap: Option<String>, since: Option<String>, dest_site: Connection, dest_pool: String, dest: String, dest_since: Option<String>, offset: u64, budget: u64, sums: Sums } -> Copied;
+    /// must have the same content; without the two, all that exists on either side. From `offset` on until
+    /// `budget` bytes are read and `at_least_s` seconds are over: the answer says where to go on. Bytes that the point
+    /// does not have are zeros. By the workers of the source's site.
+    Copy DeltaCopy { pool: String, image: String, snap: Option<String>, since: Option<String>, dest_site: Connection, dest_pool: String, dest: String, dest_since: Option<String>, offset: u64, budget: u64, at_least_s: u64, sums: Sums } -> Copied;
     /// Reads a point from `offset` on, as far as `budget` bytes are read, and compares it with a table of checksums.
     Copy SumsCheck { pool: String, image: String, snap: Option<String>, table: String, offset: u64, budget: u64 } -> Checked;
     /// Makes a table of checksums for `size` bytes in an object of the pool: a copy of the table `parent`, or, without

@@ -5,14 +5,12 @@
 //! from the parent's table. A table is a header and [`DIGEST`] bytes a piece: 8 MiB for a TiB. A piece of zeros has a
 //! digest of zeros, so that what was never written needs no reading.
 
-use sha2::{Digest as _, Sha256};
-
 /// Bytes of a piece; the last one of an image counts as if zeros followed it.
 pub const PIECE: u64 = 2 << 20;
-/// Bytes of a checksum: the first of SHA-256.
+/// Bytes of a checksum: the first of BLAKE3, which a copy hardly notices, and which nobody can make fit by intent.
 pub const DIGEST: u64 = 16;
 /// What a table begins with; its length is that of the header.
-pub const HEADER: &[u8; 32] = b"scoria sums 1 sha256/16 2097152\n";
+pub const HEADER: &[u8; 32] = b"scoria sums 2 blake3/16 2097152\n";
 /// Largest table that is made: an object has a limit (`osd_max_object_size`, 128 MiB), and so has a memory.
 pub const LARGEST: u64 = 96 << 20;
 
@@ -29,9 +27,9 @@ impl Digest {
     /// Of a piece, or of what there is of the last one: zeros at its end do not count.
     pub fn of(piece: &[u8]) -> Digest {
         let Some(last) = piece.iter().rposition(|b| *b != 0) else { return Digest::ZEROS };
-        let hash = Sha256::digest(piece.get(..=last).unwrap_or_default());
+        let hash = blake3::hash(piece.get(..=last).unwrap_or_default());
         let mut digest = [0; DIGEST as usize];
-        digest.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
+        digest.iter_mut().zip(hash.as_bytes()).for_each(|(to, from)| *to = *from);
         Digest(digest)
     }
 

@@ -109,7 +109,7 @@ pub async fn a_common_point_is_restored_by_what_has_changed_since(env: &Env) -> 
     env.write(&env.a, &there, 3 * PIECE, b"change").await?;
     let copy = DeltaCopy {
         pool: env.pool.clone(),
-        image: here,
+        image: here.clone(),
         snap: Some("p".into()),
         since: Some("p".into()),
         dest_site: env.a.connection().clone(),
@@ -118,11 +118,41 @@ pub async fn a_common_point_is_restored_by_what_has_changed_since(env: &Env) -> 
         dest_since: Some("p".into()),
         offset: 0,
         budget: 1 << 30,
+        at_least_s: 0,
         sums: scoria::rbd::types::Sums { write: None, expect: Some(env.name("none")) },
     };
-    let copied = env.a.call(copy).await?;
+    let copied = env.a.call(copy.clone()).await?;
     ensure!(copied.complete && copied.read == PIECE, "one piece: {copied:?}");
-    let read = ImageRead { pool: env.pool.clone(), image: there, snap: None, offset: 3 * PIECE, length: 6 };
-    ensure!(env.a.call(read).await? == b"second");
+    let read = async |offset| {
+        let (pool, image) = (env.pool.clone(), there.clone());
+        env.a.call(ImageRead { pool, image, snap: None, offset, length: 6 }).await
+    };
+    ensure!(read(3 * PIECE).await? == b"second");
+    // A part ends with its budget, and the next one begins where it ended.
+    for piece in 0..4 {
+        env.write(&env.a, &here, piece * PIECE, b"newest").await?;
+    }
+    env.a.call(env.snap_create(&here, "q")).await?;
+    let mut part = DeltaCopy { snap: Some("q".into()), budget: PIECE, ..copy.clone() };
+    for piece in 1..5 {
+        let copied = env.a.call(part.clone()).await?;
+        let ended = (copied.read, copied.reached >= piece * PIECE, copied.complete);
+        ensure!(ended == (PIECE, true, piece == 4), "part {piece}: {copied:?}");
+        ensure!(piece == 4 || copied.reached <= piece * PIECE, "part {piece} went too far: {copied:?}");
+        part.offset = copied.reached;
+        ensure!(read((piece - 1) * PIECE).await? == b"newest");
+    }
+    // One that is to last goes on meanwhile; in the simulator no time passes.
+    let mut lasting = DeltaCopy { at_least_s: 60, budget: PIECE, ..copy };
+    let mut complete = false;
+    for _ in 0..4 {
+        let copied = env.a.call(lasting.clone()).await?;
+        (lasting.offset, complete) = (copied.reached, copied.complete);
+        if complete {
+            break;
+        }
+    }
+    ensure!(complete, "it ends when there is nothing left, not when the time is over");
+    ensure!(read(3 * PIECE).await? == b"second" && read(0).await? == b"first\0");
     Ok(())
 }

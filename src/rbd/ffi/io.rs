@@ -26,13 +26,22 @@ impl Image<'_> {
     /// ssize_t rbd_read(rbd_image_t image, uint64_t ofs, size_t len, char *buf);
     /// ```
     pub(crate) fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, Failure> {
-        let mut data = vec![0u8; length];
-        // SAFETY: the buffer is as long as said.
+        let mut data = Vec::new();
+        self.read_into(offset, length, &mut data)?;
+        Ok(data)
+    }
+
+    /// [`Image::read`] into memory that is there already: what `data` held is gone, also after a failure.
+    pub(crate) fn read_into(&self, offset: u64, length: usize, data: &mut Vec<u8>) -> Result<(), Failure> {
+        data.clear();
+        data.reserve_exact(length);
+        // SAFETY: so much is reserved.
         let result =
             unsafe { (self.api().io.rbd_read)(self.handle, offset, length, data.as_mut_ptr().cast()) };
-        let read = check("rbd_read", || self.path(), result as i64)?;
-        data.truncate(usize::try_from(read).unwrap_or(0));
-        Ok(data)
+        let read = usize::try_from(check("rbd_read", || self.path(), result as i64)?).unwrap_or(0);
+        // SAFETY: librbd has written as many bytes as it answers, and no more than were asked for.
+        unsafe { data.set_len(read.min(length)) };
+        Ok(())
     }
 
     /// Runs of bytes, as (offset, length), outside of which the image is zero in the `length` bytes from

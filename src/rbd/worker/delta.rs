@@ -6,10 +6,11 @@
 //! they hold stays bounded, and a copy to a site that hangs does not keep the others from going on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::rbd::delta::{self, Over, Piece};
 use crate::rbd::error::RbdErrorKind;
@@ -72,7 +73,8 @@ pub(super) fn copy(
         digests: c.sums.write.is_some() || c.sums.expect.is_some(),
     };
     let mut copied = Copied { reached: c.offset, ..Copied::default() };
-    while copied.reached < end && copied.read < c.budget {
+    let (began, least) = (Instant::now(), Duration::from_secs(c.at_least_s));
+    while copied.reached < end && (copied.read < c.budget || began.elapsed() < least) {
         let (at, stretch) = (copied.reached, STRETCH.min(end - copied.reached));
         let here = stretch.min(size.saturating_sub(at));
         let runs = match &c.since {
@@ -94,12 +96,11 @@ pub(super) fn copy(
                 pieces = delta::with(pieces, noted.map(|(index, _)| *index));
             }
         }
-        let budget = (c.budget - copied.read).div_ceil(PIECE);
-        let all = pieces.len();
-        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
+        let budget = c.budget.saturating_sub(copied.read).div_ceil(PIECE);
+        let enough = |taken: usize| taken as u64 >= budget && began.elapsed() >= least;
         let mut digests = BTreeMap::new();
         let there = dest.data();
-        let work = |piece: &Piece, mut data: Vec<u8>, digest: Option<Digest>| {
+        let work = |piece: &Piece, data: &mut Vec<u8>, digest: Option<Digest>| {
             if let (Some(found), Some(noted)) = (digest, expected.get(&piece.index))
                 && !found.fits(*noted)
             {
@@ -110,17 +111,17 @@ pub(super) fn copy(
             // What the source does not have any more is zero in the destination.
             let length = usize::try_from(PIECE.min(end - offset)).unwrap_or(0);
             data.resize(length, 0);
-            let old = match piece.wants_old(&data, over) {
+            let old = match piece.wants_old(data, over) {
                 true => Some(there.read(offset, length)?),
                 false => None,
             };
-            for (from, to) in piece.writes(&data, old.as_deref()) {
+            for (from, to) in piece.writes(data, old.as_deref()) {
                 there.put(offset + from as u64, data.get(from..to).unwrap_or_default())?;
                 done.written += (to - from) as u64;
             }
             Ok(done)
         };
-        each(&from, &pieces, work, |piece, done| {
+        let taken = each(&from, &pieces, enough, work, |piece, done| {
             copied.read += done.read;
             copied.written += done.written;
             digests.extend(done.digest.map(|digest| (piece.index, digest)));
@@ -129,10 +130,7 @@ pub(super) fn copy(
         if let Some(table) = &c.sums.write {
             note(&dest_io, table, &digests)?;
         }
-        copied.reached = match pieces.last() {
-            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
-            _ => at + stretch,
-        };
+        copied.reached = pieces.get(taken).map_or(at + stretch, |next| next.index * PIECE);
         // Also when there is nothing to write for long.
         progress(copied.reached, end);
     }
@@ -167,15 +165,14 @@ pub(super) fn check(
         let (at, stretch) = (checked.reached, STRETCH.min(size - checked.reached));
         let expected = known(&io, &c.table, at, at + stretch)?;
         let noted = expected.iter().filter(|(_, d)| **d != Digest::ZEROS && **d != Digest::UNKNOWN);
-        let mut pieces = delta::with(
+        let pieces = delta::with(
             delta::pieces(&image.extents(at, stretch)?, &[]),
             noted.map(|(index, _)| *index).collect::<Vec<_>>().into_iter(),
         );
         let budget = (c.budget - checked.compared - checked.unknown).div_ceil(PIECE);
-        let all = pieces.len();
-        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-        let work = |_: &Piece, data: Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
-        each(&from, &pieces, work, |piece, (bytes, digest)| {
+        let enough = |taken: usize| taken as u64 >= budget;
+        let work = |_: &Piece, data: &mut Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
+        let taken = each(&from, &pieces, enough, work, |piece, (bytes, digest)| {
             match (expected.get(&piece.index), digest) {
                 (Some(noted), _) if *noted == Digest::UNKNOWN => checked.unknown += bytes,
                 (Some(noted), Some(found)) => {
@@ -188,10 +185,7 @@ pub(super) fn check(
             }
             progress(piece.index * PIECE, size);
         })?;
-        checked.reached = match pieces.last() {
-            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
-            _ => at + stretch,
-        };
+        checked.reached = pieces.get(taken).map_or(at + stretch, |next| next.index * PIECE);
         progress(checked.reached, size);
     }
     checked.wrong.sort_unstable();
@@ -209,23 +203,21 @@ pub(super) fn fill(cluster: &Arc<Cluster>, c: &SumsFill, progress: Progress<'_>)
     let mut filled = Copied { reached: c.offset, ..Copied::default() };
     while filled.reached < size && filled.read < c.budget {
         let (at, stretch) = (filled.reached, STRETCH.min(size - filled.reached));
-        let mut pieces = delta::pieces(&image.extents(at, stretch)?, &[]);
+        let pieces = delta::pieces(&image.extents(at, stretch)?, &[]);
         let budget = (c.budget - filled.read).div_ceil(PIECE);
-        let all = pieces.len();
-        pieces.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-        let reached = match pieces.last() {
-            Some(last) if pieces.len() < all => (last.index + 1) * PIECE,
-            _ => at + stretch,
-        };
-        // What holds nothing reads as zeros.
-        let blank = at / PIECE..sums::pieces(reached.min(size));
-        let mut digests: BTreeMap<u64, Digest> = blank.map(|index| (index, Digest::ZEROS)).collect();
-        let work = |_: &Piece, data: Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
-        each(&from, &pieces, work, |piece, (bytes, digest)| {
+        let enough = |taken: usize| taken as u64 >= budget;
+        let mut digests = BTreeMap::new();
+        let work = |_: &Piece, data: &mut Vec<u8>, digest: Option<Digest>| Ok((data.len() as u64, digest));
+        let taken = each(&from, &pieces, enough, work, |piece, (bytes, digest)| {
             filled.read += bytes;
             digests.extend(digest.map(|digest| (piece.index, digest)));
             progress(piece.index * PIECE, size);
         })?;
+        let reached = pieces.get(taken).map_or(at + stretch, |next| next.index * PIECE);
+        // What holds nothing reads as zeros.
+        for index in at / PIECE..sums::pieces(reached.min(size)) {
+            digests.entry(index).or_insert(Digest::ZEROS);
+        }
         note(&io, &c.table, &digests)?;
         filled.reached = reached;
         progress(filled.reached, size);
@@ -306,27 +298,58 @@ pub(super) fn read(io: &IoCtx, name: &str, at: u64, length: usize) -> Result<Opt
     }
 }
 
+/// Which piece is next, for threads that take them one after the other, without a gap.
+struct Queue<'p, E> {
+    pieces: &'p [Piece],
+    next: Mutex<usize>,
+    enough: E,
+}
+
+impl<'p, E: Fn(usize) -> bool> Queue<'p, E> {
+    /// `None` when all are taken, or when it is enough; then for good.
+    fn take(&self) -> Option<&'p Piece> {
+        let mut next = self.lock();
+        let piece = self.pieces.get(*next)?;
+        if (self.enough)(*next) {
+            return None;
+        }
+        *next += 1;
+        Some(piece)
+    }
+
+    fn taken(&self) -> usize {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Reads pieces side by side, has the same threads do the work with them, and takes what came of it one after the
-/// other, in no order.
+/// other, in no order. Once `enough` says so of the number of those that were begun no more are begun, and it does not
+/// change its mind. Answers that number.
 fn each<T: Send>(
     source: &Source<'_>,
     pieces: &[Piece],
-    work: impl Fn(&Piece, Vec<u8>, Option<Digest>) -> Result<T, Failure> + Sync,
+    enough: impl Fn(usize) -> bool + Sync,
+    work: impl Fn(&Piece, &mut Vec<u8>, Option<Digest>) -> Result<T, Failure> + Sync,
     mut take: impl FnMut(&Piece, T),
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
     if pieces.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    let next = AtomicUsize::new(0);
+    let queue = Queue { pieces, next: Mutex::new(0), enough };
     let stop = AtomicBool::new(false);
     let (sender, receiver) = sync_channel::<Result<(&Piece, T), Failure>>(THREADS);
+    let mut done = 0;
     thread::scope(|scope| {
         for n in 0..THREADS.min(pieces.len()) {
-            let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
+            let (sender, queue, stop, work) = (sender.clone(), &queue, &stop, &work);
             let thread = thread::Builder::new().name(format!("copy {n}"));
             let started = thread.spawn_scoped(scope, move || {
                 let shared = (n > 0).then_some(&SHARED);
-                let done = carry(source, pieces, (next, stop, shared), work, &sender);
+                let done = carry(source, queue, (stop, shared), work, &sender);
                 // Nobody listens any more when another one has failed before.
                 done.or_else(|failure| sender.send(Err(failure)))
             });
@@ -338,55 +361,51 @@ fn each<T: Send>(
             }
         }
         drop(sender);
-        let outcome = drain(&receiver, pieces.len(), &mut take);
+        // Until all threads have ended, or one has failed.
+        let outcome = receiver.iter().try_for_each(|one| {
+            let (piece, value) = one?;
+            done += 1;
+            take(piece, value);
+            Ok(())
+        });
         stop.store(true, Ordering::Relaxed);
         // Whoever waits to hand something over must not wait for ever.
         drop(receiver);
         outcome
-    })
-}
-
-fn drain<T>(
-    receiver: &Receiver<Result<(&Piece, T), Failure>>,
-    count: usize,
-    take: &mut impl FnMut(&Piece, T),
-) -> Result<(), Failure> {
-    for _ in 0..count {
-        match receiver.recv() {
-            Ok(done) => {
-                let (piece, done) = done?;
-                take(piece, done);
-            }
-            // All threads have ended, and something is missing.
-            Err(_) => {
-                let what = "a thread that copies pieces has ended".to_owned();
-                return Err(Failure::new("rbd_read", what, -i64::from(libc::EIO)));
-            }
+    })?;
+    match queue.taken() {
+        taken if taken == done => Ok(taken),
+        taken => {
+            let what = format!("{} of the pieces that threads have begun to copy are missing", taken - done);
+            Err(Failure::new("rbd_read", what, -i64::from(libc::EIO)))
         }
     }
-    Ok(())
 }
 
 /// One thread: takes the next piece until there is none, or nobody wants it.
 fn carry<'p, T>(
     source: &Source<'_>,
-    pieces: &'p [Piece],
-    (next, stop, shared): (&AtomicUsize, &AtomicBool, Option<&Permits>),
-    work: &impl Fn(&Piece, Vec<u8>, Option<Digest>) -> Result<T, Failure>,
+    queue: &Queue<'p, impl Fn(usize) -> bool>,
+    (stop, shared): (&AtomicBool, Option<&Permits>),
+    work: &impl Fn(&Piece, &mut Vec<u8>, Option<Digest>) -> Result<T, Failure>,
     sender: &SyncSender<Result<(&'p Piece, T), Failure>>,
 ) -> Result<(), Failure> {
     let image = Image::open_read_only(source.io, source.image, source.snap)?;
+    let mut data = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let permit = shared.map(Permits::take);
-        let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+        let Some(piece) = queue.take() else { break };
         let offset = piece.index * PIECE;
-        let length = usize::try_from(PIECE.min(source.size.saturating_sub(offset))).unwrap_or(0);
-        let data = match length {
-            0 => Vec::new(),
-            _ => image.read(offset, length)?,
-        };
+        match usize::try_from(PIECE.min(source.size.saturating_sub(offset))).unwrap_or(0) {
+            0 => data.clear(),
+            length => image.read_into(offset, length, &mut data)?,
+        }
         let digest = source.digests.then(|| Digest::of(&data));
-        let done = work(piece, data, digest)?;
+        let done = work(piece, &mut data, digest)?;
+        if permit.is_some() {
+            // Memory is for who has a permit.
+            data = Vec::new();
+        }
         // What is handed over is small, and whoever takes it may be slow.
         drop(permit);
         if sender.send(Ok((piece, done))).is_err() {
