@@ -61,18 +61,26 @@ class Backups:
             source = self.volume(gib)
             self.fill(source, gib)
             self.say(f"a volume of {gib} GiB is half full")
+            small = self.volume(1)
             for number in range(rounds):
                 turns = self.services if number % 2 == 0 else self.services[::-1]
                 for who, component in turns:
                     with self.serving(component):
+                        self.warm_up(small)
                         self.measure(number, who, source, gib)
                 self.measure_floor(number, source, gib)
             with self.serving(self.services[0][1]) as component:
                 self.measure_memory(component, at_once)
-            self.remove([source])
+            self.remove([source, small])
         finally:
             self.volumes.stop()
             self.purge()
+
+    def warm_up(self, small):
+        """Connections and workers are there when it counts, as they are in a service that has run for days."""
+        backup = self.order(small, 1)
+        self.make(backup)
+        self.delete(backup)
 
     def measure(self, number, who, source, gib):
         full = self.order(source, gib)
