@@ -51,7 +51,7 @@ class Backups:
         self.seed = 0
 
     # ---- the run ------------------------------------------------------------------------------------
-    def run(self, rounds, gib, at_once):
+    def run(self, rounds, gib, at_once, apart):
         for _, component in self.services:
             if component.available():
                 raise BenchError(f"{component.name}: {component.available()}")
@@ -71,6 +71,7 @@ class Backups:
                 self.measure_floor(number, source, gib)
             with self.serving(self.services[0][1]) as component:
                 self.measure_memory(component, at_once)
+            apart.run(self, self.services[0][1], rounds, gib)
             self.remove([source, small])
         finally:
             self.volumes.stop()
@@ -150,9 +151,9 @@ class Backups:
         self.say(f"round {number + 1}: {label}: {who} {seconds:.1f} s")
 
     @contextlib.contextmanager
-    def serving(self, component):
-        extra = self.lab.path("conf", "bench.conf")
-        write_if_changed(extra, EQUAL)
+    def serving(self, component, options=""):
+        extra = self.lab.path("conf", "bench-backup.conf")
+        write_if_changed(extra, EQUAL + options)
         component.prepare()
         argv, env = component.command()
         procs.start(self.lab, component.name, [*argv, "--config-file", extra], env)
@@ -244,14 +245,18 @@ class Backups:
                 image.write(os.urandom(STRIPE), number * step)
             image.flush()
 
+    def idents(self):
+        """Backups of the bench's project, of those that are deleted, too."""
+        return [row["id"] for row in self.rows.sql("SELECT id FROM backups WHERE project_id=%s", [PROJECT])]
+
     def purge(self):
         """What an interrupted run has left in the backup pool, and its rows."""
-        ids = [row["id"] for row in self.rows.sql("SELECT id FROM backups WHERE project_id=%s", [PROJECT])]
+        ids = self.idents()
         with contextlib.closing(self.floor.cluster.open_ioctx(BACKUPS)) as there:
             for name in rbd.RBD().list(there):
                 if any(ident in name for ident in ids) or name.startswith("bench-floor-"):
                     with contextlib.suppress(rbd.Error):
-                        _remove(there, name)
+                        discard(there, name)
             for ident in ids:
                 for what in ("meta", "sums"):
                     with contextlib.suppress(rados.Error):
@@ -259,7 +264,8 @@ class Backups:
         self.rows.sql("DELETE FROM backups WHERE project_id=%s", [PROJECT])
 
 
-def _remove(there, name):
+def discard(there, name):
+    """An image with its snapshots."""
     with rbd.Image(there, name) as image:
         for snap in list(image.list_snaps()):
             image.remove_snap(snap["name"])

@@ -39,7 +39,7 @@ sections (without an argument all but image, backup, failover and takeover):
   attach  attachments (attachment_update, attachment_delete)
   image   volumes of images, one and ten at once, and images of a volume: seconds, PSS
   backup  full, incremental and restoration of a half-filled volume of 4 GiB (--quick: 1 GiB), beside stock's
-          cinder-backup and librbd alone; PSS of scoria-backup with ten backups at once
+          cinder-backup and librbd alone; PSS of scoria-backup with ten backups at once; by mirroring, apart
   failover  of 10, 100 and 1000 volumes in both modes, there and back, and with the active site killed,
             beside stock (journal mode) and the same librbd calls with nothing around them
   floor   the same librbd calls with nothing around them
@@ -228,7 +228,7 @@ def _measure(args, lab, every):
     sys.path.insert(0, str(REPO / "tests" / "common"))
     from . import rows as rows_module
     os.environ["OS_PROJECT_ID"] = rows_module.PROJECT        # of contexts and messages
-    from . import backup, broker, failover, floor, sections, sides, takeover
+    from . import backup, broker, failover, floor, pins, sections, sides, takeover
     from labkit import scoria
     sizes = sections.Sizes.quick() if args.quick else sections.Sizes()
     sizes.runs = args.runs or sizes.runs
@@ -262,6 +262,7 @@ def _measure(args, lab, every):
         def tell(text):
             say(f"{time.monotonic() - began:6.0f} s  {text}")
 
+        confs = os.environ["SITE_A_CONF"], os.environ["SITE_B_CONF"]
         try:
             services = sides.both(lab, every)
             if compared:
@@ -269,9 +270,8 @@ def _measure(args, lab, every):
             if "backup" in args.sections:
                 gib, at_once = (1, 3) if args.quick else (4, 10)
                 backup.Backups(lab, every, services[0], rows, client, ceph, sizes, found,
-                               tell).run(sizes.runs, gib, at_once)
+                               tell).run(sizes.runs, gib, at_once, pins.Pins(confs))
             if "failover" in args.sections:
-                confs = os.environ["SITE_A_CONF"], os.environ["SITE_B_CONF"]
                 with contextlib.closing(failover.Failovers(lab, every, services, rows, client, confs, drill,
                                                            found, tell)) as failovers:
                     failovers.run()
