@@ -6,12 +6,11 @@ mod create;
 mod retention;
 mod schedule;
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::follow::{follow, look};
 use super::output::table;
 use super::{Context, Exit, Report};
 use crate::backup::check::Verdict;
@@ -24,9 +23,6 @@ use crate::db::site::SiteRow;
 use crate::error::{Code, Error, Result};
 use crate::journal::Submitted;
 use crate::model::Backup;
-
-/// Between two looks.
-const PERIOD: Duration = Duration::from_millis(500);
 
 /// Actions of `backup`.
 #[derive(Debug, Subcommand)]
@@ -179,39 +175,27 @@ async fn verify(context: &Context, arguments: &Verify) -> Result<Report> {
         Submitted::New(number) | Submitted::Open(number) => number,
     };
     if arguments.no_wait {
-        let text =
-            format!("Operation {number} verifies backup {id}; scoria-manage operation show {number}\n");
+        let text = format!("Operation {number} verifies backup {id}. To watch it: {}\n", look(number));
         return Report::new(text, &serde_json::json!({"operation": number}));
     }
-    tokio::select! {
-        answer = answer(context, &id, number) => answer,
-        _ = tokio::signal::ctrl_c() => {
-            let text = format!("Interrupted; operation {number} goes on\n");
-            Ok(Report::new(text, &serde_json::json!({"operation": number}))?.ending(Exit::Interrupted))
-        }
+    eprintln!("Operation {number} verifies backup {id}. Ctrl-C stops watching, not the operation.");
+    let report = follow(context, number).await?;
+    if report.exit == Exit::Interrupted {
+        return Ok(report);
     }
-}
-
-async fn answer(context: &Context, id: &str, number: i64) -> Result<Report> {
-    loop {
-        let gone = || Error::internal(format!("Operation {number} is gone from the journal"));
-        let row = context.journal.find(number).await?.ok_or_else(gone)?;
-        if row.is_closed() {
-            let Some(answer) = context.journal.answer_of(number).await? else {
-                let why = row.outcome_detail.unwrap_or_else(|| "it gave no answer".to_owned());
-                return Err(Error::new(Code::Invalid, format!("Backup {id} was not verified: {why}")));
-            };
-            let verdict: Verdict = serde_json::from_value(answer).map_err(|e| {
-                Error::new(
-                    Code::BadArguments,
-                    "The service's answer cannot be read; use the scoria-manage of the service's version",
-                )
-                .caused_by(e)
-            })?;
-            return told(id, &verdict);
-        }
-        tokio::time::sleep(PERIOD).await;
-    }
+    let Some(answer) = context.journal.answer_of(number).await? else {
+        let row = context.journal.find(number).await?;
+        let why = row.and_then(|row| row.outcome_detail).unwrap_or_else(|| "it gave no answer".to_owned());
+        return Err(Error::new(Code::Invalid, format!("Backup {id} was not verified: {why}")));
+    };
+    let verdict: Verdict = serde_json::from_value(answer).map_err(|e| {
+        Error::new(
+            Code::BadArguments,
+            "The service's answer cannot be read; use the scoria-manage of the service's version",
+        )
+        .caused_by(e)
+    })?;
+    told(&id, &verdict)
 }
 
 fn told(id: &str, verdict: &Verdict) -> Result<Report> {

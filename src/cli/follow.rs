@@ -10,9 +10,11 @@ use serde::Serialize;
 
 use super::advice::{Failure, failure};
 use super::bar;
-use super::output::{counts, duration, table, time, volumes};
+use super::output::{age, counts, duration, is_up, table, time, volumes};
 use super::target::Target;
 use super::{Context, Exit, Report};
+use crate::backup::orders as backup;
+use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{Item, Listing, Progress};
 use crate::replication::orders::{ALL, Request};
@@ -233,7 +235,23 @@ async fn watch(context: &Context, id: i64) -> Result<()> {
 /// Why nobody takes an order.
 async fn still_waiting(context: &Context, row: &Listing) -> Result<String> {
     let name = row.cluster.as_deref().unwrap_or(&row.backend_host);
-    let now = crate::db::now();
+    let now = db::now();
+    if let Some(host) = name.strip_suffix(backup::SERVICE) {
+        let service = context
+            .db
+            .read("backup service", async |conn| db::service::find_backup(conn, host).await)
+            .await?;
+        let heartbeat = service.and_then(|service| service.updated_at);
+        let is_up = is_up(heartbeat, now, context.config.service_down_time);
+        let (stock, ours) = ("cinder-backup", "scoria-backup");
+        return Ok(untaken(
+            &format!("the backup service of {host}"),
+            is_up,
+            age(heartbeat, now),
+            stock,
+            ours,
+        ));
+    }
     if !name.contains('@') {
         // An order for a host: it has no row that would tell whether its service runs.
         return Ok(format!(
@@ -241,16 +259,20 @@ async fn still_waiting(context: &Context, row: &Listing) -> Result<String> {
         ));
     }
     let target = Target::find(context, name).await?;
-    Ok(match target.heartbeat_age(now) {
-        _ if target.is_up(context, now) => format!(
-            "The service of {name} is up but has not taken the order yet; is it scoria-volume, and not cinder-volume?"
+    let (is_up, age) = (target.is_up(context, now), target.heartbeat_age(now));
+    Ok(untaken(&format!("the service of {name}"), is_up, age, "cinder-volume", "scoria-volume"))
+}
+
+fn untaken(who: &str, is_up: bool, silent: Option<i64>, stock: &str, ours: &str) -> String {
+    let text = match silent {
+        _ if is_up => format!("{who} is up but has not taken the order yet; is it {ours}, and not {stock}?"),
+        Some(silent) => format!(
+            "{who} has been silent for {}; the order waits in the journal until {ours} runs there again.",
+            duration(silent)
         ),
-        Some(age) => format!(
-            "The service of {name} has been silent for {}; the order waits in the journal until it runs again.",
-            duration(age)
-        ),
-        None => format!("No service of {name} runs; the order waits in the journal until one does."),
-    })
+        None => format!("{who} has never run; the order waits in the journal until {ours} does."),
+    };
+    text.replacen("the", "The", 1)
 }
 
 /// One line about how far it is.
@@ -316,6 +338,20 @@ mod tests {
     use crate::replication::orders::RESYNC;
     use chrono::NaiveDateTime;
     use serde_json::json;
+
+    #[test]
+    fn who_waits_is_told_which_service_must_run() {
+        let of = |is_up, silent| {
+            untaken("the backup service of n1", is_up, silent, "cinder-backup", "scoria-backup")
+        };
+        assert!(of(true, Some(3)).contains("is it scoria-backup, and not cinder-backup?"));
+        let dead = of(false, Some(90));
+        assert!(
+            dead.starts_with("The backup service of n1 has been silent for ")
+                && dead.contains("until scoria-backup")
+        );
+        assert!(of(false, None).contains("has never run"));
+    }
 
     fn listing(owner: &str, outcome: Option<&str>) -> Listing {
         let at = NaiveDateTime::default();

@@ -199,18 +199,7 @@ pub async fn register_backup(
     rpc_version: &str,
     enable: bool,
 ) -> Result<Service> {
-    let find = async |conn: &mut Conn| -> Result<Option<Service>> {
-        let rows: Vec<ServiceRow> = services::table
-            .filter(services::host.eq(host))
-            .filter(services::binary.eq(BACKUP_BINARY))
-            .filter(services::deleted.eq(false))
-            .select(ServiceRow::as_select())
-            .order(services::id)
-            .load(conn)
-            .await?;
-        Ok(rows.into_iter().map(Service::from).find(|s| s.host == host))
-    };
-    if let Some(found) = find(conn).await? {
+    if let Some(found) = find_backup(conn, host).await? {
         let changes = ServiceChanges {
             rpc_current_version: Some(rpc_version.to_owned()),
             object_current_version: Some(OBJECT_VERSION.to_owned()),
@@ -222,7 +211,7 @@ pub async fn register_backup(
     }
     let row = NewRow { cluster_name: None, host, binary: BACKUP_BINARY, enabled: enable, zone, rpc_version };
     row.insert(conn).await?;
-    find(conn).await?.ok_or_else(|| not_found(host))
+    find_backup(conn, host).await?.ok_or_else(|| not_found(host))
 }
 
 /// What differs between the rows of new services.
@@ -293,9 +282,21 @@ async fn join_cluster(
 /// # Errors
 /// `Database`.
 pub async fn find(conn: &mut Conn, host: &str) -> Result<Option<Service>> {
+    of_binary(conn, BINARY, host).await
+}
+
+/// The backup service of a host, unless removed.
+///
+/// # Errors
+/// `Database`.
+pub async fn find_backup(conn: &mut Conn, host: &str) -> Result<Option<Service>> {
+    of_binary(conn, BACKUP_BINARY, host).await
+}
+
+async fn of_binary(conn: &mut Conn, binary: &str, host: &str) -> Result<Option<Service>> {
     let rows: Vec<ServiceRow> = services::table
         .filter(services::host.eq(host))
-        .filter(services::binary.eq(BINARY))
+        .filter(services::binary.eq(binary))
         .filter(services::deleted.eq(false))
         .select(ServiceRow::as_select())
         .order(services::id)
