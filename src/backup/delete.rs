@@ -6,7 +6,7 @@
 use tracing::{error, info, warn};
 
 use super::method::Method;
-use super::{Backups, images, is_unsettled, message, mirror, names};
+use super::{Backups, images, is_unsettled, message, mirror, names, restore};
 use crate::context::RequestContext;
 use crate::db;
 use crate::db::backup_work::BackupChanges;
@@ -102,6 +102,7 @@ async fn remove(b: &Backups, backup: &Backup) -> Result<()> {
             continue;
         }
         found = true;
+        restore::detach::free_all(b, backup, &store, &base).await?;
         let left = images::forget_backup(&store, &base, &backup.id).await?;
         crash::point("delete_backup:unsnapped");
         if left == 0 {

@@ -106,6 +106,20 @@ pub(super) async fn forget_backup(place: &Place, image: &str, backup_id: &str) -
     Ok(found.snaps.iter().filter_map(|s| names::backup_of(&s.name)).filter(|id| *id != backup_id).count())
 }
 
+/// Asks what may be asked again until it is answered, so that an outage of some minutes costs no restoration.
+pub(super) async fn ask_again<C: Command + Clone>(site: &Site, command: &C) -> Result<C::Reply, RbdError> {
+    let mut tries = 1;
+    loop {
+        match site.call(command.clone()).await {
+            Err(error) if error.effect_unknown() && tries < TRIES => {
+                warn!(ceph.op = C::NAME, %error, "not answered, asked again");
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Copies the next part. A worker that was lost, or a call that was not answered, has done harm to nothing: the part is
 /// asked for again, so that an outage of some minutes costs no backup.
 pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, RbdError> {

@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::method::Method;
 use crate::model::Backup;
 use crate::rbd::types::Snap;
+use crate::volume::image::PIN;
 
 /// `service` of backups that are made by differences.
 pub const DRIVER: &str = "cinder.backup.drivers.ceph.CephBackupDriver";
 
 /// `service` of backups that mirroring has brought, which stock refuses to touch.
 pub const MIRROR: &str = "scoria.backup.drivers.ceph.Mirror";
-/// What the name of a pinned point begins with: stock takes what begins with `volume-` or `backup.` for its own.
-const PIN: &str = "scoria-pin-";
 
 /// `service_metadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::ordered::{self, Create};
+use super::restore::exchange::Exchange;
 use super::retention::apply;
-use super::{Backups, cancel, check, is_unsettled, mirror};
+use super::{Backups, cancel, check, is_unsettled, mirror, restore};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{NewOperation, Operation, Outcome, Request};
@@ -57,6 +58,16 @@ pub enum Order {
         /// It is to be independent of the copy.
         flatten: bool,
     },
+    /// Make a volume that was restored by a clone independent of its backup; the answer is a
+    /// [`restore::detach::Detached`]. The service orders it of itself.
+    Detach {
+        /// The backup.
+        backup: String,
+        /// The volume.
+        volume: String,
+        /// By which the volume has got its image.
+        exchange: Box<Exchange>,
+    },
 }
 
 impl Order {
@@ -69,6 +80,7 @@ impl Order {
             Order::ApplyAllRetention { .. } => "scoria.backup.apply_all_retention",
             Order::Cancel { .. } => "scoria.backup.cancel",
             Order::Settle { .. } => "scoria.backup.settle",
+            Order::Detach { .. } => "scoria.backup.detach",
         }
     }
 }
@@ -88,8 +100,8 @@ pub fn entry(host: &str, order: Order) -> Result<NewOperation> {
             (None, None) => None,
         },
         Order::ApplyAllRetention { .. } | Order::Cancel { .. } => None,
-        // The backup is usable meanwhile, and nobody waits for this: it is not what is being done with it.
-        Order::Settle { .. } => None,
+        // Backup and volume are usable meanwhile, and nobody waits for this: it is not what is being done with them.
+        Order::Settle { .. } | Order::Detach { .. } => None,
     };
     Ok(NewOperation {
         unique_id: uuid::Uuid::new_v4().simple().to_string(),
@@ -139,6 +151,9 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
         Order::Cancel { operation } => cancel::cancel(b, operation).await,
         Order::Settle { backup, flatten } => {
             to_value(&mirror::settle::run(b, operation, &backup, flatten).await?)
+        }
+        Order::Detach { backup, volume, exchange } => {
+            to_value(&Box::pin(restore::detach::run(b, &backup, &volume, &exchange)).await?)
         }
     }
 }

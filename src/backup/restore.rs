@@ -3,6 +3,13 @@
 //! Looked at is what either side has, and written is what differs: a new volume gets what is not zero, the volume that
 //! was backed up gets back what has changed since. Everything that is read is compared with the backup's checksums,
 //! if it has any; a volume is `available` only when all of it was right.
+//!
+//! Of a backup that mirroring has brought to the volume's own site nothing is copied where that can be avoided
+//! (`by_clone`).
+
+mod by_clone;
+pub mod detach;
+pub mod exchange;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -14,6 +21,7 @@ use super::running::Turn;
 use super::{Backups, images, is_unsettled, message, metadata, names};
 use crate::context::RequestContext;
 use crate::db;
+use crate::db::Conn;
 use crate::db::backup_work::BackupChanges;
 use crate::db::message::{Action, Detail};
 use crate::db::volume::VolumeChanges;
@@ -21,14 +29,16 @@ use crate::error::{Code, Error, Result};
 use crate::journal::{Ending, Operation, Outcome};
 use crate::model::{Backup, BackupEvent, GIB, Volume, VolumeEvent};
 use crate::rbd::protocol::DeltaCopy;
-use crate::rbd::types::{Snap, Sums};
+use crate::rbd::types::{Inspection, Snap, Sums};
 use crate::volume::crash;
 use crate::volume::image::Place;
+use by_clone::{ByClone, Wanted};
+use exchange::Exchange;
 
 /// Journal step: how far the copy is.
 const COPYING: &str = "restoring";
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Progress {
     base: String,
     point: Option<String>,
@@ -42,8 +52,16 @@ struct Progress {
 }
 
 enum End {
-    Filled(Box<Volume>, Option<metadata::Kept>),
+    Filled(Box<Filled>),
     CalledOff,
+}
+
+/// A volume that has the content of its backup.
+struct Filled {
+    volume: Volume,
+    kept: Option<metadata::Kept>,
+    /// It has it by a clone, which is to be flattened.
+    exchange: Option<Exchange>,
 }
 
 /// Why a restoration cannot be done, and what becomes of the volume.
@@ -92,7 +110,7 @@ pub async fn restore(
     let turn = b.running.enter_for(&request.backup_id, operation.id());
     crash::point("restore_backup:accepted");
     match run(b, context, operation, request, &turn).await {
-        Ok(End::Filled(volume, kept)) => finish(b, context, operation, request, &volume, kept).await,
+        Ok(End::Filled(filled)) => finish(b, context, operation, request, &filled).await,
         Ok(End::CalledOff) => call_off(b, context, operation, request).await,
         Err(refusal) if is_unsettled(&refusal.error) => Err(refusal.error),
         Err(refusal) => refuse(b, context, operation, request, refusal).await,
@@ -112,7 +130,8 @@ async fn run(
             Ok((backup, db::volume::find(conn, &request.volume_id).await?))
         })
         .await?;
-    let begun = operation.reached::<Progress>(COPYING).await?;
+    let copying = operation.reached::<Progress>(COPYING).await?;
+    let cloning = by_clone::begun(operation).await?;
     let Some(volume) = volume else {
         let text = format!("Volume {} could not be found.", request.volume_id);
         return Err(Error::new(Code::VolumeNotFound, text).into());
@@ -120,7 +139,7 @@ async fn run(
     let Some(backup) = backup.filter(|backup| backup.status != "deleting") else {
         return Ok(End::CalledOff);
     };
-    if begun.is_none() {
+    if copying.is_none() && cloning.is_none() {
         b.notify(context, "restore.start", &backup).await;
     }
     check(&backup, &volume)?;
@@ -131,56 +150,131 @@ async fn run(
     if let Some(kept) = &kept {
         kept.check(&volume).map_err(untouched)?;
     }
-    let mut progress = match begun {
-        Some(progress) => progress,
-        None => {
-            let progress = begin(b, &backup, &store, &volume, &target).await?;
-            operation.step(COPYING, &progress).await?;
-            progress
-        }
+    let filling =
+        Filling { b, operation, turn, backup: &backup, volume: &volume, store: &store, target: &target };
+    let way = match copying {
+        Some(progress) => Way::Copy(progress),
+        None => filling.without_copying(cloning).await?,
     };
-    while !progress.complete {
-        if turn.is_called_off() {
-            return Ok(End::CalledOff);
+    let exchange = match way {
+        Way::Exchanged(exchange) => Some(*exchange),
+        Way::Copy(progress) => {
+            if !filling.copy(progress).await? {
+                return Ok(End::CalledOff);
+            }
+            None
         }
-        let copy = DeltaCopy {
-            pool: store.pool.clone(),
-            image: progress.base.clone(),
-            snap: progress.point.clone(),
-            since: progress.common.clone(),
-            dest_site: target.place.site.connection().clone(),
-            dest_pool: target.place.pool.clone(),
-            dest: target.image.clone(),
-            dest_since: progress.common.clone(),
-            offset: progress.reached,
-            budget: images::budget(b.config.bandwidth_mib),
-            at_least_s: images::at_least(b.config.bandwidth_mib),
-            // Of a backup of stock's there are none: then nothing is compared.
-            sums: Sums {
-                write: None,
-                expect: b.config.verify_on_restore.then(|| names::sums_object(&backup.id)),
-            },
+        Way::CalledOff => return Ok(End::CalledOff),
+    };
+    Ok(End::Filled(Box::new(Filled { volume, kept, exchange })))
+}
+
+/// How a volume gets its content.
+enum Way {
+    /// It has it, by a clone.
+    Exchanged(Box<Exchange>),
+    /// By copying, from here on.
+    Copy(Progress),
+    CalledOff,
+}
+
+/// A restoration, with all that it is about.
+struct Filling<'a> {
+    b: &'a Backups,
+    operation: &'a Operation,
+    turn: &'a Turn,
+    backup: &'a Backup,
+    volume: &'a Volume,
+    store: &'a Place,
+    target: &'a Located,
+}
+
+impl Filling<'_> {
+    /// Restores by a clone where that is possible; otherwise says what is to be copied. `begun`: a former attempt was at
+    /// that.
+    async fn without_copying(&self, begun: Option<ByClone>) -> Result<Way, Refusal> {
+        let Filling { b, operation, turn, backup, volume, store, target } = *self;
+        let by_clone = match begun {
+            Some(by_clone) => by_clone,
+            None => {
+                let (found, progress) = begin(b, backup, store, volume, target).await?;
+                let (base, point) = (progress.base.as_str(), progress.point.as_deref());
+                let wanted = Wanted { backup, store, base, point, target, found: &found };
+                match by_clone::plan(b, operation, wanted).await? {
+                    Ok(by_clone) => {
+                        by_clone::tell(&backup.id, &volume.id, None);
+                        by_clone::begin(operation, &by_clone).await?;
+                        by_clone
+                    }
+                    Err(why) => {
+                        by_clone::tell(&backup.id, &volume.id, Some(&why));
+                        operation.step(COPYING, &progress).await?;
+                        return Ok(Way::Copy(progress));
+                    }
+                }
+            }
         };
-        // Which cluster the target is: the workers of the other site do not ask.
-        target.place.stat(&target.image).await?;
-        let began = Instant::now();
-        let part = images::copy_part(&store.site, &copy).await?;
-        progress.reached = part.reached;
-        progress.read += part.read;
-        progress.written += part.written;
-        progress.complete = part.complete;
-        operation.step(COPYING, &progress).await?;
-        crash::point("restore_backup:part");
-        images::pace(b.config.bandwidth_mib, part.read, began).await;
+        match Box::pin(by_clone::run(b, operation, backup, store, by_clone, turn)).await? {
+            by_clone::End::Exchanged(exchange) => Ok(Way::Exchanged(exchange)),
+            by_clone::End::CalledOff => Ok(Way::CalledOff),
+            by_clone::End::Impossible(why) => {
+                warn!(
+                    backup.id = backup.id,
+                    volume.id = volume.id,
+                    why,
+                    "no clone can be made: the backup is copied"
+                );
+                let (_, progress) = begin(b, backup, store, volume, target).await?;
+                operation.step(COPYING, &progress).await?;
+                Ok(Way::Copy(progress))
+            }
+        }
     }
-    info!(
-        backup.id = backup.id,
-        volume.id = volume.id,
-        read_bytes = progress.read,
-        written_bytes = progress.written,
-        "the content of a backup is restored"
-    );
-    Ok(End::Filled(Box::new(volume), kept))
+
+    /// Copies what differs. False when the restoration was called off.
+    async fn copy(&self, mut progress: Progress) -> Result<bool, Refusal> {
+        let Filling { b, operation, turn, backup, volume, store, target } = *self;
+        while !progress.complete {
+            if turn.is_called_off() {
+                return Ok(false);
+            }
+            let copy = DeltaCopy {
+                pool: store.pool.clone(),
+                image: progress.base.clone(),
+                snap: progress.point.clone(),
+                since: progress.common.clone(),
+                dest_site: target.place.site.connection().clone(),
+                dest_pool: target.place.pool.clone(),
+                dest: target.image.clone(),
+                dest_since: progress.common.clone(),
+                offset: progress.reached,
+    XX a backup of stock's there are none: then nothing is compared.
+                sums: Sums {
+                    write: None,
+                    expect: b.config.verify_on_restore.then(|| names::sums_object(&backup.id)),
+                },
+            };
+            // Which cluster the target is: the workers of the other site do not ask.
+            target.place.stat(&target.image).await?;
+            let began = Instant::now();
+            let part = images::copy_part(&store.site, &copy).await?;
+            progress.reached = part.reached;
+            progress.read += part.read;
+            progress.written += part.written;
+            progress.complete = part.complete;
+            operation.step(COPYING, &progress).await?;
+            crash::point("restore_backup:part");
+            images::pace(b.config.bandwidth_mib, part.read, began).await;
+        }
+        info!(
+            backup.id = backup.id,
+            volume.id = volume.id,
+            read_bytes = progress.read,
+            written_bytes = progress.written,
+            "the content of a backup is restored"
+        );
+        Ok(true)
+    }
 }
 
 fn untouched(error: Error) -> Refusal {
@@ -215,14 +309,14 @@ fn check(backup: &Backup, volume: &Volume) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Finds the point to restore, and sees that the volume can take it.
+/// Finds the point to restore, and sees that the volume can take it. Answers its image, too.
 async fn begin(
     b: &Backups,
     backup: &Backup,
     store: &Place,
     volume: &Volume,
     target: &Located,
-) -> Result<Progress, Refusal> {
+) -> Result<(Inspection, Progress), Refusal> {
     let (base, point, size) = find_point(b, backup, store).await?;
     let found = images::inspect(&target.place, &target.image).await?;
     let Some(found) = found else {
@@ -244,7 +338,7 @@ async fn begin(
         return Err(untouched(Error::new(Code::VolumeBusy, text)));
     }
     let common = point.clone().filter(|point| is_common(backup, volume, &found.snaps, point, size));
-    Ok(Progress { base, point, common, reached: 0, read: 0, written: 0, complete: false })
+    Ok((found, Progress { base, point, common, ..Progress::default() }))
 }
 
 /// Whether the volume that was backed up by mirroring still has the very point that was pinned: then only what it has
@@ -307,9 +401,9 @@ async fn finish(
     context: &RequestContext,
     operation: &Operation,
     request: &Restore,
-    volume: &Volume,
-    kept: Option<metadata::Kept>,
+    filled: &Filled,
 ) -> Result<()> {
+    let Filled { volume, kept, exchange } = filled;
     let id = &volume.id;
     // Each volume has a copy of the key for itself.
     let key = match key(b, context, request, kept.as_ref()).await {
@@ -322,7 +416,7 @@ async fn finish(
         .journal
         .complete(operation, &Outcome::succeeded(), async |conn| {
             let backup = db::backup_work::get_deleted(conn, &request.backup_id).await?;
-            if let Some(kept) = &kept {
+            if let Some(kept) = kept {
                 kept.apply(conn, volume, key.as_deref()).await?;
             }
             let former = db::volume::metadata(conn, id).await?.remove("src_backup_id");
@@ -334,6 +428,7 @@ async fn finish(
             tolerate(db::volume::transition(conn, id, VolumeEvent::RestoredFromBackup, &changes).await)?;
             let none = BackupChanges::default();
             db::backup_work::transition(conn, &backup.id, BackupEvent::RestoreEnded, &none).await?;
+            leave(b, conn, request, exchange.as_ref()).await?;
             db::backup_work::get_deleted(conn, &backup.id).await
         })
         .await?;
@@ -346,6 +441,16 @@ async fn finish(
     info!(backup.id = request.backup_id, volume.id = id, "restored");
     b.notify(context, "restore.end", &ended).await;
     Ok(())
+}
+
+/// Has an exchange of images seen to in the background, if there is one.
+async fn leave(b: &Backups, conn: &mut Conn, request: &Restore, exchange: Option<&Exchange>) -> Result<()> {
+    match exchange {
+        Some(exchange) => {
+            detach::order_in(conn, &b.host, &request.backup_id, &request.volume_id, exchange).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// The key that a restored volume is to have: a copy of the backup's. `None` for one that is not encrypted.
@@ -385,6 +490,7 @@ async fn call_off(
         reply: None,
     };
     let id = &request.volume_id;
+    let exchange = by_clone::undo(b, operation).await?;
     let ended = b
         .journal
         .complete(operation, &outcome, async |conn| {
@@ -392,6 +498,7 @@ async fn call_off(
             tolerate(db::volume::transition(conn, id, VolumeEvent::RestoreCancelled, &none).await)?;
             let none = BackupChanges::default();
             db::backup_work::transition(conn, &request.backup_id, BackupEvent::RestoreEnded, &none).await?;
+            leave(b, conn, request, exchange.as_ref()).await?;
             db::backup_work::find_deleted(conn, &request.backup_id).await
         })
         .await?;
@@ -412,6 +519,7 @@ async fn refuse(
     let Refusal { error: failure, detail, untouched } = refusal;
     let ttl = b.globals.message_ttl;
     let (volume_id, backup_id) = (&request.volume_id, &request.backup_id);
+    let exchange = by_clone::undo(b, operation).await?;
     b.journal
         .complete(operation, &Outcome::failed(&failure), async |conn| {
             let none = VolumeChanges::default();
@@ -420,7 +528,7 @@ async fn refuse(
             db::backup_work::transition(conn, backup_id, BackupEvent::RestoreEnded, &none).await?;
             let message = message(backup_id, Action::BackupRestore, detail);
             db::message::create(conn, context, &message, ttl).await?;
-            Ok(())
+            leave(b, conn, request, exchange.as_ref()).await
         })
         .await?;
     error!(backup.id = backup_id, volume.id = volume_id, untouched, error = %failure, "restoration failed");

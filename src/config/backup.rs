@@ -48,6 +48,9 @@ pub struct BackupConfig {
     pub bandwidth_mib: u64,
     /// `scoria_backup_verify_on_restore` (true): what is restored is compared with its checksums.
     pub verify_on_restore: bool,
+    /// `scoria_backup_restore_by_clone` (true): a backup by mirroring that is on the volume's own site is restored by a
+    /// clone that takes the place of its image.
+    pub restore_by_clone: bool,
     /// `backup_max_operations` (15; 0: no limit).
     pub max_operations: usize,
     /// `backup_timer_interval` (120 s).
@@ -76,6 +79,7 @@ pub(super) fn backup(reader: &Reader<'_>) -> BackupConfig {
         checksum_mib: u64::try_from(reader.integer(own, "scoria_backup_checksum_bandwidth")).unwrap_or(0),
         bandwidth_mib: u64::try_from(reader.integer(own, "scoria_backup_bandwidth")).unwrap_or(0),
         verify_on_restore: reader.boolean(own, "scoria_backup_verify_on_restore"),
+        restore_by_clone: reader.boolean(own, "scoria_backup_restore_by_clone"),
         max_operations: size(reader.integer(scope, "backup_max_operations")),
         timer_interval: reader.seconds(scope, "backup_timer_interval"),
         report_interval: reader.seconds(scope, "backup_driver_stats_polling_interval"),

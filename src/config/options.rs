@@ -343,6 +343,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     opt(Sc, "scoria_lease_seconds", between(5, 300), Some("10"), "Lease of a running operation; renewed every fifth of it."),
     opt(Sc, "scoria_backup_bandwidth", from(0), Some("0"), "MiB a second that one backup or restoration reads at most; 0: no limit."),
     opt(Sc, "scoria_backup_verify_on_restore", Bool, Some("true"), "Whether all that is restored is compared with the checksums of the backup; a volume whose content does not match ends in error_restoring."),
+    opt(Sc, "scoria_backup_restore_by_clone", Bool, Some("true"), "Whether a backup by mirroring that is on the volume's own site is restored by a clone that takes the place of the volume's image, and is flattened in the background; false: its data is copied. The client of the volume's backend, and whoever attaches the volume, must be able to read the pool of the backups."),
     opt(Sc, "scoria_backup_mirror_timeout", from(1), Some("21600"), "Seconds that the snapshot of a backup by mirroring may be on its way to the other site; a first copy of a large volume takes hours."),
     opt(Sc, "scoria_backup_flatten_pool", Text, None, "Pool for backups by mirroring, which are flattened there in the background, so that they depend on no copy; unset: they are clones in backup_ceph_pool."),
     opt(Sc, "scoria_backup_checksum_bandwidth", from(0), Some("64"), "MiB a second that are read in the background for the checksums of backups by mirroring; 0: no limit."),

@@ -2,7 +2,9 @@
 //!
 //! Ceph mirrors a clone only when its parent is mirrored, because the copy on the other site hangs on the parent's copy.
 //! A volume type says what is to be done about a parent that is not (`replication:parent`): `refuse`, which is the
-//! default, `mirror` the parent too, or `flatten` the clone, whatever its parent, so that it stands alone.
+//! default, `mirror` the parent too, or `flatten` the clone, whatever its parent, so that it stands alone. A backup, of which
+//! the volume was restored by a clone, is no parent to stay: from it the image is made independent at once, as it would
+//! be in the background (`backup/restore/detach.rs`).
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -20,7 +22,7 @@ use crate::rbd::protocol::MirrorInfo;
 use crate::rbd::types::{MirrorMode, MirrorState, Parent, features};
 use crate::volume::crash;
 use crate::volume::delete::is_ours;
-use crate::volume::image::{CLONE_SNAP, Place};
+use crate::volume::image::{CLONE_SNAP, PIN, Place};
 
 /// Ancestors that are mirrored for one clone; more are not expected of any cloning.
 const DEEPEST: usize = 32;
@@ -91,6 +93,9 @@ pub async fn prepare(
         // By an attempt that was cut short. Flattening it now could cost its copy the parent's data (Ceph 16).
         return Ok(());
     }
+    if leave_backup(place, child.image, &parent).await? {
+        return Ok(());
+    }
     match policy {
         Policy::Flatten => {
             place.flatten(child.image).await?;
@@ -102,6 +107,21 @@ pub async fn prepare(
             require_mirrored(backend, operation, place, child, &parent, policy, DEEPEST).await
         }
     }
+}
+
+/// Flattens an image that is a clone of a backup. False for any other.
+async fn leave_backup(place: &Place, image: &str, parent: &Parent) -> Result<bool> {
+    if !parent.image.starts_with(PIN) {
+        return Ok(false);
+    }
+    info!(
+        image,
+        parent = parent.image,
+        "an image that is to be mirrored is made independent of the backup it was restored from"
+    );
+    place.flatten(image).await?;
+    crash::point("replicated_clone:backup_left");
+    Ok(true)
 }
 
 /// The snapshot that only this clone hung on.
@@ -148,7 +168,9 @@ fn require_mirrored<'a>(
         let _held = backend.locks.lock(&volume.id).await;
         let volume =
             backend.db.read("parent to mirror", async |conn| db::volume::get(conn, &volume.id).await).await?;
-        if let Some(above) = place.stat(&parent.image).await?.parent {
+        if let Some(above) = place.stat(&parent.image).await?.parent
+            && !leave_backup(place, &parent.image, &above).await?
+        {
             let next = Child { image: &parent.image, ..child };
             require_mirrored(backend, operation, place, next, &above, policy, depth - 1).await?;
         }

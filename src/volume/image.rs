@@ -28,7 +28,7 @@ use crate::rbd::types::{ImageInfo, ImageName, Parent, features};
 use crate::rbd::types::{MirrorMode, MirrorState};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
-pub use adoption::{DRILL, is_helper_snapshot, is_named_as_backup};
+pub use adoption::{DRILL, PIN, is_helper_snapshot, is_named_as_backup};
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
 pub const CLONE_SNAP: &str = ".clone_snap";
@@ -408,7 +408,12 @@ impl Place {
         Ok(())
     }
 
-    async fn flatten_child(&self, child: &ImageName) -> Result<(), RbdError> {
+    /// Gives a clone its parent's data, wherever it is on this site, so that the parent can go. One in the trash as far as
+    /// that is possible.
+    ///
+    /// # Errors
+    /// `Busy` for one that is mirrored by snapshots; what Ceph answers.
+    pub async fn flatten_child(&self, child: &ImageName) -> Result<(), RbdError> {
         let place = Place { site: self.site.clone(), pool: child.pool.clone() };
         if child.trash {
             place.flatten_in_trash(&child.image).await;

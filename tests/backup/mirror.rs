@@ -248,6 +248,16 @@ fn backups_by_mirroring_are_made_through_deaths() {
     lab.wait_quota(json!({}));
 }
 
+/// The backend of the volumes works on another site from now on.
+fn moved(lab: &Lab, to: &str, status: &str) {
+    lab.api("services.failover_host", json!([CEPH]), json!({"backend_id": to}));
+    wait_until(&format!("the backend is {status}"), 180, || {
+        let query = "SELECT replication_status FROM services WHERE deleted = 0 AND host = %s \
+                     AND `binary` = 'cinder-volume'";
+        row_str(&lab.rows(query, &[json!(CEPH)])[0], "replication_status") == status
+    });
+}
+
 #[test]
 #[ignore = "whole matrix: tools/test --full"]
 fn pins_outlive_a_failover_and_the_way_back() {
@@ -262,12 +272,7 @@ fn pins_outlive_a_failover_and_the_way_back() {
     let first = backups.of(&id, json!({}));
     let content = pinned(&lab, &id, &first);
     let moved = |to: &str, status: &str| {
-        lab.api("services.failover_host", json!([CEPH]), json!({"backend_id": to}));
-        wait_until(&format!("the backend is {status}"), 180, || {
-            let query = "SELECT replication_status FROM services WHERE deleted = 0 AND host = %s \
-                         AND `binary` = 'cinder-volume'";
-            row_str(&lab.rows(query, &[json!(CEPH)])[0], "replication_status") == status
-        });
+        moved(&lab, to, status);
         lab.wait_status(&id, "available");
     };
     moved("site-b", "failed-over");
@@ -400,6 +405,116 @@ fn retention_lets_go_of_pins_in_the_middle_and_the_others_come_back() {
     assert!(left(lab).is_empty(), "{:?}", left(lab));
     let out = lab.manage(&["backup", "retention", "clear", &id]);
     assert!(out.status.success(), "{out:?}");
+    lab.delete(&[&id]);
+    lab.wait_quota(json!({}));
+}
+
+/// The image on site b that a volume's image is a clone of.
+fn parent(lab: &Lab, volume: &str) -> Value {
+    lab.ceph("info", json!({"site": "b", "image": format!("volume-{volume}")}))["parent"].clone()
+}
+
+/// Images in the pool of the volumes on site b that are none of a volume's.
+fn strays(lab: &Lab) -> Vec<String> {
+    let images = lab.ceph("images", json!({"site": "b"}));
+    let images = images.as_array().unwrap().iter().filter_map(Value::as_str).map(str::to_owned);
+    images.filter(|name| name.starts_with("scoria-")).collect()
+}
+
+/// The volumes are served from the site of the backups, as after the loss of the other one: a new volume gets a backup
+/// without a byte being copied, stands alone soon, and nothing is lost when the service dies meanwhile.
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn a_backup_is_restored_by_a_clone_on_its_own_site() {
+    let lab = &Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = serve(lab, "mirror");
+    let id = lab.volume_of_type("replicated");
+    lab.write("a", &id, 1);
+    lab.wait_mirrored(&id, "b");
+    let mut made = Vec::new();
+    for seed in 2..4u32 {
+        let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": seed,
+                           "offset": u64::from(seed) * (200 << 20)});
+        lab.ceph("write", write);
+        let content = whole(lab, "a", &id, None);
+        let backup = backups.of(&id, json!({}));
+        verify(lab, &backup);
+        made.push((backup, content));
+    }
+    moved(lab, "site-b", "failed-over");
+    lab.wait_status(&id, "available");
+    lab.api("services.enable", json!([CEPH, "cinder-volume"]), json!({}));
+    let (backup, content) = &made[0];
+    let independent = |volume: &str| {
+        wait_until("it stands alone", 120, || parent(lab, volume).is_null());
+        assert_eq!(&whole(lab, "b", volume, None), content);
+        assert!(strays(lab).is_empty(), "{:?}", strays(lab));
+    };
+    let told = |what: &str| lab.log_of("scoria-backup").matches(what).count();
+    // At once, by the API: into a volume that is there, and into one that it makes.
+    let cloned = "takes the place of the volume's image";
+    let before = told(cloned);
+    let new = lab.volume_of_type("ceph");
+    let of_new = lab.ceph("info", json!({"site": "b", "image": format!("volume-{new}")}));
+    backups.restore(backup, Some(&new));
+    assert_eq!(told(cloned), before + 1);
+    assert_eq!(&whole(lab, "b", &new, None), content);
+    independent(&new);
+    let after = lab.ceph("info", json!({"site": "b", "image": format!("volume-{new}")}));
+    for field in ["size", "features", "snapshots", "state"] {
+        assert_eq!(after[field], of_new[field], "{field}");
+    }
+    assert_ne!(after["id"], of_new["id"]);
+    // The service and its workers die on the way.
+    for point in [
+        "restore_backup:compared",
+        "restore_backup:clone_made",
+        "restore_backup:cloned",
+        "restore_backup:moved_away",
+        "restore_backup:exchanged",
+        "restore_backup:ended",
+        "detach_volume:settled",
+        "detach_volume:flattened",
+    ] {
+        restart(lab, "mirror", &[("SCORIA_CRASH_AT", point)]);
+        let volume = lab.volume_of_type("ceph");
+        lab.api("restores.restore", json!([backup]), json!({"volume_id": volume}));
+        lab.wait_gone("scoria-backup", 120);
+        let died = format!("dying at {point},");
+        assert!(lab.log_of("scoria-backup").contains(&died), "{point}: it died, but not there");
+        restart(lab, "mirror", &[]);
+        lab.wait_status(&volume, "available");
+        backups.wait(backup, "available");
+        assert_eq!(&whole(lab, "b", &volume, None), content, "{point}");
+        independent(&volume);
+        lab.delete(&[&volume]);
+    }
+    assert_eq!(&pinned(lab, &id, backup), content, "the backup is what it was");
+    // A snapshot on the volume keeps it from being replaced: it is copied.
+    let snapshot = lab.snapshot_of(&new);
+    let before = told("is copied into the volume's image");
+    backups.restore(&made[1].0, Some(&new));
+    assert_eq!(told("is copied into the volume's image"), before + 1);
+    assert_eq!(whole(lab, "b", &new, None), made[1].1);
+    lab.delete_snapshot(&snapshot);
+    // Deleted right after the restoration: the volume, and the backup.
+    for (backup, content) in made.iter().rev() {
+        let (short, long) = (lab.volume_of_type("ceph"), lab.volume_of_type("ceph"));
+        backups.restore(backup, Some(&short));
+        backups.restore(backup, Some(&long));
+        backups.delete(backup);
+        assert_eq!(&whole(lab, "b", &long, None), content);
+        assert!(parent(lab, &long).is_null());
+        lab.delete(&[&short, &long]);
+    }
+    assert!(left(lab).is_empty() && strays(lab).is_empty(), "{:?} {:?}", left(lab), strays(lab));
+    lab.delete(&[&new]);
+    lab.wait_mirrored(&id, "a");
+    moved(lab, "default", "enabled");
+    lab.wait_status(&id, "available");
     lab.delete(&[&id]);
     lab.wait_quota(json!({}));
 }

@@ -9,6 +9,7 @@ use scoria::rbd::sim::{Fault, Health, When};
 use scoria::rbd::types::MirrorMode;
 use scoria::replication::schedules;
 use scoria::volume::create::{self, Create};
+use scoria::volume::image::{Attempt, Place, Shape};
 use scoria::volume::snapshot;
 
 use crate::seed::{self, TYPE, id};
@@ -233,4 +234,38 @@ async fn a_parent_is_mirrored_once_whoever_dies() {
     }
     assert!(kills > 5, "{kills}");
     assert_eq!(id(1, 1).len(), 36);
+}
+
+/// A volume whose image is a clone of a backup, as a restoration leaves it.
+pub async fn restored(stage: &Stage, number: u32, status: &str, extra: &str) -> String {
+    let volume = seed::volume(&stage.test, number, status, extra).await;
+    let backups = Place { site: stage.sim.site("a"), pool: "backups".to_owned() };
+    let pin = format!("scoria-pin-{volume}.b");
+    backups.create(&pin, 2 << 30, Shape { order: 22, features: 61 }, Attempt::First).await.unwrap();
+    let site = &backups.site;
+    let (pool, image, snap) = (backups.pool.clone(), pin.clone(), "backup.b.snap.1".to_owned());
+    let write = ImageWrite { pool: pool.clone(), image: pin.clone(), offset: 0, data: vec![7; 4096] };
+    site.call(write).await.unwrap();
+    site.call(SnapCreate { pool: pool.clone(), image: pin, snap: snap.clone() }).await.unwrap();
+    let (dest_pool, dest) = (POOL.to_owned(), name(&volume));
+    site.call(ReplicaClone { pool, image, snap, dest_pool, dest, features: 61, order: 22 }).await.unwrap();
+    volume
+}
+
+#[tokio::test]
+async fn what_was_restored_by_a_clone_leaves_its_backup_before_it_is_mirrored() {
+    let stage = Stage::quick("").await;
+    // It, and a clone of it.
+    specs(&stage, &[("replication:parent", "mirror")]).await;
+    let parent = restored(&stage, 1, "available", ", replication_status='disabled'").await;
+    let before = stage.seen(&name(&parent)).unwrap().checksum;
+    let child = clone(&stage, 2, &parent).await;
+    for volume in [&child, &parent] {
+        assert_eq!(row(&stage, volume).await, ["available", "enabled", "0"]);
+    }
+    let place = stage.place();
+    assert!(place.stat(&name(&parent)).await.unwrap().parent.is_none());
+    assert_eq!(stage.seen(&name(&parent)).unwrap().checksum, before);
+    tokio::time::sleep(3 * STEP).await;
+    stage.sim.assert_sides_agree();
 }

@@ -11,6 +11,7 @@ use scoria::volume::migrate::Destination;
 use scoria::volume::retype::{self, Retype};
 use serde_json::Map;
 
+use crate::modes::restored;
 use crate::seed::{self, BACKEND, PROJECT, TYPE};
 use crate::stage::{Stage, lives};
 
@@ -155,6 +156,21 @@ async fn mirroring_follows_the_type_and_the_row_says_so() {
     assert_eq!(row(&stage, &volume).await, ["available", plain.as_str(), "disabled", "NULL", "NULL"]);
     let seen = stage.seen(&image).unwrap();
     assert_eq!((seen.mirror, seen.features), (None, 61));
+}
+
+/// Whatever its type says of parents: a backup is none to stay.
+#[tokio::test]
+async fn what_was_restored_by_a_clone_is_flattened_before_it_is_mirrored() {
+    let stage = Stage::replicated().await;
+    let plain = volume_type(&stage, 1, &[], &[]).await;
+    let of_plain = format!("{RETYPING}, volume_type_id='{plain}'");
+    let volume = restored(&stage, 1, "retyping", &of_plain).await;
+    let image = format!("volume-{volume}");
+    let before = stage.seen(&image).unwrap().checksum;
+    assert_eq!(run(&stage, request(&volume, TYPE)).await, ["closed", "succeeded"]);
+    let seen = stage.seen(&image).unwrap();
+    assert_eq!((seen.mirror, seen.checksum), (Some(MirrorMode::Journal), before));
+    assert!(stage.place().stat(&image).await.unwrap().parent.is_none());
 }
 
 #[tokio::test]

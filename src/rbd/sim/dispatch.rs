@@ -87,7 +87,9 @@ impl World {
                 Reply::ObjectWrite(())
             }
             Request::ObjectRemove(r) => {
-                self.pool_mut(site, &r.pool)?.objects.remove(&r.object);
+                let pool = self.pool_mut(site, &r.pool)?;
+                pool.objects.remove(&r.object);
+                pool.forget_name(&r.object);
                 Reply::ObjectRemove(())
             }
             Request::DeltaCopy(r) => Reply::DeltaCopy(self.delta_copy(site, &r)?),
@@ -279,10 +281,7 @@ impl World {
             Request::SnapRevertChanges(r) => {
                 Reply::SnapRevertChanges(self.snap_revert_changes(site, &r.pool, &r.image, &r.snap)?)
             }
-            Request::ImageDirectory(r) => {
-                let names = &self.pool(site, &r.pool)?.names;
-                Reply::ImageDirectory(names.iter().map(|(name, id)| (id.clone(), name.clone())).collect())
-            }
+            Request::ImageDirectory(r) => Reply::ImageDirectory(self.pool(site, &r.pool)?.directory()),
             Request::MirrorServices(_) => Reply::MirrorServices(self.mirror_services(site)),
             Request::OrchestratorApply(_) => Reply::OrchestratorApply(self.orchestrate(site, Some(true))?),
             Request::OrchestratorAct(r) => Reply::OrchestratorAct(self.orchestrate(site, runs(r.act))?),

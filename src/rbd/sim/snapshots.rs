@@ -218,6 +218,7 @@ impl World {
         let (id, state) = self.snap(site, pool, image, snap)?;
         let (size, protected) = (state.size, state.protected);
         let source = self.image(site, pool, image)?;
+        let metadata = source.metadata.clone();
         if wanted & features::LAYERING == 0 || source.features & features::LAYERING == 0 {
             return refuse(Kind::NotSupported, "clones need layering");
         }
@@ -228,7 +229,9 @@ impl World {
             ParentRef { pool: pool.to_owned(), image_id: source.id.clone(), snap: id, overlap: size };
         let order = if order == 0 { source.order } else { order };
         self.create(site, dest_pool, dest, size, order, wanted)?;
-        self.image_mut(site, dest_pool, dest)?.parent = Some(parent);
+        let clone = self.image_mut(site, dest_pool, dest)?;
+        // As librbd's CloneRequest: a clone begins with its parent's metadata.
+        (clone.parent, clone.metadata) = (Some(parent), metadata);
         Ok(())
     }
 

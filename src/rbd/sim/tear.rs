@@ -5,7 +5,8 @@
 //! leaves a name that is taken and cannot be opened, or an empty image where a clone should be. One that dies
 //! while it takes snapshots of several images leaves some of them.
 
-use super::state::World;
+use super::Sim;
+use super::state::{PoolState, World};
 use crate::rbd::protocol::Request;
 use crate::rbd::types::SnapOf;
 
@@ -42,6 +43,35 @@ impl Torn {
                 Some(Torn::Snapped { pool: r.pool.clone(), missing })
             }
             _ => None,
+        }
+    }
+}
+
+impl Sim {
+    /// Leaves a rename half done: the image goes by both names, and the pool's directory has the new one, or still the old.
+    pub fn cut_rename_short(&self, site: &str, pool: &str, (from, to): (&str, &str), in_directory: bool) {
+        let mut world = self.lock();
+        let Ok(p) = world.pool_mut(site, pool) else { return };
+        let Some(id) = p.names.get(from).cloned() else { return };
+        p.names.insert(to.to_owned(), id.clone());
+        if let Some(image) = p.images.get_mut(&id).filter(|_| in_directory) {
+            image.name = to.to_owned();
+        }
+    }
+}
+
+impl PoolState {
+    /// (id, name) of all images. Of one that goes by two names, the one that its rename has, or had not yet, noted.
+    pub(super) fn directory(&self) -> Vec<(String, String)> {
+        let noted = |id: &String, name: &String| self.images.get(id).is_none_or(|image| image.name == *name);
+        let names = self.names.iter().filter(|(name, id)| noted(id, name));
+        names.map(|(name, id)| (id.clone(), name.clone())).collect()
+    }
+
+    /// The object by which an image is found by a name is removed.
+    pub(super) fn forget_name(&mut self, object: &str) {
+        if let Some(name) = object.strip_prefix("rbd_id.") {
+            self.names.remove(name);
         }
     }
 }

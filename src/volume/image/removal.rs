@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::adoption::is_drill_snapshot;
+use super::adoption::{PIN, is_drill_snapshot};
 use super::{Attempt, BUSY_TRIES, BUSY_WAIT, CLONE_SNAP, DELETED, Place, repeat};
 use crate::rbd::protocol::*;
 use crate::rbd::types::{Inspection, MirrorMode, MirrorState, Parent};
@@ -22,6 +22,11 @@ const FIRST_COPY_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Dura
 /// the object leaves its cache; then `osd_client_watch_timeout` (30 s) passes.
 const FORGOTTEN_WATCH: Duration = Duration::from_secs(60);
 const FORGOTTEN_WATCH_PAUSE: Duration = Duration::from_secs(3);
+
+/// How long a removal waits for the flattening of an image that was restored by a clone of a backup. That of a large
+/// volume may take hours, and then whoever deletes it is told that it is in use.
+const FLATTENING: Duration = Duration::from_secs(600);
+const FLATTENING_PAUSE: Duration = Duration::from_secs(2);
 
 impl Place {
     /// Removes what a failed creation left: the image, and the helper snapshot on its `source`, the image of
@@ -175,6 +180,7 @@ impl Place {
         let mut tries = BUSY_TRIES;
         let (copied_by, mut pause) = (Instant::now() + FIRST_COPY, FIRST_COPY_PAUSE.0);
         let forgotten_until = Instant::now() + FORGOTTEN_WATCH;
+        let flattened_by = Instant::now() + FLATTENING;
         let mut swept = false;
         loop {
             let error = match self.remove_if_there(image).await {
@@ -207,6 +213,13 @@ impl Place {
                 tokio::time::sleep(FORGOTTEN_WATCH_PAUSE).await;
                 continue;
             }
+            if error.kind == RbdErrorKind::Busy
+                && Instant::now() < flattened_by
+                && self.reads_from_backup(image).await?
+            {
+                tokio::time::sleep(FLATTENING_PAUSE).await;
+                continue;
+            }
             tries -= 1;
             match error.kind {
                 RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
@@ -232,6 +245,15 @@ impl Place {
         };
         let fenced = self.site.insist(BlocklistList {}).await?;
         Ok(watchers.iter().all(|w| fenced.contains(&w.address)))
+    }
+
+    /// Whether an image is a clone of a backup: the backup service, which is flattening it, may be who has it open.
+    async fn reads_from_backup(&self, image: &str) -> Result<bool, RbdError> {
+        match self.stat(image).await {
+            Ok(info) => Ok(info.parent.is_some_and(|parent| parent.image.starts_with(PIN))),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Whether the snapshot that keeps an image from being removed may be rbd-mirror's: nothing else of it
@@ -294,7 +316,42 @@ fn is_backup_snapshot(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::Shape;
     use super::*;
+    use crate::rbd::sim::{Sim, SimConfig};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_volume_that_leaves_its_backup_is_removed_when_it_has_and_the_backup_stays() {
+        let sim = Sim::new(SimConfig { clone_v2: true, ..SimConfig::default() });
+        let place = Place { site: sim.site("a"), pool: "volumes".to_owned() };
+        let backups = Place { site: sim.site("a"), pool: "backups".to_owned() };
+        let pin = format!("{PIN}v.b");
+        backups.create(&pin, 1 << 30, Shape { order: 22, features: 61 }, Attempt::First).await.unwrap();
+        let (pool, image, snap) = (backups.pool.clone(), pin.clone(), "backup.b.snap.1".to_owned());
+        backups.site.call(SnapCreate { pool, image, snap }).await.unwrap();
+        let clone = ReplicaClone {
+            pool: backups.pool.clone(),
+            image: pin.clone(),
+            snap: "backup.b.snap.1".to_owned(),
+            dest_pool: place.pool.clone(),
+            dest: "v".to_owned(),
+            features: 61,
+            order: 22,
+        };
+        place.site.call(clone).await.unwrap();
+        let flattener = sim.watch("a", "volumes", "v").unwrap();
+        let flattening = async {
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            place.flatten("v").await.unwrap();
+            sim.release("a", "volumes", "v", &flattener);
+        };
+        let found = place.inspect("v").await.unwrap();
+        let (removed, ()) = tokio::join!(place.delete("v", found.as_ref(), None, &[]), flattening);
+        removed.unwrap();
+        assert!(sim.image("a", "volumes", "v").is_none());
+        assert_eq!(sim.image("a", "backups", &pin).unwrap().snaps, ["backup.b.snap.1"]);
+    }
 
     #[test]
     fn snapshots_of_backups_are_known_by_name() {
