@@ -193,6 +193,9 @@ commands! {
     Short ObjectWrite { pool: String, object: String, data: Vec<u8> } -> ();
     /// Removes an object; one that is gone is a success.
     Short ObjectRemove { pool: String, object: String } -> ();
+    /// Names of the objects that begin with `prefix`, of one of `parts` parts of the same size that the pool is cut
+    /// into (65536 at most; `part` counts from 0). RADOS has no directory: all objects of the part are looked at.
+    Copy ObjectList { pool: String, prefix: String, part: u32, parts: u32 } -> Vec<String>;
 
     // ---- images ------------------------------------------------------------------------------
 

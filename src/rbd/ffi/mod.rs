@@ -24,6 +24,7 @@ mod metadata;
 mod migration;
 mod mirror;
 mod mirror_snapshot;
+mod objects;
 mod peers;
 pub(crate) mod process;
 mod quiesce;
@@ -85,6 +86,7 @@ pub(crate) struct Api {
     migration: migration::Functions,
     mirror: mirror::Functions,
     mirror_snapshot: mirror_snapshot::Functions,
+    objects: objects::Functions,
     peers: peers::Functions,
     quiesce: quiesce::Functions,
     rollback: rollback::Functions,
@@ -125,6 +127,7 @@ pub(crate) fn load() -> Result<&'static Api, &'static str> {
             migration: migration::Functions::load(&rbd).map_err(missing)?,
             mirror: mirror::Functions::load(&rbd).map_err(missing)?,
             mirror_snapshot: mirror_snapshot::Functions::load(&rbd).map_err(missing)?,
+            objects: objects::Functions::load(&rados).map_err(missing)?,
             peers: peers::Functions::load(&rbd).map_err(missing)?,
             quiesce: quiesce::Functions::load(&rbd).map_err(missing)?,
             rollback: rollback::Functions::load(&rbd).map_err(missing)?,

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::faults::Health;
-use super::images::Answer;
+use super::images::{Answer, refuse};
 use super::state::{PoolState, SiteState, World};
+use crate::rbd::error::RbdErrorKind;
+use crate::rbd::protocol::ObjectList;
 use crate::rbd::types::{Access, ClusterReport, PoolInfo, Rights};
 
 /// The release that the simulator was measured on.
@@ -48,6 +50,17 @@ impl World {
         self.pool(site, pool)?;
         let open = !self.config.closed_pools.iter().any(|closed| closed == pool);
         Ok(Access { read: open, write: open })
+    }
+
+    /// Parts are by a sum of the bytes of a name: each name is in one.
+    pub(super) fn object_list(&self, site: &str, asked: &ObjectList) -> Answer<Vec<String>> {
+        let ObjectList { pool, prefix, part, parts } = asked;
+        let objects = &self.pool(site, pool)?.objects;
+        if part >= parts {
+            return refuse(RbdErrorKind::Invalid, format!("part {part} of {parts} parts of a pool"));
+        }
+        let in_part = |name: &&String| name.bytes().map(u32::from).sum::<u32>() % parts == *part;
+        Ok(objects.keys().filter(|name| name.starts_with(prefix.as_str())).filter(in_part).cloned().collect())
     }
 
     /// Options of the client's ceph.conf.

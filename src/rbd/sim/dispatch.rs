@@ -92,6 +92,7 @@ impl World {
                 pool.forget_name(&r.object);
                 Reply::ObjectRemove(())
             }
+            Request::ObjectList(r) => Reply::ObjectList(self.object_list(site, &r)?),
             Request::DeltaCopy(r) => Reply::DeltaCopy(self.delta_copy(site, &r)?),
             Request::SumsCheck(r) => Reply::SumsCheck(self.sums_check(site, &r)?),
             Request::SumsFill(r) => Reply::SumsFill(self.sums_fill(site, &r)?),

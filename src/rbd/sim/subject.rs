@@ -57,6 +57,7 @@ impl Subject {
             Request::ObjectRead(r) => pool(&r.pool),
             Request::ObjectWrite(r) => pool(&r.pool),
             Request::ObjectRemove(r) => pool(&r.pool),
+            Request::ObjectList(r) => pool(&r.pool),
             Request::SumsBegin(r) => pool(&r.pool),
             Request::ImageList(r) => pool(&r.pool),
             Request::ImageDirectory(r) => pool(&r.pool),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::survey::mirroring;
-use super::{about, delta, levels, link, monitor, schedule, services, together};
+use super::{about, delta, levels, link, monitor, objects, schedule, services, together};
 use crate::rbd::error::RbdErrorKind;
 use crate::rbd::ffi::{self, Cluster, Failure, Image, IoCtx, Progress};
 use crate::rbd::protocol::{ImageTransfer, Reply, Request};
@@ -62,6 +62,7 @@ pub(super) fn execute(
             Reply::ObjectRemove(if_found(pool(&c.pool)?.remove_object(&c.object)).map(|_| ())?)
         }
 
+        Request::ObjectList(c) => Reply::ObjectList(objects::list(&pool(&c.pool)?, c, progress)?),
         Request::ImageList(c) => Reply::ImageList(pool(&c.pool)?.images()?),
         Request::ImageCreate(c) => {
             Reply::ImageCreate(pool(&c.pool)?.create(&c.image, c.size, c.features, c.order)?)

@@ -15,6 +15,7 @@ mod delta;
 mod levels;
 mod link;
 mod monitor;
+mod objects;
 mod permits;
 mod schedule;
 mod services;
