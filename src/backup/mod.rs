@@ -11,8 +11,9 @@
 //! `create`, `restore` and `delete` are the operations; `record` takes records of backups out and in, `status` resets
 //! and mends rows, `metadata` is what is kept of the volume's row, `check` compares data with its checksums, `orders`
 //! are the operator's: `ordered` makes backups without the API, of groups as of one instant; `retention` says which stay;
-//! `schedule` makes them when they are due; `cancel` stops what is under way.
+//! `schedule` makes them when they are due; `cancel` stops what is under way; `audit` proves that nothing is orphaned or lost.
 
+pub mod audit;
 pub mod cancel;
 pub mod check;
 pub mod create;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::method::Method;
 use crate::model::Backup;
 use crate::rbd::types::Snap;
-use crate::volume::image::PIN;
+pub(super) use crate::volume::image::PIN;
 
 /// `service` of backups that are made by differences.
 pub const DRIVER: &str = "cinder.backup.drivers.ceph.CephBackupDriver";

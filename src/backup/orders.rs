@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 use super::ordered::{self, Create};
 use super::restore::exchange::Exchange;
 use super::retention::apply;
-use super::{Backups, cancel, check, is_unsettled, mirror, restore};
+use super::{Backups, audit, cancel, check, is_unsettled, mirror, restore};
 use crate::db;
 use crate::error::{Code, Error, Result};
 use crate::journal::{NewOperation, Operation, Outcome, Request};
@@ -50,6 +50,14 @@ pub enum Order {
         /// Its number.
         operation: i64,
     },
+    /// Compare what is stored with the rows; the answer is an [`audit::Audit`].
+    Audit {
+        /// Remove orphans.
+        repair: bool,
+        /// Also those of which there is no row at all, not even a deleted one.
+        #[serde(default)]
+        purged: bool,
+    },
     /// Do for a backup by mirroring what is done in the background; the answer is a [`mirror::settle::Settled`]. The
     /// service orders it of itself.
     Settle {
@@ -79,6 +87,7 @@ impl Order {
             Order::ApplyRetention { .. } => "scoria.backup.apply_retention",
             Order::ApplyAllRetention { .. } => "scoria.backup.apply_all_retention",
             Order::Cancel { .. } => "scoria.backup.cancel",
+            Order::Audit { .. } => "scoria.backup.audit",
             Order::Settle { .. } => "scoria.backup.settle",
             Order::Detach { .. } => "scoria.backup.detach",
         }
@@ -99,7 +108,7 @@ pub fn entry(host: &str, order: Order) -> Result<NewOperation> {
             (None, Some(group)) => Some(("Group".to_owned(), group.clone())),
             (None, None) => None,
         },
-        Order::ApplyAllRetention { .. } | Order::Cancel { .. } => None,
+        Order::ApplyAllRetention { .. } | Order::Cancel { .. } | Order::Audit { .. } => None,
         // Backup and volume are usable meanwhile, and nobody waits for this: it is not what is being done with them.
         Order::Settle { .. } | Order::Detach { .. } => None,
     };
@@ -149,6 +158,9 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
             to_value(&Box::pin(apply::everywhere(b, operation, volume_type.as_deref(), failed)).await?)
         }
         Order::Cancel { operation } => cancel::cancel(b, operation).await,
+        Order::Audit { repair, purged } => {
+            to_value(&Box::pin(audit::run(b, operation, repair, purged)).await?)
+        }
         Order::Settle { backup, flatten } => {
             to_value(&mirror::settle::run(b, operation, &backup, flatten).await?)
         }
@@ -201,6 +213,7 @@ mod tests {
             (Order::ApplyRetention { volume: "v1".to_owned(), failed: true }, Some(("Volume", "v1"))),
             (Order::ApplyAllRetention { volume_type: Some("gold".to_owned()), failed: false }, None),
             (Order::Cancel { operation: 7 }, None),
+            (Order::Audit { repair: true, purged: false }, None),
         ] {
             let entry = super::entry("h1", order.clone()).unwrap();
             let named = entry.resource.as_ref().map(|(kind, id)| (kind.as_str(), id.as_str()));

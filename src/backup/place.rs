@@ -165,7 +165,7 @@ impl Backups {
         Ok(Place { site: self.site_of(site.as_deref()).await?, pool: self.pool_of(backup) })
     }
 
-    fn pool_of(&self, backup: &Backup) -> String {
+    pub(super) fn pool_of(&self, backup: &Backup) -> String {
         let container = backup.container.as_deref().filter(|pool| !pool.is_empty());
         container.unwrap_or(&self.config.ceph_pool).to_owned()
     }

@@ -248,7 +248,9 @@ impl Filling<'_> {
                 dest: target.image.clone(),
                 dest_since: progress.common.clone(),
                 offset: progress.reached,
-    XX a backup of stock's there are none: then nothing is compared.
+                budget: images::budget(b.config.bandwidth_mib),
+                at_least_s: images::at_least(b.config.bandwidth_mib),
+                // Of a backup of stock's there are none: then nothing is compared.
                 sums: Sums {
                     write: None,
                     expect: b.config.verify_on_restore.then(|| names::sums_object(&backup.id)),

@@ -2,6 +2,7 @@
 //!
 //! Rows are read here. To read data is the backup service's: it is given an order, and answers through the journal.
 
+mod audit;
 mod create;
 mod retention;
 mod schedule;
@@ -38,6 +39,11 @@ pub enum Action {
     ///
     /// Ordinary backups: of the volume's project and owner, counted in its quota, seen by the API. Volumes in use, too.
     Create(create::Create),
+    /// Whether anything is left of backups that are gone, and whether the data of all others is there
+    ///
+    /// The backup service compares the pools of backups, and the snapshots of volumes, with the rows. Changes nothing
+    /// without --repair. Exit code 1 when something is wrong, or could not be looked at.
+    Audit(audit::Audit),
     /// How many backups of a volume stay
     #[command(subcommand, arg_required_else_help = true)]
     Retention(retention::Action),
@@ -132,6 +138,7 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
         }
         Action::Verify(arguments) => verify(context, &arguments).await,
         Action::Create(arguments) => create::run(context, arguments).await,
+        Action::Audit(arguments) => audit::run(context, arguments).await,
         Action::Retention(action) => retention::run(context, action).await,
         Action::Schedule(action) => schedule::run(context, action).await,
     }

@@ -21,6 +21,7 @@ pub mod backend;
 pub mod backend_site;
 pub mod backend_type;
 pub mod backup;
+pub mod backup_audit;
 pub mod backup_order;
 pub mod backup_place;
 pub mod backup_retention;

@@ -123,6 +123,7 @@ static BACKUP_POLICY: &[Spec] = &[
     spec("backup.clear_retention", (1, 0), Kind::Call, Journal::No, d::backup_clear_retention),
     spec("backup.preview_retention", (1, 0), Kind::Call, Journal::No, d::backup_preview_retention),
     spec("backup.apply_retention", (1, 0), Kind::Call, Journal::No, d::backup_apply_retention),
+    spec("backup.audit", (1, 0), Kind::Call, Journal::No, d::backup_audit),
     spec("backup.create_schedule", (1, 0), Kind::Call, Journal::No, d::backup_create_schedule),
     spec("backup.list_schedules", (1, 0), Kind::Call, Journal::No, d::backup_list_schedules),
     spec("backup.show_schedule", (1, 0), Kind::Call, Journal::No, d::backup_show_schedule),

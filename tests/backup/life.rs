@@ -63,6 +63,13 @@ fn comes_back(lab: &Lab, who: Who) {
     assert!(copies(lab).is_empty());
     lab.delete(&[&new, &made, &other]);
     backups.delete(&more);
+    if who == Who::Scoria {
+        // A proof that the one that is deleted has left nothing, and that the other one is whole.
+        let out = lab.manage(&["backup", "audit"]);
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(said.contains("The data of 1 backups was looked for"), "{said}");
+        assert!(out.status.success() && said.contains("Nothing is orphaned, and nothing is lost"), "{said}");
+    }
     backups.delete(&full);
     lab.delete(&[&id]);
     lab.wait_quota(json!({}));

@@ -256,3 +256,66 @@ fn only_so_many_backups_are_made_at_once() {
     lab.delete(&[&volumes[0], &volumes[1]]);
     lab.wait_quota(json!({}));
 }
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn an_audit_finds_what_is_orphaned_and_lost_and_removes_the_one_and_not_the_other() {
+    let lab = Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = Backups::served_by(&lab, Who::Scoria);
+    let volume = lab.volume_of_type("ceph");
+    let content = lab.write("a", &volume, 1);
+    let kept = backups.of(&volume, json!({}));
+    lab.write("a", &volume, 2);
+    let next = backups.of(&volume, json!({"incremental": true}));
+    let alone = backups.of(&volume, json!({}));
+    let audit = |args: &[&str]| {
+        let out = lab.manage(&[&["--format", "json", "backup", "audit"][..], args].concat());
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let read: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{out:?}"));
+        (out.status.success(), read)
+    };
+    let kinds = |found: &Value| {
+        let mut kinds: Vec<String> =
+            found["findings"].as_array().unwrap().iter().map(|one| row_str(one, "kind").to_owned()).collect();
+        kinds.sort();
+        kinds
+    };
+    let (clean, found) = audit(&[]);
+    assert!(clean && found["backups"] == json!(3), "{found}");
+    // Their rows are deleted, and nothing else of them; and a backup that is there has lost its metadata.
+    for id in [&next, &alone] {
+        lab.sql("UPDATE backups SET deleted = 1, status = 'deleted' WHERE id = %s", &[json!(id)]);
+    }
+    lab.sql("UPDATE backups SET num_dependent_backups = 0 WHERE id = %s", &[json!(kept)]);
+    let metadata = format!("backup.{kept}.meta");
+    lab.tool(&["rados", "a", "-p", POOL, "rm", &metadata]);
+    let expected = [
+        "lost-metadata",
+        "orphan-image",
+        "orphan-object",
+        "orphan-object",
+        "orphan-object",
+        "orphan-object",
+        "orphan-snapshot",
+        "orphan-snapshot",
+        "orphan-snapshot",
+    ];
+    let (clean, found) = audit(&[]);
+    assert!(!clean && kinds(&found) == expected, "{found:#}");
+    let (clean, found) = audit(&["--repair", "--yes"]);
+    assert!(!clean && kinds(&found) == ["lost-metadata"], "{found:#}");
+    assert_eq!(found["removed"].as_array().unwrap().len(), 8, "{found:#}");
+    assert_eq!(backups.images().unwrap().as_array().unwrap().len(), 1);
+    let new = backups.restore(&kept, None);
+    assert_eq!(lab.checksum("a", &new), content);
+    backups.delete(&kept);
+    let (clean, found) = audit(&[]);
+    assert!(clean && found["places"].as_array().unwrap().len() > 2, "{found:#}");
+    lab.delete(&[&new, &volume]);
+    // Rows that nobody has deleted through the API are still counted.
+    lab.sql("DELETE FROM quota_usages WHERE resource LIKE 'backup%%'", &[]);
+    lab.wait_quota(json!({}));
+}

@@ -13,6 +13,7 @@ mod backend_crashes;
 mod backend_files;
 mod backend_scene;
 mod backends;
+mod backup_audit;
 mod backup_clone;
 mod backup_clone_crashes;
 mod backup_crashes;

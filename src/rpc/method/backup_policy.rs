@@ -145,6 +145,16 @@ pub(crate) fn backup_apply_retention(args: &mut Args) -> Result<Method> {
     ordered(order, args)
 }
 
+/// `audit(repair=False, purged=False, order=None)`
+pub(crate) fn backup_audit(args: &mut Args) -> Result<Method> {
+    let (repair, purged) = (args.flag("repair", false)?, args.flag("purged", false)?);
+    if purged && !repair {
+        let text = "purged says what a repair removes, too: it needs repair";
+        return Err(Error::new(Code::InvalidInput, text));
+    }
+    ordered(Order::Audit { repair, purged }, args)
+}
+
 fn given(args: &mut Args) -> Result<Given> {
     Ok(Given {
         name: args.maybe_text("name")?,
@@ -262,6 +272,10 @@ mod tests {
         {
             assert_eq!(read(backup_apply_retention, wrong).unwrap_err().code(), Code::InvalidInput);
         }
+        let audit = read(backup_audit, json!({"repair": true})).unwrap();
+        let order = Order::Audit { repair: true, purged: false };
+        assert_eq!(audit, PolicyCall::Order { order, id: None });
+        assert_eq!(read(backup_audit, json!({"purged": true})).unwrap_err().code(), Code::InvalidInput);
         let of_type = read(backup_create_schedule, json!({"cron": "@daily", "volume_type": "gold"})).unwrap();
         assert!(
             matches!(of_type, PolicyCall::CreateSchedule { of, .. } if of.volume_type.as_deref() == Some("gold"))

@@ -51,7 +51,7 @@ pub(crate) mod decode {
     };
     pub(crate) use super::backup::get_backup_device;
     pub(crate) use super::backup_policy::{
-        backup_apply_retention, backup_cancel_operation, backup_clear_retention, backup_create,
+        backup_apply_retention, backup_audit, backup_cancel_operation, backup_clear_retention, backup_create,
         backup_create_schedule, backup_delete_schedule, backup_get_operation, backup_get_retention,
         backup_list_operations, backup_list_schedules, backup_pause_schedule, backup_preview_retention,
         backup_run_schedule, backup_set_retention, backup_show_schedule, backup_update_schedule,
