@@ -231,6 +231,7 @@ async fn begin(
         ));
     }
     let Choice { method, forsakes_parent } = method::choose(b, &backup, volume).await?;
+    keep_key(b, context, operation, &backup, volume).await?;
     let own_pool = b.config.flatten_pool.as_ref().filter(|_| method == Method::Mirror);
     let changes = BackupChanges {
         service: Some(Some(method.service().to_owned())),
@@ -245,10 +246,6 @@ async fn begin(
             .as_deref()
             .is_none_or(str::is_empty)
             .then(|| Some(own_pool.unwrap_or(&b.config.ceph_pool).clone())),
-        encryption_key_id: match (&volume.encryption_key_id, &backup.encryption_key_id) {
-            (Some(key), None) => Some(Some(b.globals.openstack.keys.copy(context, key).await?)),
-            _ => None,
-        },
         ..BackupChanges::default()
     };
     let ttl = b.globals.message_ttl;
@@ -266,6 +263,35 @@ async fn begin(
         })
         .await?;
     Ok((begun, method))
+}
+
+/// Stores a copy of the volume's key for the backup (`clone_encryption_key`). The row names it before there is a key in it:
+/// after a death the same place is filled, and whatever becomes of the backup, its deletion finds it.
+async fn keep_key(
+    b: &Backups,
+    context: &RequestContext,
+    operation: &Operation,
+    backup: &Backup,
+    volume: &Volume,
+) -> Result<()> {
+    let Some(key) = &volume.encryption_key_id else { return Ok(()) };
+    let keys = &b.globals.openstack.keys;
+    let own = match &backup.encryption_key_id {
+        Some(own) => own.clone(),
+        None => {
+            let own = keys.reserve(context, key).await?;
+            let changes =
+                BackupChanges { encryption_key_id: Some(Some(own.clone())), ..BackupChanges::default() };
+            operation
+                .write("key of a backup", async |conn| {
+                    db::backup_work::update(conn, &backup.id, &changes).await
+                })
+                .await?;
+            own
+        }
+    };
+    crash::point("create_backup:key_reserved");
+    keys.fill(context, key, &own).await
 }
 
 /// Tells listeners how far a backup is, at its beginning, now and then, and at its end.

@@ -37,6 +37,8 @@ use exchange::Exchange;
 
 /// Journal step: how far the copy is.
 const COPYING: &str = "restoring";
+/// Of what the copy of a key is a step.
+const KEY: &str = "key";
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Progress {
@@ -408,7 +410,7 @@ async fn finish(
     let Filled { volume, kept, exchange } = filled;
     let id = &volume.id;
     // Each volume has a copy of the key for itself.
-    let key = match key(b, context, request, kept.as_ref()).await {
+    let key = match key(b, context, operation, request, kept.as_ref()).await {
         Ok(key) => key,
         Err(error) if is_unsettled(&error) => return Err(error),
         Err(error) => return refuse(b, context, operation, request, error.into()).await,
@@ -455,10 +457,12 @@ async fn leave(b: &Backups, conn: &mut Conn, request: &Restore, exchange: Option
     }
 }
 
-/// The key that a restored volume is to have: a copy of the backup's. `None` for one that is not encrypted.
+/// The key that a restored volume is to have: a copy of the backup's, whose id the journal has before there is a key in it.
+/// `None` for one that is not encrypted.
 async fn key(
     b: &Backups,
     context: &RequestContext,
+    operation: &Operation,
     request: &Restore,
     kept: Option<&metadata::Kept>,
 ) -> Result<Option<String>> {
@@ -468,7 +472,24 @@ async fn key(
         .read("key of a backup", async |conn| db::backup_work::get_deleted(conn, &request.backup_id).await)
         .await?;
     let own = backup.encryption_key_id.as_deref().unwrap_or(noted);
-    b.globals.openstack.keys.copy(context, own).await.map(Some)
+    let keys = &b.globals.openstack.keys;
+    let former = operation.items().await?.into_iter().find(|step| step.resource_id == KEY);
+    let copy = match former {
+        Some(step) => step.parse::<String>()?,
+        None => {
+            let copy = keys.reserve(context, own).await?;
+            if copy != own {
+                operation.item_step(KEY, "reserved", &copy).await?;
+            }
+            copy
+        }
+    };
+    crash::point("restore_backup:key_reserved");
+    let Err(failure) = keys.fill(context, own, &copy).await else { return Ok(Some(copy)) };
+    if let Err(error) = keys.forget(context, &copy).await {
+        warn!(volume.id = request.volume_id, %error, "the place of a key that could not be copied stays in the key manager");
+    }
+    Err(failure)
 }
 
 /// A status that somebody else has set is the truth.

@@ -7,11 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder};
-use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretSlice};
 use serde_json::{Value, json};
 
@@ -67,37 +64,48 @@ impl Barbican {
         Ok(SecretSlice::from(payload.to_vec()))
     }
 
-    /// Stores the secret once more, with what describes it; answers the id of the copy (castellan, `store`).
+    /// Makes a secret that is described as this one is, and has no payload yet; answers its id. Whoever writes that down
+    /// before he has it filled leaves no key behind that nobody knows of.
     ///
     /// # Errors
-    /// As [`Barbican::payload`]; `Malformed` when Barbican does not say where it is.
-    pub(super) async fn copy(&self, context: &RequestContext, id: &str) -> Result<String, Failure> {
+    /// `Refused` with 404 when there is no such secret; `Malformed` when Barbican does not say where the new one is.
+    pub(super) async fn reserve(&self, context: &RequestContext, id: &str) -> Result<String, Failure> {
         let described = self.get(context, &self.secret(context, id).await?, JSON).await?.json()?;
-        let payload = self.payload(context, id).await?;
-        let encoded = Zeroizing::new(STANDARD.encode(payload.expose_secret()));
-        let mut copy = json!({
-            "payload": &*encoded,
-            "payload_content_type": BYTES,
-            "payload_content_encoding": "base64",
-        });
+        let mut copy = json!({});
         for field in ["name", "algorithm", "bit_length", "mode", "secret_type"] {
             if let Some(value) = described.get(field).filter(|value| !value.is_null()) {
                 copy[field] = value.clone();
             }
         }
-        let body = Zeroizing::new(copy.to_string());
-        drop(copy);
+        let body = copy.to_string();
         let url = self.secrets(context).await?;
         let answer = self
-            .send(context, JSON, |client| {
-                client.post(&url).header("content-type", JSON).body(body.as_bytes().to_vec())
-            })
+            .send(context, JSON, |client| client.post(&url).header("content-type", JSON).body(body.clone()))
             .await?
             .json()?;
         let made = answer.get("secret_ref").and_then(Value::as_str).and_then(|url| url.rsplit('/').next());
         match made.filter(|id| is_id(id)) {
             Some(id) => Ok(id.to_owned()),
             None => Err(Failure::Malformed("the answer names no secret_ref".to_owned())),
+        }
+    }
+
+    /// Stores the payload of a secret in one that was reserved for it. One that has a payload already is a success: a payload
+    /// cannot be changed.
+    ///
+    /// # Errors
+    /// As [`Barbican::payload`], of either.
+    pub(super) async fn fill(&self, context: &RequestContext, from: &str, to: &str) -> Result<(), Failure> {
+        let url = self.secret(context, to).await?;
+        let payload = self.payload(context, from).await?;
+        let filled = self
+            .send(context, JSON, |client| {
+                client.put(&url).header("content-type", BYTES).body(payload.expose_secret().to_vec())
+            })
+            .await;
+        match filled {
+            Err(failure) if failure.status() == Some(409) => Ok(()),
+            other => other.map(drop),
         }
     }
 

@@ -60,21 +60,29 @@ impl Keys {
         Ok(hex(key.expose_secret()))
     }
 
-    /// Stores a key once more; answers the id of the copy (`clone_encryption_key`). The key of the configuration file is
-    /// its own copy.
+    /// Makes a place for a copy of a key; answers its id, which whoever asks writes down before he has it filled. The key of
+    /// the configuration file is its own copy.
     ///
     /// # Errors
     /// `KeyManager`.
-    pub async fn copy(&self, context: &RequestContext, id: &str) -> Result<String> {
-        let copied = match (&self.backend, id) {
+    pub async fn reserve(&self, context: &RequestContext, id: &str) -> Result<String> {
+        let reserved = match (&self.backend, id) {
             (_, FIXED_ID) => return Ok(FIXED_ID.to_owned()),
-            (KeyBackend::Barbican, _) => self.barbican.copy(context, id).await,
+            (KeyBackend::Barbican, _) => self.barbican.reserve(context, id).await,
             _ => self.key(context, id).await.map(|_| id.to_owned()),
         };
-        copied.map_err(|failure| {
-            let text = "the key of the volume cannot be copied for its backup";
-            Error::new(Code::KeyManager, text).detail(failure.to_string())
-        })
+        reserved.map_err(|failure| not_copied(&failure))
+    }
+
+    /// Stores a key in the place that was made for its copy; the two are what `clone_encryption_key` is. Repeatable.
+    ///
+    /// # Errors
+    /// `KeyManager`.
+    pub async fn fill(&self, context: &RequestContext, from: &str, to: &str) -> Result<()> {
+        if from == to || self.backend != KeyBackend::Barbican {
+            return Ok(());
+        }
+        self.barbican.fill(context, from, to).await.map_err(|failure| not_copied(&failure))
     }
 
     /// Deletes a key (`delete_encryption_key`); one that is gone is a success.
@@ -139,6 +147,11 @@ impl Keys {
             }
         }
     }
+}
+
+fn not_copied(failure: &Failure) -> Error {
+    let text = "the key of the volume cannot be copied for its backup";
+    Error::new(Code::KeyManager, text).detail(failure.to_string())
 }
 
 fn hex(bytes: &[u8]) -> SecretString {
@@ -287,6 +300,36 @@ mod tests {
         let fixed = KeyManagerConfig { backend: KeyBackend::Fixed, ..KeyManagerConfig::default() };
         let none = keys(&fixed, None).certificate(&context(Some("users"), None), "c-1").await;
         assert_eq!(none.unwrap_err().code(), Code::KeyManager);
+    }
+
+    #[tokio::test]
+    async fn a_copy_has_an_id_before_it_has_a_key_and_is_filled_once() {
+        const COPY: &str = "7c8a3d6e-1111-4222-8333-444455556666";
+        let server = Server::start(|seen: &Seen| match (seen.method.as_str(), seen.path.as_str()) {
+            ("POST", "/v1/secrets") => {
+                Reply::json(201, &json!({"secret_ref": format!("http://here/v1/secrets/{COPY}")}))
+            }
+            ("PUT", path) if path.ends_with(COPY) => match seen.body.as_slice() {
+                [0, 0xff, 0x1c] => Reply::bytes(204, &[]),
+                _ => Reply::text(400, ""),
+            },
+            ("PUT", _) => Reply::json(409, &json!({"description": "Secret already has data"})),
+            ("GET", path) if path.ends_with("/payload") => Reply::bytes(200, &[0, 0xff, 0x1c]),
+            ("GET", _) => Reply::json(200, &json!({"algorithm": "aes", "bit_length": 256, "name": null})),
+            _ => Reply::text(404, ""),
+        })
+        .await;
+        let (found, context) = (keys(&at(Some(server.url(""))), None), context(Some("users"), None));
+        assert_eq!(found.reserve(&context, ID).await.unwrap(), COPY);
+        let made: Value = serde_json::from_slice(&server.seen()[1].body).unwrap();
+        assert_eq!(made, json!({"algorithm": "aes", "bit_length": 256}), "and no payload");
+        found.fill(&context, ID, COPY).await.unwrap();
+        // After a crash nobody knows whether it was.
+        found.fill(&context, COPY, ID).await.unwrap();
+        let asked = server.seen().len();
+        assert_eq!(found.reserve(&context, FIXED_ID).await.unwrap(), FIXED_ID);
+        found.fill(&context, FIXED_ID, FIXED_ID).await.unwrap();
+        assert_eq!(server.seen().len(), asked, "the key of the file is its own copy");
     }
 
     #[tokio::test]
