@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::common::{CEPH, Lab, row_str, wait_until};
-use crate::{Backups, Who};
+use crate::{Backups, Who, serve_with};
 
 fn whole(lab: &Lab, site: &str, id: &str) -> Value {
     lab.ceph("checksum", json!({"site": site, "image": format!("volume-{id}"), "length": 1 << 30}))
@@ -90,10 +90,7 @@ fn a_chain_goes_on_after_a_forced_failover_that_has_lost_the_newest_point() {
         return;
     }
     let backups = Backups::served_by(&lab, Who::Scoria);
-    let conf = lab.root.join("conf/survivor-backups.conf");
-    std::fs::write(&conf, "[DEFAULT]\nbackup_site = site-b\n").unwrap();
-    lab.stop(Who::Scoria.name());
-    lab.start_with_args(Who::Scoria.name(), &["--config-file", conf.to_str().unwrap()]);
+    serve_with(&lab, "[DEFAULT]\nbackup_site = site-b\n", &[]);
     backups.wait_ready();
     let id = lab.volume_of_type("replicated");
     let points = |site: &str| -> Vec<String> {

@@ -6,12 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::{Lab, row_str, wait_for, wait_until};
-use crate::{Backups, POOL, Who, left};
+use crate::{Backups, POOL, Who, left, serve_with};
 
 const WHY: &str = "stock's site of the backups is that of the volumes here";
-/// Seconds that work may take to give up a site: each part is asked for three times, and an operation of an OSD is waited
-/// for for two minutes.
-const GIVEN_UP: u64 = 900;
+/// Seconds that work may take to give up a site (`scoria_backup_site_timeout` is two minutes), and to tidy up after it.
+const GIVEN_UP: u64 = 600;
 
 /// How the site is lost.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,12 +37,9 @@ impl Loss {
 
 /// scoria-backup whose backups go to site b, at so many MiB a second each (0: as quick as can be).
 fn serve(lab: &Lab, bandwidth: u32) {
-    let conf = lab.root.join("conf/lost-backups.conf");
     let options =
         format!("[DEFAULT]\nbackup_site = site-b\n[scoria]\nscoria_backup_bandwidth = {bandwidth}\n");
-    std::fs::write(&conf, options).unwrap();
-    lab.stop(Who::Scoria.name());
-    lab.start_with_args(Who::Scoria.name(), &["--config-file", conf.to_str().unwrap()]);
+    serve_with(lab, &options, &[]);
 }
 
 /// Checksum of all of a volume.
@@ -152,13 +148,21 @@ fn lost_in_the_midst(loss: Loss) {
     if end["deleted"] == json!(0) {
         assert_eq!(lab.messages(gone)[0]["detail_id"], "025", "{end}");
     }
+    // Whatever comes to it now fails at once, and lets go of the volume.
+    assert!(!lab.manage(&["backup", "create", restored]).status.success());
+    lab.wait_status(restored, "available");
+    let query = "SELECT id FROM backups WHERE volume_id = %s AND deleted = 0 AND status = 'error'";
+    let late: Vec<String> =
+        lab.rows(query, &[json!(restored)]).iter().map(|row| row_str(row, "id").to_owned()).collect();
+    assert_eq!(late.len(), 1);
+    assert_eq!(points(lab, restored), 1, "that of the backup that is there");
     assert_eq!(points(lab, new), 0, "what was taken on the side that lives is gone");
     assert_eq!(points(lab, chained), 1, "that of the parent stays");
 
     loss.mend(lab);
     serve(lab, 0);
     backups.wait_ready();
-    for backup in [&full, &more] {
+    for backup in [&full, &more, &late[0]] {
         backups.delete(backup);
     }
     if end["deleted"] == json!(0) {

@@ -184,6 +184,15 @@ impl<'a> Backups<'a> {
     }
 }
 
+/// scoria-backup begins anew, with more options than those of the lab, and with more in its environment.
+fn serve_with(lab: &Lab, options: &str, env: &[(&str, &str)]) {
+    let conf = lab.root.join("conf/more-backups.conf");
+    std::fs::write(&conf, options).unwrap();
+    lab.stop(Who::Scoria.name());
+    let start = ["start", Who::Scoria.name(), "--", "--config-file", conf.to_str().unwrap()];
+    lab.tool_with_env(&start, env);
+}
+
 /// What there is of backups on site b: their images, and the objects beside them.
 fn left(lab: &Lab) -> Vec<String> {
     let images = lab.ceph("images", json!({"site": "b", "pool": POOL}));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::common::{CEPH, Lab, row_str, signal, wait_until};
-use crate::{Backups, POOL, Who, left};
+use crate::{Backups, POOL, Who, left, serve_with};
 
 const WHY: &str = "stock knows one method";
 const DRIVER: &str = "scoria.backup.drivers.ceph.Mirror";
@@ -20,18 +20,7 @@ fn serve<'a>(lab: &'a Lab, method: &str) -> Backups<'a> {
 }
 
 fn restart(lab: &Lab, method: &str, env: &[(&str, &str)]) {
-    let conf = lab.root.join("conf/mirror-backups.conf");
-    let options = format!("[DEFAULT]\nbackup_method = {method}\nbackup_site = site-b\n");
-    std::fs::write(&conf, options).unwrap();
-    lab.stop(Who::Scoria.name());
-    let arguments = ["--config-file", conf.to_str().unwrap()];
-    match env {
-        [] => lab.start_with_args(Who::Scoria.name(), &arguments),
-        env => {
-            let all = [&["start", Who::Scoria.name(), "--"], &arguments[..]].concat();
-            lab.tool_with_env(&all, env);
-        }
-    }
+    serve_with(lab, &format!("[DEFAULT]\nbackup_method = {method}\nbackup_site = site-b\n"), env);
 }
 
 fn pin(volume: &str, backup: &str) -> String {

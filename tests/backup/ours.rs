@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::common::{Lab, row_str, wait_for, wait_until};
-use crate::{Backups, POOL, Who};
+use crate::{Backups, POOL, Who, serve_with};
 
 const WHY: &str = "this is what scoria-backup answers";
 
@@ -232,11 +232,8 @@ fn only_so_many_backups_are_made_at_once() {
         return;
     }
     let backups = Backups::served_by(&lab, Who::Scoria);
-    let conf = lab.root.join("conf/few-backups.conf");
     let options = "[DEFAULT]\nbackup_max_operations = 1\n[scoria]\nscoria_backup_bandwidth = 4\n";
-    std::fs::write(&conf, options).unwrap();
-    lab.stop(Who::Scoria.name());
-    lab.start_with_args(Who::Scoria.name(), &["--config-file", conf.to_str().unwrap()]);
+    serve_with(&lab, options, &[]);
     let volumes: Vec<String> = (0..2).map(|_| lab.volume_of_type("ceph")).collect();
     for id in &volumes {
         let write = json!({"site": "a", "image": format!("volume-{id}"), "seed": 1, "length": 16 << 20});

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::common::{Lab, row_str, wait_for, wait_until};
-use crate::{Backups, Who};
+use crate::{Backups, Who, serve_with};
 
 const WHY: &str = "this is what scoria-backup does by itself";
 
@@ -183,10 +183,7 @@ fn a_backup_and_a_restoration_are_cancelled_and_nothing_is_left() {
         lab.ceph("write", write);
     }
     let full = backups.of(&volume, json!({}));
-    let conf = lab.root.join("conf/slow-backups.conf");
-    std::fs::write(&conf, "[scoria]\nscoria_backup_bandwidth = 2\n").unwrap();
-    lab.stop(Who::Scoria.name());
-    lab.start_with_args(Who::Scoria.name(), &["--config-file", conf.to_str().unwrap()]);
+    serve_with(&lab, "[scoria]\nscoria_backup_bandwidth = 2\n", &[]);
     let open = |method: &str, id: &str| {
         let query =
             "SELECT id FROM scoria_operations WHERE method = %s AND resource_id = %s AND state = 'open'";
