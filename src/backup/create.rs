@@ -409,7 +409,7 @@ async fn trim(b: &Backups, backup: &Backup) {
             b.db.read("volume of a backup", async |conn| db::volume::find(conn, &backup.volume_id).await)
                 .await?;
         let Some(volume) = volume else { return Ok(()) };
-        let source = b.locate(&volume).await?;
+        let source = b.locate(&volume).await?.briefly();
         let Some(found) = images::inspect(&source.place, &source.image).await? else { return Ok(()) };
         let mut snaps: Vec<_> =
             found.snaps.iter().filter(|snap| names::backup_of(&snap.name).is_some()).collect();
@@ -493,15 +493,16 @@ async fn undo(b: &Backups, operation: &Operation, backup_id: &str) -> Result<()>
     }
     let Some(plan) = &plan else { return Ok(()) };
     let _base = b.locks.local(&format!("backups of {}", backup.volume_id)).await;
-    // Whatever one of the sites says, the other is tidied up.
+    // Whatever one of the sites says, the other is tidied up; and neither waits for the other.
     let at_source = async {
         let Some(volume) = volume.filter(|_| plan.taken.is_some()) else { return Ok::<(), Error>(()) };
-        let source = b.locate(&volume).await?;
+        let source = b.locate(&volume).await?.briefly();
         images::drop_snapshot(&source.place, &source.image, &plan.point).await?;
         Ok(())
     };
     let at_store = async {
-        let store = Place { site: b.site_of(plan.site.as_deref()).await?, pool: plan.container.clone() };
+        let site = b.site_of(plan.site.as_deref()).await?.briefly();
+        let store = Place { site, pool: plan.container.clone() };
         images::drop_snapshot(&store, &plan.base, &plan.snap).await?;
         if plan.new_base {
             images::remove_image(&store, &plan.base).await?;

@@ -120,7 +120,7 @@ async fn remove(b: &Backups, backup: &Backup) -> Result<()> {
     // Nobody compares with it any more; but a volume that cannot be reached keeps no backup from going.
     if let Some(volume) = volume {
         let tidied = async {
-            let source = b.locate(&volume).await?;
+            let source = b.locate(&volume).await?.briefly();
             match Method::of(backup.service.as_deref()) {
                 Method::Mirror => mirror::forget(&source, &backup.id).await?,
                 Method::Diff => {

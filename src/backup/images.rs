@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::names;
 use crate::rbd::protocol::*;
@@ -14,8 +14,6 @@ use crate::volume::image::Place;
 /// How often a busy base is tried, and the pause between, as stock's.
 const BUSY_TRIES: u32 = 4;
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
-/// How often a part is asked for again that came to nothing.
-const TRIES: u32 = 3;
 /// Bytes that are read for one part, and seconds that it lasts at least: to begin one costs some time, in which nothing is
 /// copied. So much a crash or a cancellation costs.
 pub(super) const PART: u64 = 256 << 20;
@@ -106,40 +104,16 @@ pub(super) async fn forget_backup(place: &Place, image: &str, backup_id: &str) -
     Ok(found.snaps.iter().filter_map(|s| names::backup_of(&s.name)).filter(|id| *id != backup_id).count())
 }
 
-/// Asks what may be asked again until it is answered, so that an outage of some minutes costs no restoration.
-pub(super) async fn ask_again<C: Command + Clone>(site: &Site, command: &C) -> Result<C::Reply, RbdError> {
-    let mut tries = 1;
-    loop {
-        match site.call(command.clone()).await {
-            Err(error) if error.effect_unknown() && tries < TRIES => {
-                warn!(ceph.op = C::NAME, %error, "not answered, asked again");
-                tries += 1;
-            }
-            other => return other,
-        }
-    }
-}
-
 /// Copies the next part. A worker that was lost, or a call that was not answered, has done harm to nothing: the part is
-/// asked for again, so that an outage of some minutes costs no backup.
+/// asked for again, so that a short outage costs no backup.
 pub(super) async fn copy_part(site: &Site, copy: &DeltaCopy) -> Result<Copied, RbdError> {
-    let mut tries = 1;
-    loop {
-        match site.call(copy.clone()).await {
-            Err(error) if error.effect_unknown() && tries < TRIES => {
-                warn!(image = copy.image, offset = copy.offset, %error, "a part is copied again");
-                tries += 1;
-            }
-            Err(error) if error.effect_unknown() => {
-                let message = format!(
-                    "{} ({tries} times): a site does not answer; when both do, make it again",
-                    error.message
-                );
-                return Err(RbdError { message, ..error });
-            }
-            other => return other,
+    site.insist(copy.clone()).await.map_err(|error| match error.is_silence() || error.effect_unknown() {
+        true => {
+            let message = format!("{}: a site does not answer; when both do, make it again", error.message);
+            RbdError { message, ..error }
         }
-    }
+        false => error,
+    })
 }
 
 #[cfg(test)]

@@ -53,6 +53,7 @@ use crate::error::{Code, Error, Result};
 use crate::journal::Journal;
 use crate::model::{Backup, Scope};
 use crate::rbd::Ceph;
+use crate::rbd::hearing::Hearing;
 use running::Running;
 
 /// The backup service of one host, for its operations.
@@ -78,6 +79,8 @@ pub struct Backups {
     /// The service ends: orders that wait for others go on with its next start.
     pub stopping: CancellationToken,
     ceph: Arc<dyn Ceph>,
+    /// What its sites have answered.
+    hearing: Arc<Hearing>,
 }
 
 impl Backups {
@@ -93,6 +96,7 @@ impl Backups {
             journal,
             peers,
             running: Running::default(),
+            hearing: Arc::new(Hearing::new(config.backup.site_timeout)),
             stopping: CancellationToken::new(),
             ceph,
         }

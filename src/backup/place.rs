@@ -31,6 +31,14 @@ pub struct Located {
     pub image: String,
 }
 
+impl Located {
+    /// See [`Site::briefly`].
+    #[must_use]
+    pub fn briefly(self) -> Located {
+        Located { place: self.place.briefly(), ..self }
+    }
+}
+
 impl Backups {
     /// Where a volume is served now.
     ///
@@ -69,10 +77,15 @@ impl Backups {
             )
             .detail("add the replication_device to the backup service's configuration, and restart it")
         })?;
-        let site = Site::new(self.ceph.clone(), connection);
+        let site = self.site(connection);
         site.identity().expect(known.expected(name));
         let image = self.globals.volume_name_template.replace("%s", volume.name_id());
         Ok(Located { place: Place { site, pool: section.pool.clone() }, image })
+    }
+
+    /// How long an operation goes on with a site that is silent is one rule for all of them.
+    fn site(&self, connection: Connection) -> Site {
+        Site::new(self.ceph.clone(), connection).heard_by(&self.hearing)
     }
 
     /// The section of a volume's backend: by its service host, by its cluster, and, since the volume service may run
@@ -108,7 +121,7 @@ impl Backups {
             user: self.config.ceph_user.clone(),
             connect_timeout: None,
         };
-        Site::new(self.ceph.clone(), connection)
+        self.site(connection)
     }
 
     /// A registered site, by the files that this host has of it.
@@ -140,7 +153,7 @@ impl Backups {
             user: host.client,
             connect_timeout: None,
         };
-        let site = Site::new(self.ceph.clone(), connection);
+        let site = self.site(connection);
         site.identity().expect(Some(&row.fsid));
         Ok(site)
     }

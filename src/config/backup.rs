@@ -51,6 +51,8 @@ pub struct BackupConfig {
     /// `scoria_backup_restore_by_clone` (true): a backup by mirroring that is on the volume's own site is restored by a
     /// clone that takes the place of its image.
     pub restore_by_clone: bool,
+    /// `scoria_backup_site_timeout`: how long work goes on with a site that answers nothing (120 s).
+    pub site_timeout: Duration,
     /// `backup_max_operations` (15; 0: no limit).
     pub max_operations: usize,
     /// `backup_timer_interval` (120 s).
@@ -80,6 +82,7 @@ pub(super) fn backup(reader: &Reader<'_>) -> BackupConfig {
         bandwidth_mib: u64::try_from(reader.integer(own, "scoria_backup_bandwidth")).unwrap_or(0),
         verify_on_restore: reader.boolean(own, "scoria_backup_verify_on_restore"),
         restore_by_clone: reader.boolean(own, "scoria_backup_restore_by_clone"),
+        site_timeout: reader.seconds(own, "scoria_backup_site_timeout"),
         max_operations: size(reader.integer(scope, "backup_max_operations")),
         timer_interval: reader.seconds(scope, "backup_timer_interval"),
         report_interval: reader.seconds(scope, "backup_driver_stats_polling_interval"),

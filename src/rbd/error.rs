@@ -66,6 +66,11 @@ impl RbdError {
         matches!(self.kind, RbdErrorKind::TimedOut | RbdErrorKind::WorkerLost)
     }
 
+    /// True when the site has not answered, as far as anybody knows: by the deadline, or no connection could be made.
+    pub fn is_silence(&self) -> bool {
+        matches!(self.kind, RbdErrorKind::TimedOut | RbdErrorKind::Unreachable)
+    }
+
     /// True for "no such thing".
     pub fn is_not_found(&self) -> bool {
         self.kind == RbdErrorKind::NotFound

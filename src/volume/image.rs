@@ -18,6 +18,7 @@ mod watchers;
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 pub use deferral::Kept;
@@ -99,12 +100,14 @@ async fn repeat<C: Command<Reply = ()> + Clone>(
 ) -> Result<(), RbdError> {
     let mut again = attempt == Attempt::Again;
     let mut tries = 0;
+    let since = Instant::now();
     loop {
         tries += 1;
         match site.call(command.clone()).await {
             Ok(()) => return Ok(()),
             Err(e) if again && e.kind == done => return Ok(()),
-            Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
+            Err(e) if e.is_silence() && site.may_be_back(since).await => again = true,
+            Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES && !site.is_given_up() => {
                 debug!(ceph.op = C::NAME, error = %e, "effect unknown, asking again");
                 again = true;
             }
@@ -114,6 +117,12 @@ async fn repeat<C: Command<Reply = ()> + Clone>(
 }
 
 impl Place {
+    /// See [`Site::briefly`].
+    #[must_use]
+    pub fn briefly(self) -> Place {
+        Place { site: self.site.briefly(), ..self }
+    }
+
     fn image(&self, image: &str) -> ImageStat {
         ImageStat { pool: self.pool.clone(), image: image.to_owned() }
     }
@@ -157,6 +166,7 @@ impl Place {
             self.require_free(C::NAME, image).await?;
         }
         let mut tries = 0;
+        let since = Instant::now();
         loop {
             tries += 1;
             match self.site.call(command.clone()).await {
@@ -169,7 +179,8 @@ impl Place {
                     }
                     Found::Half | Found::Other => return Err(e),
                 },
-                Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES => {
+                Err(e) if e.is_silence() && self.site.may_be_back(since).await => again = true,
+                Err(e) if e.effect_unknown() && tries < UNKNOWN_TRIES && !self.site.is_given_up() => {
                     debug!(ceph.op = C::NAME, error = %e, "effect unknown, asking again");
                     again = true;
                 }

@@ -31,6 +31,8 @@ const CONF: &str = "[DEFAULT]\nhost=node1\nenabled_backends=ceph\ntransport_url=
                     rbd_ceph_conf=/sim/a.conf\nrbd_secret_uuid=s\n\
                     replication_device=backend_id:b,conf:/sim/b.conf,user:cinder\n";
 pub const MIB: u64 = 1 << 20;
+/// How long work goes on with a site that is silent, unless a test says something else.
+pub const SILENCE: Duration = Duration::from_secs(2);
 
 /// What a backup service is asked to do.
 #[derive(Debug, Clone)]
@@ -366,7 +368,11 @@ fn of_host(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &P
     let text = CONF.replace("[database]", &format!("{options}\n[database]"));
     let text = text.replace("host=node1", &format!("host={host}"));
     std::fs::write(conf, text).unwrap();
-    let (config, _) = Config::load(&[conf.to_owned()], &[], std::iter::empty()).unwrap();
+    let (mut config, _) = Config::load(&[conf.to_owned()], &[], std::iter::empty()).unwrap();
+    if !options.contains("scoria_backup_site_timeout") {
+        // Tests have none of the time that a site has.
+        config.backup.site_timeout = SILENCE;
+    }
     let peers = Peers {
         notify: heard.clone(),
         scheduler: heard.clone(),

@@ -25,6 +25,7 @@ mod backup_mirror_retention;
 mod backup_retention;
 mod backup_scene;
 mod backup_schedules;
+mod backup_silence;
 mod backup_sites;
 mod backup_types;
 mod backups;

@@ -46,8 +46,6 @@ const FEATURES: u64 = features::LAYERING
     | features::DEEP_FLATTEN;
 /// First and longest pause between two looks at the copy; doubles.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How long one of the sites may answer nothing but errors.
-const SILENCE: Duration = Duration::from_secs(90);
 /// How often a point is pinned that slips away meanwhile.
 const TRIES: u32 = 8;
 
@@ -198,12 +196,14 @@ async fn hold(
 ) -> Result<bool> {
     let arrival = arrival(source, store, &pin.point);
     let (began, mut tries) = (Instant::now(), 0);
+    let mut heard = began;
     loop {
         tries += 1;
         let pinned = match is_held(store, pin).await {
             Ok(true) => return Ok(true),
             Ok(false) => {
                 let Some(copy) = wait(b, &arrival, covering, began, turn).await? else { return Ok(false) };
+                heard = Instant::now();
                 pin_once(source, store, pin, &arrival, covering, &copy).await
             }
             Err(error) => Err(error),
@@ -215,13 +215,18 @@ async fn hold(
                 "the copy was exchanged while its point was being pinned: it is pinned anew"
             ),
             // The copy was thrown away under it, a worker was lost, or the site was away: it is looked again what there is.
-            Err(error) if tries < TRIES && (error.is_not_found() || error.effect_unknown()) => {
+            Err(error) if tries < TRIES && may_pass(&error, heard.elapsed() < b.config.site_timeout) => {
                 info!(image = pin.image, %error, "a point was not pinned, it is tried again");
                 sleep(PAUSE.0).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether it is worth while to look again; `patient`: the sites have not been silent for too long.
+fn may_pass(error: &RbdError, patient: bool) -> bool {
+    error.is_not_found() || error.kind == RbdErrorKind::WorkerLost || (error.is_silence() && patient)
 }
 
 /// Only a whole pin has the snapshot: it is taken last.
@@ -292,7 +297,11 @@ async fn wait(
                     ));
                 }
             }
-            Err(error) if heard.elapsed() >= SILENCE.min(b.config.mirror_timeout) => return Err(error.into()),
+            // A silent site was asked again until it was given up.
+            Err(error) if error.is_silence() => return Err(error.into()),
+            Err(error) if heard.elapsed() >= b.config.site_timeout.min(b.config.mirror_timeout) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 warn!(snap = arrival.snap, %error, "whether a snapshot has arrived cannot be asked just now");
             }
@@ -328,11 +337,12 @@ pub(super) async fn undo(b: &Backups, backup: &Backup, volume: Option<&Volume>, 
     // Whatever one of the sites says, the other is tidied up.
     let at_source = async {
         let Some(volume) = volume.filter(|_| pin.own_point) else { return Ok::<(), Error>(()) };
-        points::forget(&b.locate(volume).await?, &backup.id).await?;
+        points::forget(&b.locate(volume).await?.briefly(), &backup.id).await?;
         Ok(())
     };
     let at_store = async {
-        let store = Place { site: b.site_of(pin.site.as_deref()).await?, pool: pin.container.clone() };
+        let site = b.site_of(pin.site.as_deref()).await?.briefly();
+        let store = Place { site, pool: pin.container.clone() };
         images::drop_snapshot(&store, &pin.image, &pin.snap).await?;
         images::remove_image(&store, &pin.image).await?;
         images::remove_object(&store, names::metadata_object(&backup.id)).await?;

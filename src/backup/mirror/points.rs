@@ -26,7 +26,7 @@ pub(in crate::backup) async fn prune(b: &Backups, backup: &Backup) {
             .await?;
         let Some(volume) = volume else { return Ok(()) };
         let _held = b.locks.local(&format!("backups of {}", volume.id)).await;
-        let source = b.locate(&volume).await?;
+        let source = b.locate(&volume).await?.briefly();
         let Some(found) = images::inspect(&source.place, &source.image).await? else { return Ok(()) };
         let old = outlived(&found.snaps, &backups);
         for snap in &old {

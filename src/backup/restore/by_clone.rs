@@ -271,7 +271,7 @@ async fn compare(
             budget: images::budget(b.config.bandwidth_mib),
         };
         let began = Instant::now();
-        let part: Checked = images::ask_again(&store.site, &check).await?;
+        let part: Checked = store.site.insist(check).await?;
         if let Some(wrong) = part.wrong.first() {
             let text = format!(
                 "Backup {} does not hold what was written {wrong} bytes from its beginning: its checksum is another. \

@@ -30,11 +30,12 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::error::{RbdError, RbdErrorKind};
+use super::hearing::Moves;
 use super::protocol::{Connection, Reply, Request};
 use super::stream::Flow;
 use super::{Ceph, protocol::Class};
 use process::{Order, Process};
-use site::Site;
+use site::{Site, Way};
 
 /// How long a worker that was told to end may take before it is killed.
 const RETIRE_GRACE: Duration = Duration::from_secs(2);
@@ -311,6 +312,7 @@ impl Ceph for WorkerPool {
         connection: &Connection,
         request: Request,
         deadline: Duration,
+        moves: &Moves,
     ) -> Result<Reply, RbdError> {
         let (op, name) = (request.name(), connection.site.clone());
         let failed = |kind, message: &str| Err(error(kind, op, &name, message));
@@ -321,10 +323,14 @@ impl Ceph for WorkerPool {
         let Some(turn) = site.turn(request.class(), deadline).await else {
             return failed(RbdErrorKind::TimedOut, "all workers were busy; the call was not sent");
         };
-        let connection = connection.clone();
+        if request.class().starts_anew_with_progress() {
+            // That it had to wait for its turn is not the site's fault.
+            moves.on();
+        }
+        let (connection, moves) = (connection.clone(), moves.clone());
         // A task of its own: a caller that is cancelled must not leave a call that nobody watches, which
         // could keep a hung worker in use for ever.
-        let call = async move { site.execute(connection, request, deadline, turn, None).await };
+        let call = async move { site.execute(connection, request, deadline, turn, Way::Told(moves)).await };
         match tokio::spawn(call.in_current_span()).await {
             Ok(result) => result,
             Err(_) => failed(RbdErrorKind::WorkerLost, "the call was dropped with the runtime"),
@@ -347,7 +353,7 @@ impl Ceph for WorkerPool {
             return Err(error(RbdErrorKind::TimedOut, op, name, "all workers were busy"));
         };
         // Not in a task of its own: `Site` runs it in one, and ends it by ending the flow.
-        site.execute(connection.clone(), request, deadline, turn, Some(flow)).await
+        site.execute(connection.clone(), request, deadline, turn, Way::Flowing(flow)).await
     }
 
     fn leave(&self, connection: &Connection) {

@@ -18,6 +18,7 @@ use super::stream::{Outgoing, Told};
 use super::{Duty, Ending, RETIRE_GRACE, Shared, WorkerInfo, error, lock, ms};
 use crate::rbd::error::{RbdError, RbdErrorKind};
 use crate::rbd::frame::{self, Call, Event};
+use crate::rbd::hearing::Moves;
 use crate::rbd::protocol::{Class, Connection, Reply, Request};
 use crate::rbd::stream::Part;
 
@@ -198,13 +199,14 @@ impl Process {
         });
     }
 
-    /// Sends a request and waits for its answer until `by`; each progress moves that to `bound` from then.
+    /// Sends a request and waits for its answer until `by`; each progress moves that to `bound` from then, and is told.
     pub(super) async fn call(
         self: &Arc<Self>,
         connection: &Connection,
         request: &Request,
         mut by: Instant,
         bound: Option<Duration>,
+        moves: &Moves,
     ) -> Outcome {
         let mut call = match self.begin(connection, request, by, None) {
             Ok(call) => call,
@@ -218,6 +220,7 @@ impl Process {
                 }
                 () = call.progress.notified() => {
                     if let Some(bound) = bound {
+                        moves.on();
                         by = Instant::now() + bound;
                     }
                 }

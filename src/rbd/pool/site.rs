@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::process::{Outcome, Process};
 use super::{Class, Duty, Shared, error, lock};
 use crate::rbd::error::{RbdError, RbdErrorKind};
+use crate::rbd::hearing::Moves;
 use crate::rbd::protocol::{Connection, Reply, Request};
 use crate::rbd::stream::Flow;
 
@@ -54,6 +55,14 @@ pub(super) struct Turn {
     /// When the call is overdue, unless it makes progress.
     by: Instant,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// How a call goes on until its answer.
+pub(super) enum Way {
+    /// Data flows.
+    Flowing(Flow),
+    /// This is told when it moves on.
+    Told(Moves),
 }
 
 /// A worker, or when to ask again.
@@ -110,7 +119,7 @@ impl Site {
         request: Request,
         deadline: Duration,
         turn: Turn,
-        mut flow: Option<Flow>,
+        mut way: Way,
     ) -> Result<Reply, RbdError> {
         let class = request.class();
         let (duty, by) = (Duty::from(class), turn.by);
@@ -131,9 +140,9 @@ impl Site {
                 }
             };
             let bound = class.starts_anew_with_progress().then_some(deadline);
-            let outcome = match &mut flow {
-                Some(flow) => worker.stream(&connection, &request, by, deadline, flow).await,
-                None => worker.call(&connection, &request, by, bound).await,
+            let outcome = match &mut way {
+                Way::Flowing(flow) => worker.stream(&connection, &request, by, deadline, flow).await,
+                Way::Told(moves) => worker.call(&connection, &request, by, bound, moves).await,
             };
             match outcome {
                 // Condemned or dead since it was chosen.

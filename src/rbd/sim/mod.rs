@@ -58,6 +58,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::error::{RbdError, RbdErrorKind};
+use super::hearing::Moves;
 use super::protocol::{Connection, Reply, Request};
 use super::stream::Flow;
 use super::{Ceph, Site};
@@ -359,6 +360,7 @@ impl Ceph for Sim {
         connection: &Connection,
         request: Request,
         deadline: Duration,
+        _moves: &Moves,
     ) -> Result<Reply, RbdError> {
         self.perform(connection, request, deadline, None).await
     }
