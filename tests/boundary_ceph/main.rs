@@ -14,3 +14,4 @@ mod common;
 mod env;
 mod failures;
 mod mirroring;
+mod trash;

@@ -17,6 +17,9 @@ const RBD_IMAGE_OPTION_STRIPE_UNIT: c_int = 3;
 const RBD_IMAGE_OPTION_STRIPE_COUNT: c_int = 4;
 pub(super) const RBD_IMAGE_OPTION_CLONE_FORMAT: c_int = 12;
 
+/// Object with the entries of a pool's trash (`RBD_TRASH` of `cls/rbd/cls_rbd_types.h`).
+const TRASH: &str = "rbd_trash";
+
 const RBD_MAX_IMAGE_NAME_SIZE: usize = 96;
 const RBD_MAX_BLOCK_NAME_SIZE: usize = 24;
 
@@ -215,20 +218,33 @@ impl IoCtx {
             )
         };
         match check(call, || self.path(name), result) {
-            // librbd moves the image to the trash first. When that fails, it says ENOENT, whatever it was (16.2,
-            // `Trash<I>::move`): in a pool that is full and has had no trash, for one, where the image stays.
+            // librbd moves the image to the trash first. When it cannot write the entry, it says ENOENT, whatever it was
+            // (16.2, `Trash<I>::move`: what it says is that there is no entry whose state it could set).
             Err(failure) if failure.kind() == RbdErrorKind::NotFound => {
                 match Image::open_read_only(self, name, None) {
-                    Ok(_) => {
-                        let what =
-                            format!("{}: it cannot be moved to the trash of its pool", self.path(name));
-                        Err(Failure::new(call, what, -i64::from(libc::ENOSPC)))
-                    }
+                    Ok(_) => Err(self.why_not_to_trash(name)),
                     Err(gone) if gone.kind() == RbdErrorKind::NotFound => Err(failure),
                     Err(other) => Err(other),
                 }
             }
             other => other.map(drop),
+        }
+    }
+
+    /// Why an image that is there cannot be moved to the trash: what it says to a write of nothing into the trash's object,
+    /// which is made by that if it was missing, as librbd would make it. A pool that is full takes no new object.
+    fn why_not_to_trash(&self, name: &str) -> Failure {
+        let call = "rbd_remove_with_progress";
+        let what = format!("{}: it cannot be moved to the trash of its pool", self.path(name));
+        match self.write_object_at(TRASH, 0, &[]) {
+            Err(why) => Failure { call, what: format!("{what}, object {TRASH}"), errno: why.errno },
+            Ok(()) => {
+                let what = format!(
+                    "{what}, whose object {TRASH} can be written; librbd keeps the reason to itself: it is in the \
+                     worker's standard error"
+                );
+                Failure::new(call, what, -i64::from(libc::EIO))
+            }
         }
     }
 
