@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::retention::apply;
+use super::retention::{Reach, apply};
 use super::{Backups, images, names, of_type, status};
 use crate::backend::peers::BackupRequest;
 use crate::context::RequestContext;
@@ -173,7 +173,9 @@ async fn run(b: &Backups, operation: &Operation, order: &Create) -> Result<Value
     let mut removed = Vec::new();
     if order.retention {
         for member in &set.members {
-            removed.extend(Box::pin(apply::apply(b, operation, &member.volume, false)).await?.removed);
+            removed.extend(
+                Box::pin(apply::apply(b, operation, &member.volume, Reach::default())).await?.removed,
+            );
         }
     }
     let backups: Vec<Value> = set

@@ -6,7 +6,7 @@ use tracing::{error, info, warn};
 
 use super::ordered::{self, Create};
 use super::restore::exchange::Exchange;
-use super::retention::apply;
+use super::retention::{Reach, apply};
 use super::{Backups, audit, cancel, check, is_unsettled, mirror, restore};
 use crate::db;
 use crate::error::{Code, Error, Result};
@@ -36,6 +36,9 @@ pub enum Order {
         volume: String,
         /// Also those that came to nothing.
         failed: bool,
+        /// Also if the volume is deleted and only its type has a rule.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        deleted_volumes: bool,
     },
     /// The same of all volumes that have backups; the answer is an [`apply::Everywhere`].
     ApplyAllRetention {
@@ -44,6 +47,9 @@ pub enum Order {
         volume_type: Option<String>,
         /// Also those that came to nothing.
         failed: bool,
+        /// Also of deleted volumes of which only the type has a rule.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        deleted_volumes: bool,
     },
     /// Stop an operation of this service, and take away what it has made.
     Cancel {
@@ -151,11 +157,13 @@ async fn carry_out(b: &Backups, operation: &Operation) -> Result<serde_json::Val
     match Request::parse(operation.request())?.order {
         Order::Verify { backup } => verify(b, &backup).await,
         Order::Create(create) => Box::pin(ordered::create(b, operation, &create)).await,
-        Order::ApplyRetention { volume, failed } => {
-            to_value(&Box::pin(apply::apply(b, operation, &volume, failed)).await?)
+        Order::ApplyRetention { volume, failed, deleted_volumes } => {
+            let reach = Reach { failed, deleted_volumes };
+            to_value(&Box::pin(apply::apply(b, operation, &volume, reach)).await?)
         }
-        Order::ApplyAllRetention { volume_type, failed } => {
-            to_value(&Box::pin(apply::everywhere(b, operation, volume_type.as_deref(), failed)).await?)
+        Order::ApplyAllRetention { volume_type, failed, deleted_volumes } => {
+            let reach = Reach { failed, deleted_volumes };
+            to_value(&Box::pin(apply::everywhere(b, operation, volume_type.as_deref(), reach)).await?)
         }
         Order::Cancel { operation } => cancel::cancel(b, operation).await,
         Order::Audit { repair, purged } => {
@@ -208,10 +216,24 @@ mod tests {
         assert_eq!(Request::<Order>::parse(&entry.request).unwrap().order, order);
         assert!(Request::<Order>::parse(r#"{"order": "burn", "args": {}, "request_id": "r"}"#).is_err());
         let group = Create { group: Some("g1".to_owned()), ..Create::default() };
+        // As services wrote it that knew nothing of deleted volumes.
+        let before =
+            r#"{"order": "apply_retention", "args": {"volume": "v", "failed": false}, "request_id": "r"}"#;
+        assert!(Request::<Order>::parse(before).is_ok());
         for (order, resource) in [
             (Order::Create(Box::new(group)), Some(("Group", "g1"))),
-            (Order::ApplyRetention { volume: "v1".to_owned(), failed: true }, Some(("Volume", "v1"))),
-            (Order::ApplyAllRetention { volume_type: Some("gold".to_owned()), failed: false }, None),
+            (
+                Order::ApplyRetention { volume: "v1".to_owned(), failed: true, deleted_volumes: false },
+                Some(("Volume", "v1")),
+            ),
+            (
+                Order::ApplyAllRetention {
+                    volume_type: Some("gold".to_owned()),
+                    failed: false,
+                    deleted_volumes: true,
+                },
+                None,
+            ),
             (Order::Cancel { operation: 7 }, None),
             (Order::Audit { repair: true, purged: false }, None),
         ] {

@@ -177,6 +177,21 @@ pub async fn list(conn: &mut Conn, volume_id: Option<&str>) -> Result<Vec<Backup
     Ok(rows.into_iter().map(|row| row.into_model(BTreeMap::new())).collect())
 }
 
+/// All backups of these volumes, without their metadata.
+///
+/// # Errors
+/// `Database`.
+pub async fn of_volumes(conn: &mut Conn, ids: &[String]) -> Result<Vec<Backup>> {
+    let rows: Vec<BackupRow> = backups::table
+        .filter(backups::volume_id.eq_any(ids))
+        .filter(backups::deleted.eq(false))
+        .select(BackupRow::as_select())
+        .order((backups::created_at, backups::id))
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(|row| row.into_model(BTreeMap::new())).collect())
+}
+
 /// From which snapshots backups of a volume were made, as (backup, snapshot).
 ///
 /// # Errors

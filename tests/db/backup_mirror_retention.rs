@@ -1,8 +1,8 @@
 //! Retention of backups by mirroring: each pin is whole in itself, so any of them may go, and what stays is what it was,
 //! wherever the service dies meanwhile.
 
-use scoria::backup::retention::preview;
 use scoria::backup::retention::rule::Fate;
+use scoria::backup::retention::{Reach, preview};
 use scoria::rbd::sim::When;
 use scoria::rbd::sim::crash::explored;
 
@@ -63,7 +63,8 @@ async fn any_point_goes_and_the_others_are_whole() {
         // Two of one day: the older of them is in the middle.
         keep(&scene, &volume, None, Some(9)).await;
         dated(&scene, &made[1].0, "2026-01-03 08:00").await;
-        let found = scene.test.db.read("t", async |c| preview(c, &volume, false).await).await.unwrap();
+        let found =
+            scene.test.db.read("t", async |c| preview(c, &volume, Reach::default()).await).await.unwrap();
         let fates: Vec<Fate> = found.backups.iter().map(|verdict| verdict.fate).collect();
         assert_eq!(fates, [Fate::Kept, Fate::Kept, Fate::Removed, Fate::Kept]);
         assert_eq!(found.backups[2].id, made[1].0);

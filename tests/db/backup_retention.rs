@@ -1,8 +1,13 @@
 //! Retention against a real MariaDB: what goes, what is mended, and that nothing is lost wherever the service dies.
 
+use diesel::dsl::sql;
+use diesel::sql_types::BigInt;
+use diesel_async::RunQueryDsl;
 use scoria::backup::orders::Order;
+use scoria::backup::retention::many::{self, Looked};
 use scoria::backup::retention::rule::Fate;
-use scoria::backup::retention::{Source, preview};
+use scoria::backup::retention::{Reach, Source, preview};
+use scoria::db::Conn;
 use scoria::error::Code;
 use scoria::rbd::sim::When;
 use scoria::rbd::sim::crash::explored;
@@ -66,14 +71,14 @@ async fn a_middle_point_goes_and_its_child_is_whole() {
     let other = scene.volume(2, "available").await;
     let made = chain(&scene, &serving, &volume, 4).await;
     // No rule: nothing goes, and nothing is said to go.
-    let found = scene.test.db.read("t", async |c| preview(c, &volume, false).await).await.unwrap();
+    let found = scene.test.db.read("t", async |c| preview(c, &volume, Reach::default()).await).await.unwrap();
     assert!(found.policy.is_none() && found.backups.is_empty());
     let answer = serving.carry_out(apply(&volume)).await.unwrap();
     assert_eq!((answer["removed"].as_array().unwrap().len(), &answer["kept"]), (0, &4.into()));
     // Two of one day: the older of them is in the middle.
     keep(&scene, &volume, None, Some(9)).await;
     dated(&scene, &made[1].0, "2026-01-03 08:00").await;
-    let found = scene.test.db.read("t", async |c| preview(c, &volume, false).await).await.unwrap();
+    let found = scene.test.db.read("t", async |c| preview(c, &volume, Reach::default()).await).await.unwrap();
     let going: Vec<&str> =
         found.backups.iter().filter(|v| v.fate == Fate::Removed).map(|v| v.id.as_str()).collect();
     assert_eq!(going, [made[1].0.as_str()]);
@@ -149,14 +154,14 @@ async fn the_last_one_and_what_is_at_work_stay() {
     };
     status(0, "restoring").await;
     status(1, "error").await;
-    let found = scene.test.db.read("t", async |c| preview(c, &volume, false).await).await.unwrap();
+    let found = scene.test.db.read("t", async |c| preview(c, &volume, Reach::default()).await).await.unwrap();
     assert_eq!(found.policy.unwrap().source, Source::Type("plain".into()));
     let fates: Vec<Fate> = found.backups.iter().map(|v| v.fate).collect();
     assert_eq!(fates, [Fate::Kept, Fate::Untouched, Fate::Spared]);
     let answer = serving.carry_out(apply(&volume)).await.unwrap();
     assert_eq!(answer["removed"].as_array().unwrap().len(), 0);
     // Asked for, what came to nothing goes.
-    let order = Order::ApplyRetention { volume: volume.clone(), failed: true };
+    let order = Order::ApplyRetention { volume: volume.clone(), failed: true, deleted_volumes: false };
     let answer = serving.carry_out(order).await.unwrap();
     assert_eq!(answer["removed"][0]["backup"], made[1].0.as_str());
     assert_eq!(scene.backup(&made[2].0).await.parent_id.as_deref(), Some(made[0].0.as_str()));
@@ -166,7 +171,113 @@ async fn the_last_one_and_what_is_at_work_stay() {
     let refused = serving.carry_out(apply(&volume)).await.unwrap_err();
     assert!(refused.contains("backup:keep_last") && refused.contains("few"), "{refused}");
     let unknown = crate::seed::id(1, 99);
-    let error = scene.test.db.read("t", async |c| preview(c, &unknown, false).await).await.unwrap_err();
+    let error =
+        scene.test.db.read("t", async |c| preview(c, &unknown, Reach::default()).await).await.unwrap_err();
     assert_eq!(error.code(), Code::VolumeNotFound);
     assert_eq!(scene.test.rows("SELECT id FROM backups WHERE deleted=0").await.len(), 2);
+}
+
+/// What would go of each volume, by a preview of all: how many, or why its rule means nothing.
+async fn previewed(scene: &Scene, kind: Option<&str>, reach: Reach) -> Vec<(String, Result<usize, String>)> {
+    let page = scene.test.db.read("t", async |c| many::next(c, kind, "", reach).await).await.unwrap();
+    let last = page.last().map(|one| one.volume_id.clone()).unwrap_or_default();
+    let more = scene.test.db.read("t", async |c| many::next(c, kind, &last, reach).await).await.unwrap();
+    assert!(more.is_empty(), "{more:?}");
+    let told = |one: Looked| (one.volume_id, one.found.map(|f| f.going()).map_err(|e| e.user().to_owned()));
+    page.into_iter().map(told).collect()
+}
+
+/// SELECTs of this connection so far.
+async fn selects(conn: &mut Conn) -> scoria::error::Result<i64> {
+    let counter = "(SELECT CAST(VARIABLE_VALUE AS SIGNED) FROM information_schema.SESSION_STATUS \
+                   WHERE VARIABLE_NAME = 'COM_SELECT')";
+    Ok(diesel::select(sql::<BigInt>(counter)).get_result(conn).await?)
+}
+
+#[tokio::test]
+async fn many_volumes_are_looked_at_at_once_and_deleted_ones_only_when_asked_for() {
+    let scene = Scene::with("quota_backups=-1\nquota_backup_gigabytes=-1").await;
+    let serving = Serving::of(&scene);
+    let other = "3f7d81fd-3cb6-4e1a-ab62-35515dfd0a43";
+    scene
+        .test
+        .sql(&format!(
+            "INSERT INTO volume_types (id, name, deleted, is_public) VALUES ('{other}', 'other', 0, 1);
+             INSERT INTO volume_type_extra_specs (volume_type_id, `key`, value, deleted)
+               VALUES ('{TYPE}', 'backup:keep_last', '1', 0), ('{other}', 'backup:keep_last', 'few', 0)"
+        ))
+        .await;
+    let mut ids = Vec::new();
+    for number in 1..=5 {
+        let volume = scene.volume(number, "available").await;
+        for made in chain(&scene, &serving, &volume, 3).await {
+            assert!(!made.0.is_empty());
+        }
+        ids.push(volume);
+    }
+    // By its type; by a rule of its own; deleted; deleted with a rule of its own; of a type whose rule means nothing.
+    keep(&scene, &ids[1], Some(2), None).await;
+    keep(&scene, &ids[3], Some(2), None).await;
+    scene
+        .test
+        .sql(&format!(
+            "UPDATE volumes SET deleted=1, status='deleted' WHERE id IN ('{}', '{}');
+             UPDATE volumes SET volume_type_id='{other}' WHERE id='{}'",
+            ids[2], ids[3], ids[4]
+        ))
+        .await;
+    let all = |going: [usize; 4]| -> Vec<(String, Option<usize>)> {
+        ids.iter().cloned().zip(going.into_iter().map(Some).chain([None])).collect()
+    };
+    let seen = async |reach: Reach| -> Vec<(String, Option<usize>)> {
+        let found = previewed(&scene, None, reach).await;
+        let why = found[4].1.clone().unwrap_err();
+        assert!(why.contains("few") && why.contains("other"), "{why}");
+        found.into_iter().map(|(id, going)| (id, going.ok())).collect()
+    };
+    let deleted = Reach { deleted_volumes: true, ..Reach::default() };
+    assert_eq!(seen(Reach::default()).await, all([2, 1, 0, 1]));
+    assert_eq!(seen(deleted).await, all([2, 1, 2, 1]));
+    assert_eq!(previewed(&scene, Some(other), deleted).await.len(), 1);
+    // Of one alone it is the same.
+    let one = async |reach: Reach| {
+        let id = &ids[2];
+        scene.test.db.read("t", async |c| preview(c, id, reach).await).await.unwrap().going()
+    };
+    assert_eq!((one(Reach::default()).await, one(deleted).await), (0, 2));
+    // Fifty more with backups cost no SELECT more.
+    let cost = async || {
+        let asked = async |c: &mut Conn| {
+            let before = selects(c).await?;
+            many::next(c, None, "", deleted).await?;
+            Ok(selects(c).await? - before)
+        };
+        scene.test.db.read("t", asked).await.unwrap()
+    };
+    let few = cost().await;
+    for number in 100..150 {
+        let volume = crate::seed::volume(&scene.test, number, "available", "").await;
+        scene
+            .test
+            .sql(&format!(
+                "INSERT INTO backups (id, volume_id, status, host, size, project_id, user_id, num_dependent_backups,
+                   created_at, deleted)
+                 VALUES ('{}', '{volume}', 'available', 'node1', 2, 'p', 'u', 0, UTC_TIMESTAMP(), 0)",
+                crate::seed::id(4, 1000 + number)
+            ))
+            .await;
+    }
+    assert_eq!(cost().await, few);
+    scene.test.sql("DELETE FROM backups WHERE project_id='p'").await;
+    // Applied: the volume with the wrong rule is told of, the deleted one loses what its type does not keep.
+    let apply_all =
+        |deleted_volumes| Order::ApplyAllRetention { volume_type: None, failed: false, deleted_volumes };
+    let why = serving.carry_out(apply_all(false)).await.unwrap_err();
+    assert!(why.contains("1 of 5 volumes") && why.contains(&ids[4]), "{why}");
+    assert_eq!(seen(deleted).await, all([0, 0, 2, 0]));
+    scene.test.sql(&format!("UPDATE volumes SET volume_type_id='' WHERE id='{}'", ids[4])).await;
+    let answer = serving.carry_out(apply_all(true)).await.unwrap();
+    assert_eq!((answer["removed"].as_array().unwrap().len(), &answer["volumes"]), (2, &5.into()), "{answer}");
+    assert_eq!(answer["kept"], 1 + 2 + 1 + 2 + 3);
+    assert!(scene.open().await.is_empty());
 }

@@ -221,6 +221,7 @@ async fn retention_is_applied_to_all_volumes_and_one_that_fails_keeps_no_other_f
     let apply = |volume_type: Option<&str>| Order::ApplyAllRetention {
         volume_type: volume_type.map(str::to_owned),
         failed: false,
+        deleted_volumes: false,
     };
     let answer = serving.carry_out(apply(Some("other"))).await.unwrap();
     assert_eq!((&answer["volumes"], &answer["kept"]), (&2.into(), &5.into()), "{answer}");

@@ -179,7 +179,7 @@ pub async fn keep(scene: &Scene, volume: &str, last: Option<i32>, daily: Option<
 
 /// The order that its retention be applied.
 pub fn apply(volume: &str) -> Order {
-    Order::ApplyRetention { volume: volume.to_owned(), failed: false }
+    Order::ApplyRetention { volume: volume.to_owned(), failed: false, deleted_volumes: false }
 }
 
 /// A chain of a full backup and incremental ones, each of a day of its own with something new, and what the volume held.

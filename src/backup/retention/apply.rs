@@ -3,11 +3,14 @@
 //! One transaction locks the backups of the volume, decides, marks what goes (`deleting`), and writes the deletions and
 //! the step of this order; whoever runs it again after a crash finds that step and waits for the same deletions.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::many::{self, Looked};
 use super::rule::Fate;
-use super::{Preview, of_backups};
+use super::{Preview, Reach, of_backups};
 use crate::backend::peers::BackupRequest;
 use crate::backup::ordered::{Child, context_of, submit, wait};
 use crate::backup::{Backups, is_unsettled, names};
@@ -18,8 +21,6 @@ use crate::volume::crash;
 
 /// Step of the journal, of the volume.
 const DELETING: &str = "deleting";
-/// Volumes that are read at once.
-const AT_ONCE: usize = 200;
 /// Reasons that are told.
 const REASONS: usize = 10;
 
@@ -54,7 +55,7 @@ pub async fn everywhere(
     b: &Backups,
     operation: &Operation,
     volume_type: Option<&str>,
-    failed: bool,
+    reach: Reach,
 ) -> Result<Everywhere> {
     let kind = match volume_type {
         Some(name) => {
@@ -63,36 +64,74 @@ pub async fn everywhere(
         }
         None => None,
     };
-    let (mut done, mut reasons, mut after) = (Everywhere::default(), Vec::new(), String::new());
+    let mut former = BTreeMap::new();
+    for step in operation.items().await? {
+        former.insert(step.resource_id.clone(), step.parse::<Applied>()?);
+    }
+    let (mut all, mut after) = (All::default(), String::new());
     loop {
         let next = b.db.read("volumes with backups", async |conn| {
-            db::backup_order::volumes_with_backups(conn, kind.as_deref(), &after, AT_ONCE).await
+            many::next(conn, kind.as_deref(), &after, reach).await
         });
-        let volumes = next.await?;
-        let Some(last) = volumes.last() else { break };
-        after.clone_from(last);
-        for volume in &volumes {
-            done.volumes += 1;
-            match apply(b, operation, volume, failed).await {
-                Ok(applied) => {
-                    done.removed.extend(applied.removed);
-                    done.kept += applied.kept;
+        let page = next.await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.volume_id);
+        for Looked { volume_id, count, found } in page {
+            let applied = match (former.remove(&volume_id), found) {
+                (Some(ordered), _) => ended(b, ordered).await,
+                (None, Ok(preview)) if preview.going() == 0 => {
+                    Ok(Applied { volume_id: volume_id.clone(), removed: Vec::new(), kept: count })
                 }
-                Err(error) if is_unsettled(&error) => return Err(error),
-                Err(error) => reasons.push(format!("volume {volume}: {}", error.user())),
-            }
+                (None, Ok(_)) => match order(b, operation, &volume_id, reach).await {
+                    Ok(ordered) => ended(b, ordered).await,
+                    Err(error) => Err(error),
+                },
+                (None, Err(error)) => Err(error),
+            };
+            all.add(&volume_id, applied)?;
         }
     }
-    if reasons.is_empty() {
-        return Ok(done);
+    // What was ordered before a crash of volumes that have no backup any more.
+    for (volume_id, ordered) in former {
+        all.add(&volume_id, ended(b, ordered).await)?;
     }
-    let text = format!(
-        "Retention could not be applied to {} of {} volumes: {}",
-        reasons.len(),
-        done.volumes,
-        reasons.iter().take(REASONS).cloned().collect::<Vec<_>>().join("; ")
-    );
-    Err(Error::new(Code::InvalidBackup, text))
+    all.answer()
+}
+
+/// What came of it so far.
+#[derive(Default)]
+struct All {
+    done: Everywhere,
+    reasons: Vec<String>,
+}
+
+impl All {
+    fn add(&mut self, volume_id: &str, applied: Result<Applied>) -> Result<()> {
+        self.done.volumes += 1;
+        match applied {
+            Ok(applied) => {
+                self.done.removed.extend(applied.removed);
+                self.done.kept += applied.kept;
+            }
+            Err(error) if is_unsettled(&error) => return Err(error),
+            Err(error) => self.reasons.push(format!("volume {volume_id}: {}", error.user())),
+        }
+        Ok(())
+    }
+
+    fn answer(self) -> Result<Everywhere> {
+        let All { done, reasons } = self;
+        if reasons.is_empty() {
+            return Ok(done);
+        }
+        let text = format!(
+            "Retention could not be applied to {} of {} volumes: {}",
+            reasons.len(),
+            done.volumes,
+            reasons.iter().take(REASONS).cloned().collect::<Vec<_>>().join("; ")
+        );
+        Err(Error::new(Code::InvalidBackup, text))
+    }
 }
 
 /// Deletes what the rule of a volume does not keep. Without a rule nothing goes.
@@ -100,13 +139,19 @@ pub async fn everywhere(
 /// # Errors
 /// `InvalidBackup` when a deletion failed; `InvalidInput` for extra specs that mean nothing; `VolumeNotFound`;
 /// `Database`, `Cancelled`.
-pub async fn apply(b: &Backups, operation: &Operation, volume_id: &str, failed: bool) -> Result<Applied> {
+pub async fn apply(b: &Backups, operation: &Operation, volume_id: &str, reach: Reach) -> Result<Applied> {
     let former = operation.items().await?.into_iter().find(|step| step.resource_id == volume_id);
-    let applied = match former {
+    let ordered = match former {
         Some(step) => step.parse::<Applied>()?,
-        None => order(b, operation, volume_id, failed).await?,
+        None => order(b, operation, volume_id, reach).await?,
     };
+    ended(b, ordered).await
+}
+
+/// Waits for the deletions that were ordered of a volume.
+async fn ended(b: &Backups, applied: Applied) -> Result<Applied> {
     crash::point("apply_retention:ordered");
+    let volume_id = &applied.volume_id;
     let ids: Vec<i64> = applied.removed.iter().map(|child| child.operation).collect();
     let left: Vec<String> = wait(b, &ids)
         .await?
@@ -129,14 +174,14 @@ pub async fn apply(b: &Backups, operation: &Operation, volume_id: &str, failed: 
     Ok(applied)
 }
 
-async fn order(b: &Backups, operation: &Operation, volume_id: &str, failed: bool) -> Result<Applied> {
+async fn order(b: &Backups, operation: &Operation, volume_id: &str, reach: Reach) -> Result<Applied> {
     operation
         .write("retention", async |conn| {
             let found = db::backup_order::lock_all(conn, volume_id).await?;
             if found.is_empty() {
                 db::volume::get(conn, volume_id).await?;
             }
-            let Preview { backups, .. } = of_backups(conn, volume_id, &found, failed).await?;
+            let Preview { backups, .. } = of_backups(conn, volume_id, &found, reach).await?;
             let mut removed = Vec::new();
             for verdict in backups.iter().filter(|verdict| verdict.fate == Fate::Removed) {
                 let Some(row) = found.iter().find(|row| row.id == verdict.id) else { continue };

@@ -1,12 +1,13 @@
 //! Retention: how many backups of a volume stay, and which go.
 //!
 //! What is set for a volume counts (`scoria_backup_retention`), else what its type says by extra specs; with neither all
-//! stay. `rule` decides, `apply` has those deleted that nothing keeps.
+//! stay. `rule` decides, `many` looks at many volumes in sets, `apply` has those deleted that nothing keeps.
 
 pub mod apply;
+pub mod many;
 pub mod rule;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::db::backup_order::taken_at;
 use crate::db::backup_retention::RetentionRow;
 use crate::error::{Code, Error, Result};
 use crate::model::Backup;
-use rule::{Keep, MOST, Point, Verdict};
+use rule::{Fate, Keep, MOST, Point, Verdict};
 
 /// Extra specs of a volume type: how many backups of each of its volumes are kept.
 pub const SPECS: [&str; 4] =
@@ -50,6 +51,15 @@ pub struct Policy {
     pub source: Source,
 }
 
+/// What retention reaches besides whole backups of volumes that exist.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Backups in error go, too.
+    pub failed: bool,
+    /// For a volume that is deleted its type counts, too: without, its backups all stay, unless a rule was set for itself.
+    pub deleted_volumes: bool,
+}
+
 /// What retention would do now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preview {
@@ -59,6 +69,13 @@ pub struct Preview {
     pub policy: Option<Policy>,
     /// Each backup, the newest first.
     pub backups: Vec<Verdict>,
+}
+
+impl Preview {
+    /// How many would go.
+    pub fn going(&self) -> usize {
+        self.backups.iter().filter(|verdict| verdict.fate == Fate::Removed).count()
+    }
 }
 
 /// What is to be set for a volume, checked.
@@ -140,38 +157,59 @@ pub fn of_specs(type_name: &str, specs: &BTreeMap<String, String>) -> Result<Opt
     Ok((!keep.is_nothing()).then(|| (keep, zone.to_owned())))
 }
 
-/// What counts for a volume, which may be deleted by now.
+/// What counts for a volume. For one that is deleted by now its type does only with `deleted_volumes`.
 ///
 /// # Errors
 /// As [`of_specs`]; `Database`.
-pub async fn policy(conn: &mut Conn, volume_id: &str) -> Result<Option<Policy>> {
-    if let Some(row) = db::backup_retention::find(conn, volume_id).await? {
-        let keep = of_row(&row);
-        return Ok(Some(Policy { keep, time_zone: row.time_zone, source: Source::Volume }));
+pub async fn policy(conn: &mut Conn, volume_id: &str, deleted_volumes: bool) -> Result<Option<Policy>> {
+    let ids = [volume_id.to_owned()];
+    policies(conn, &ids, deleted_volumes).await?.remove(volume_id).unwrap_or(Ok(None))
+}
+
+/// The same for many volumes, in a fixed number of SELECTs. Of those that have no rule nothing is said.
+async fn policies(
+    conn: &mut Conn,
+    ids: &[String],
+    deleted_volumes: bool,
+) -> Result<BTreeMap<String, Result<Option<Policy>>>> {
+    let mut found = BTreeMap::new();
+    let types = db::backup_retention::types_of(conn, ids, deleted_volumes).await?;
+    let kinds: BTreeSet<&str> = types.iter().map(|(_, kind)| kind.as_str()).collect();
+    let said = db::backup_retention::said_by_types(conn, &kinds).await?;
+    for (volume, kind) in &types {
+        let Some((name, specs)) = said.get(kind) else { continue };
+        let policy = of_specs(name, specs).map(|said| {
+            said.map(|(keep, time_zone)| Policy { keep, time_zone, source: Source::Type(name.clone()) })
+        });
+        found.insert(volume.clone(), policy);
     }
-    let Some(volume) = db::volume::find(conn, volume_id).await? else { return Ok(None) };
-    if volume.volume_type_id.is_empty() {
-        return Ok(None);
+    // What is set for the volume itself counts alone.
+    for row in db::backup_retention::of_volumes(conn, ids).await? {
+        let policy = Policy { keep: of_row(&row), time_zone: row.time_zone, source: Source::Volume };
+        found.insert(row.volume_id, Ok(Some(policy)));
     }
-    let found = db::volume_type::get(conn, &volume.volume_type_id).await?;
-    let said = of_specs(&found.name, &found.extra_specs)?;
-    Ok(said.map(|(keep, time_zone)| Policy { keep, time_zone, source: Source::Type(found.name) }))
+    Ok(found)
 }
 
 /// What retention would do with the backups of a volume now, and why.
 ///
 /// # Errors
 /// `VolumeNotFound` when there is neither the volume nor a backup of it; as [`policy`].
-pub async fn preview(conn: &mut Conn, volume_id: &str, failed: bool) -> Result<Preview> {
+pub async fn preview(conn: &mut Conn, volume_id: &str, reach: Reach) -> Result<Preview> {
     let backups = db::backup_work::list(conn, Some(volume_id)).await?;
     if backups.is_empty() {
         db::volume::get(conn, volume_id).await?;
     }
-    of_backups(conn, volume_id, &backups, failed).await
+    of_backups(conn, volume_id, &backups, reach).await
 }
 
-async fn of_backups(conn: &mut Conn, volume_id: &str, backups: &[Backup], failed: bool) -> Result<Preview> {
-    let policy = policy(conn, volume_id).await?;
+async fn of_backups(conn: &mut Conn, volume_id: &str, backups: &[Backup], reach: Reach) -> Result<Preview> {
+    let policy = policy(conn, volume_id, reach.deleted_volumes).await?;
+    counted(volume_id, policy, backups, reach.failed)
+}
+
+/// What a rule makes of the backups of a volume.
+fn counted(volume_id: &str, policy: Option<Policy>, backups: &[Backup], failed: bool) -> Result<Preview> {
     let backups = match &policy {
         Some(policy) => rule::decide(&policy.keep, rule::zone(&policy.time_zone)?, &points(backups), failed),
         None => Vec::new(),

@@ -8,13 +8,11 @@ use super::super::output::{table, time};
 use super::super::{Context, Report, confirm};
 use super::create::{At, send};
 use crate::backup::orders::Order;
+use crate::backup::retention::many::{self, Looked};
 use crate::backup::retention::rule::Fate;
-use crate::backup::retention::{self, Policy, Preview, Source};
+use crate::backup::retention::{self, Policy, Preview, Reach, Source};
 use crate::db;
 use crate::error::Result;
-
-/// Volumes that are read at once.
-const AT_ONCE: usize = 200;
 
 /// Actions of `retention`.
 #[derive(Debug, Subcommand)]
@@ -81,15 +79,33 @@ pub struct Whose {
     pub all: bool,
 }
 
+/// What it reaches.
+#[derive(Debug, Clone, Copy, Args)]
+#[allow(missing_docs)]
+pub struct Extent {
+    /// Also those in error
+    #[arg(long)]
+    pub failed: bool,
+    /// Also those of volumes that are deleted, by the rules of the types that they had; else they all stay, unless a rule
+    /// was set for the volume itself
+    #[arg(long)]
+    pub deleted_volumes: bool,
+}
+
+impl From<Extent> for Reach {
+    fn from(Extent { failed, deleted_volumes }: Extent) -> Reach {
+        Reach { failed, deleted_volumes }
+    }
+}
+
 /// Arguments of `preview`.
 #[derive(Debug, Args)]
 #[allow(missing_docs)]
 pub struct Look {
     #[command(flatten)]
     pub whose: Whose,
-    /// Also those in error
-    #[arg(long)]
-    pub failed: bool,
+    #[command(flatten)]
+    pub extent: Extent,
 }
 
 /// Arguments of `apply`.
@@ -98,9 +114,8 @@ pub struct Look {
 pub struct Apply {
     #[command(flatten)]
     pub whose: Whose,
-    /// Also those in error
-    #[arg(long)]
-    pub failed: bool,
+    #[command(flatten)]
+    pub extent: Extent,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
@@ -132,10 +147,10 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
                 .await?;
             show(context, &volume).await
         }
-        Action::Preview(Look { whose, failed }) => preview(context, &whose, failed).await,
-        Action::Apply(Apply { whose, failed, yes, at }) => {
+        Action::Preview(Look { whose, extent }) => preview(context, &whose, extent.into()).await,
+        Action::Apply(Apply { whose, extent, yes, at }) => {
             if !yes {
-                eprintln!("{}", preview(context, &whose, failed).await?.text.trim_end());
+                eprintln!("{}", preview(context, &whose, extent.into()).await?.text.trim_end());
                 let (what, word) = match (&whose.volume, &whose.volume_type) {
                     (Some(volume), _) => ("the id of the volume", volume.to_string()),
                     (None, Some(kind)) => ("the volume type", kind.clone()),
@@ -144,19 +159,23 @@ pub(super) async fn run(context: &Context, action: Action) -> Result<Report> {
                 let question = format!("Type {what} ({word}) to delete what is to be removed:");
                 confirm::ask(question, &word, yes).await?;
             }
+            let Extent { failed, deleted_volumes } = extent;
             let order = match whose.volume {
-                Some(volume) => Order::ApplyRetention { volume: volume.to_string(), failed },
-                None => Order::ApplyAllRetention { volume_type: whose.volume_type, failed },
+                Some(volume) => Order::ApplyRetention { volume: volume.to_string(), failed, deleted_volumes },
+                None => Order::ApplyAllRetention { volume_type: whose.volume_type, failed, deleted_volumes },
             };
             send(context, order, at, applied).await
         }
     }
 }
 
-/// What would be done with one volume's backups, or with those of many, of whom those that lose none are counted only.
-async fn preview(context: &Context, whose: &Whose, failed: bool) -> Result<Report> {
+/// What would be done with one volume's backups, or with those of many, of whom those that lose none are counted only. One
+/// whose rule means nothing is named, and keeps the others from nothing.
+async fn preview(context: &Context, whose: &Whose, reach: Reach) -> Result<Report> {
     if let Some(volume) = &whose.volume {
-        return told(&look(context, &volume.to_string(), failed).await?);
+        let volume = volume.to_string();
+        let read = async |conn: &mut db::Conn| retention::preview(conn, &volume, reach).await;
+        return told(&context.db.read("retention of a volume", read).await?);
     }
     let kind = match &whose.volume_type {
         Some(name) => {
@@ -165,36 +184,49 @@ async fn preview(context: &Context, whose: &Whose, failed: bool) -> Result<Repor
         }
         None => None,
     };
-    let (mut text, mut found, mut after) = (String::new(), Vec::new(), String::new());
+    let (mut all, mut after) = (Vec::new(), String::new());
     loop {
-        let next = async |conn: &mut db::Conn| {
-            db::backup_order::volumes_with_backups(conn, kind.as_deref(), &after, AT_ONCE).await
-        };
-        let volumes = context.db.read("volumes with backups", next).await?;
-        let Some(last) = volumes.last() else { break };
-        for volume in &volumes {
-            found.push(look(context, volume, failed).await?);
-        }
-        after.clone_from(last);
+        let next = async |conn: &mut db::Conn| many::next(conn, kind.as_deref(), &after, reach).await;
+        let page = context.db.read("volumes with backups", next).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.volume_id);
+        all.extend(page);
     }
-    let goes = |of: &Preview| of.backups.iter().filter(|v| v.fate == Fate::Removed).count();
-    for one in found.iter().filter(|one| goes(one) > 0) {
-        text.push_str(&told(one)?.text);
-    }
-    let sum: usize = found.iter().map(goes).sum();
-    let losing = found.iter().filter(|one| goes(one) > 0).count();
-    text.push_str(&format!("{} volumes have backups; of {losing} of them {sum} would go.\n", found.len()));
-    Report::new(text, &found)
+    told_of_all(&all)
 }
 
-async fn look(context: &Context, volume: &str, failed: bool) -> Result<Preview> {
-    let read = async |conn: &mut db::Conn| retention::preview(conn, volume, failed).await;
-    context.db.read("retention of a volume", read).await
+fn told_of_all(all: &[Looked]) -> Result<Report> {
+    let (mut text, mut documents) = (String::new(), Vec::with_capacity(all.len()));
+    let (mut losing, mut sum, mut wrong) = (0, 0, 0);
+    for Looked { volume_id, found, .. } in all {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                wrong += 1;
+                text.push_str(&format!("Volume {volume_id}: {}\n", error.user()));
+                documents.push(json!({"volume_id": volume_id, "error": error.user()}));
+                continue;
+            }
+        };
+        let report = told(found)?;
+        if found.going() > 0 {
+            (losing, sum) = (losing + 1, sum + found.going());
+            text.push_str(&report.text);
+        }
+        documents.push(report.json);
+    }
+    text.push_str(&format!("{} volumes have backups; of {losing} of them {sum} would go.\n", all.len()));
+    if wrong > 0 {
+        text.push_str(&format!("Of {wrong} the rule means nothing, and nothing would go.\n"));
+    }
+    Report::new(text, &documents)
 }
 
 async fn show(context: &Context, volume: &str) -> Result<Report> {
-    let found =
-        context.db.read("retention of a volume", async |conn| retention::policy(conn, volume).await).await?;
+    let found = context
+        .db
+        .read("retention of a volume", async |conn| retention::policy(conn, volume, false).await)
+        .await?;
     Report::new(
         format!("Volume {volume}: {}\n", rule(found.as_ref())),
         &json!({"volume_id": volume, "policy": found}),
@@ -252,6 +284,7 @@ fn applied(document: &Value) -> String {
 mod tests {
     use super::*;
     use crate::backup::retention::rule::{Keep, Verdict};
+    use crate::error::{Code, Error};
 
     #[test]
     fn what_would_go_is_told_with_the_reason() {
@@ -286,5 +319,14 @@ mod tests {
             "Backup b1 is deleted.\n1 deleted, 1 stay."
         );
         assert!(rule(None).contains("all backups are kept"));
+        // Of many, who loses nothing is counted only, and whose rule means nothing is named.
+        let look = |id: &str, found| Looked { volume_id: id.into(), count: 2, found };
+        let wrong = Error::new(Code::InvalidInput, "Extra spec backup:keep_last is \"few\"");
+        let nothing = Preview { volume_id: "w".into(), policy: None, backups: Vec::new() };
+        let report =
+            told_of_all(&[look("v", Ok(found)), look("w", Ok(nothing)), look("x", Err(wrong))]).unwrap();
+        assert!(report.text.contains("3 volumes have backups; of 1 of them 1 would go"), "{}", report.text);
+        assert!(report.text.contains("Volume x: Extra spec") && !report.text.contains("Volume w"));
+        assert_eq!((&report.json[0]["volume_id"], report.json[2]["error"].is_string()), (&json!("v"), true));
     }
 }

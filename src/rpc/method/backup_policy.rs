@@ -4,6 +4,7 @@
 use super::Args;
 use crate::backup::ordered::Create;
 use crate::backup::orders::Order;
+use crate::backup::retention::Reach;
 use crate::backup::schedule::{Given, Of};
 use crate::error::{Code, Error, Result};
 use crate::rpc::dispatch::Method;
@@ -30,7 +31,7 @@ pub enum PolicyCall {
     },
     PreviewRetention {
         volume: String,
-        failed: bool,
+        reach: Reach,
     },
     CreateSchedule {
         of: Of,
@@ -123,20 +124,24 @@ pub(crate) fn backup_clear_retention(args: &mut Args) -> Result<Method> {
     made(PolicyCall::ClearRetention { volume: args.text("volume")? })
 }
 
-/// `preview_retention(volume, failed=False)`
+/// `preview_retention(volume, failed=False, deleted_volumes=False)`
 pub(crate) fn backup_preview_retention(args: &mut Args) -> Result<Method> {
-    made(PolicyCall::PreviewRetention { volume: args.text("volume")?, failed: args.flag("failed", false)? })
+    let reach =
+        Reach { failed: args.flag("failed", false)?, deleted_volumes: args.flag("deleted_volumes", false)? };
+    made(PolicyCall::PreviewRetention { volume: args.text("volume")?, reach })
 }
 
-/// `apply_retention(volume=None, volume_type=None, all=False, failed=False, order=None)`: of a volume, of all volumes of
+/// `apply_retention(volume=None, volume_type=None, all=False, failed=False, deleted_volumes=False, order=None)`: of a volume, of all volumes of
 /// a type, or of all that have backups.
 pub(crate) fn backup_apply_retention(args: &mut Args) -> Result<Method> {
     let (volume, volume_type) = (args.maybe_text("volume")?, args.maybe_text("volume_type")?);
     let (all, failed) = (args.flag("all", false)?, args.flag("failed", false)?);
+    let deleted_volumes = args.flag("deleted_volumes", false)?;
+    let of_many = |volume_type| Order::ApplyAllRetention { volume_type, failed, deleted_volumes };
     let order = match (volume, volume_type, all) {
-        (Some(volume), None, false) => Order::ApplyRetention { volume, failed },
-        (None, Some(kind), false) => Order::ApplyAllRetention { volume_type: Some(kind), failed },
-        (None, None, true) => Order::ApplyAllRetention { volume_type: None, failed },
+        (Some(volume), None, false) => Order::ApplyRetention { volume, failed, deleted_volumes },
+        (None, Some(kind), false) => of_many(Some(kind)),
+        (None, None, true) => of_many(None),
         _ => {
             let text = "Name one of: a volume, a volume type, all";
             return Err(Error::new(Code::InvalidInput, text));
@@ -265,8 +270,15 @@ mod tests {
             matches!(changed, PolicyCall::UpdateSchedule { given, paused: None, .. } if given.retention == Some(true))
         );
         let everywhere = read(backup_apply_retention, json!({"all": true, "failed": true})).unwrap();
-        let order = Order::ApplyAllRetention { volume_type: None, failed: true };
+        let order = Order::ApplyAllRetention { volume_type: None, failed: true, deleted_volumes: false };
         assert_eq!(everywhere, PolicyCall::Order { order, id: None });
+        let asked = json!({"volume": "v", "deleted_volumes": true});
+        let reach = Reach { failed: false, deleted_volumes: true };
+        let preview = read(backup_preview_retention, asked.clone()).unwrap();
+        assert_eq!(preview, PolicyCall::PreviewRetention { volume: "v".into(), reach });
+        let one = read(backup_apply_retention, asked).unwrap();
+        let order = Order::ApplyRetention { volume: "v".into(), failed: false, deleted_volumes: true };
+        assert_eq!(one, PolicyCall::Order { order, id: None });
         for wrong in
             [json!({}), json!({"volume": "v", "all": true}), json!({"volume_type": "t", "volume": "v"})]
         {

@@ -23,7 +23,7 @@ pub(super) async fn answer(b: &Backups, call: &PolicyCall) -> Result<Value> {
             let found =
                 b.db.read("retention of a volume", async |conn| {
                     db::volume::get(conn, volume).await?;
-                    retention::policy(conn, volume).await
+                    retention::policy(conn, volume, false).await
                 })
                 .await?;
             Ok(json!({"volume_id": volume, "policy": to_value(&found)?}))
@@ -34,7 +34,7 @@ pub(super) async fn answer(b: &Backups, call: &PolicyCall) -> Result<Value> {
                 b.db.write("retention of a volume", async |conn| {
                     db::volume::get(conn, volume).await?;
                     db::backup_retention::set(conn, &row).await?;
-                    retention::policy(conn, volume).await
+                    retention::policy(conn, volume, false).await
                 })
                 .await?;
             info!(volume.id = volume, "retention of a volume was set");
@@ -47,10 +47,10 @@ pub(super) async fn answer(b: &Backups, call: &PolicyCall) -> Result<Value> {
                 .await?;
             Ok(json!({"volume_id": volume, "cleared": cleared}))
         }
-        PolicyCall::PreviewRetention { volume, failed } => {
+        PolicyCall::PreviewRetention { volume, reach } => {
             let found = b
                 .db
-                .read("retention of a volume", async |conn| retention::preview(conn, volume, *failed).await)
+                .read("retention of a volume", async |conn| retention::preview(conn, volume, *reach).await)
                 .await?;
             to_value(&found)
         }
