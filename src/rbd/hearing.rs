@@ -193,6 +193,7 @@ mod tests {
             dest_since: None,
             offset: 0,
             budget: 1 << 30,
+            at_least_s: 0,
             sums: Sums::default(),
         }
     }
