@@ -24,6 +24,9 @@ const IMAGES: usize = 64;
 /// Objects that are read at once.
 const OBJECTS: usize = 8;
 
+/// Rows by the site that they name and their pool, with the site.
+type Pools<'a> = BTreeMap<(Option<String>, String), (Site, Vec<&'a Backup>)>;
+
 /// Looks for the data of all backups that should have some.
 ///
 /// # Errors
@@ -47,7 +50,7 @@ pub(super) async fn look(b: &Backups, places: &Places, audit: &mut Audit) -> Res
                 .into_iter()
                 .map(|row| (row.id.clone(), row))
                 .collect();
-        let mut pools: BTreeMap<(Option<String>, String), (Site, Vec<&Backup>)> = BTreeMap::new();
+        let mut pools = Pools::new();
         for row in &rows {
             let noted = names::ServiceMetadata::read(row.service_metadata.as_deref()).and_then(|m| m.site);
             let pool = b.pool_of(row);
