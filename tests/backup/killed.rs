@@ -9,7 +9,7 @@ use crate::{Backups, Who};
 const WHY: &str = "stock knows neither journal nor crash points";
 
 /// Has the service die at `point` when `order` is given, and starts it again.
-fn die<T>(lab: &Lab, backups: &Backups<'_>, point: &str, order: impl FnOnce() -> T) -> T {
+pub(crate) fn die<T>(lab: &Lab, backups: &Backups<'_>, point: &str, order: impl FnOnce() -> T) -> T {
     backups.restart_with(&[("SCORIA_CRASH_AT", point)]);
     let ordered = order();
     lab.wait_gone("scoria-backup", 120);

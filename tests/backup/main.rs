@@ -10,6 +10,7 @@ mod common;
 mod crash;
 mod failover;
 mod interop;
+mod keys;
 mod killed;
 mod life;
 mod losses;

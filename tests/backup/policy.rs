@@ -218,3 +218,83 @@ fn a_backup_and_a_restoration_are_cancelled_and_nothing_is_left() {
     lab.delete(&[&volume, &target]);
     lab.wait_quota(json!({}));
 }
+
+#[test]
+#[ignore = "whole matrix: tools/test --full"]
+fn all_volumes_of_a_type_are_backed_up_by_an_order_and_by_a_schedule_and_retention_is_applied_to_it() {
+    let lab = Lab::get();
+    if !lab.only_scoria(WHY) {
+        return;
+    }
+    let backups = Backups::served_by(&lab, Who::Scoria);
+    let kind = lab.api("volume_types.create", json!(["gold"]), json!({}))["id"].clone();
+    let spec = |key: &str, value: &str| {
+        let sql = "INSERT INTO volume_type_extra_specs (volume_type_id, `key`, value, deleted) VALUES (%s, %s, %s, 0)";
+        lab.sql(sql, &[kind.clone(), json!(key), json!(value)]);
+    };
+    spec("volume_backend_name", "ceph");
+    let volumes: Vec<String> = (0..3).map(|_| lab.volume_of_type("gold")).collect();
+    let bystander = lab.volume_of_type("ceph");
+    let written = |seed: u32| -> Vec<String> {
+        (0u32..).zip(&volumes).map(|(at, id)| lab.write("a", id, seed + at)).collect()
+    };
+    let of = |volume: &str| {
+        let query = "SELECT id, parent_id, status FROM backups WHERE deleted = 0 AND volume_id = %s ORDER BY created_at";
+        lab.rows(query, &[json!(volume)])
+    };
+    written(10);
+    let said = manage(&lab, &["backup", "create", "--type", "gold"]);
+    assert!(said.contains("3 volumes of type gold are backed up"), "{said}");
+    assert!(volumes.iter().all(|id| of(id).len() == 1) && of(&bystander).is_empty());
+
+    // One that is at something else keeps no other one from it; the order says which.
+    lab.sql("UPDATE volumes SET status = 'maintenance' WHERE id = %s", &[json!(volumes[1])]);
+    let second = written(20);
+    let out = lab.manage(&["backup", "create", "--type", "gold", "--incremental"]);
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(!out.status.success() && text.contains(&volumes[1]) && text.contains("1 of 3"), "{text}");
+    lab.sql("UPDATE volumes SET status = 'available' WHERE id = %s", &[json!(volumes[1])]);
+    let counts: Vec<usize> = volumes.iter().map(|id| of(id).len()).collect();
+    assert_eq!(counts, [2, 1, 2]);
+    assert!(of(&volumes[0])[1]["parent_id"].is_string(), "{:?}", of(&volumes[0]));
+
+    // What its extra specs keep, applied to the whole type.
+    spec("backup:keep_last", "1");
+    let said = manage(&lab, &["backup", "retention", "preview", "--type", "gold"]);
+    assert!(said.contains("of 2 of them 2 would go"), "{said}");
+    let said = manage(&lab, &["backup", "retention", "apply", "--type", "gold", "--yes"]);
+    assert!(said.contains("2 deleted, 3 stay"), "{said}");
+    let new = backups.restore(row_str(&of(&volumes[0])[0], "id"), None);
+    assert_eq!(lab.checksum("a", &new), second[0]);
+    lab.delete(&[&new]);
+
+    // By a schedule, which applies it, too.
+    let last = written(30);
+    let cron = ["--cron", "* * * * *", "--full-every", "0", "--name", "all-gold", "--retention", "true"];
+    manage(&lab, &[&["backup", "schedule", "create", "--type", "gold"][..], &cron].concat());
+    let operation = wait_for("the schedule runs", 120, || {
+        let shown = ask(&lab, "show_schedule", json!({"id": "all-gold"}));
+        shown["last_operation"].is_i64().then(|| shown["last_operation"].clone())
+    });
+    ask(&lab, "pause_schedule", json!({"id": "all-gold"}));
+    let told = ended(&lab, &json!({"operation": operation}));
+    assert_eq!(told["outcome"], "succeeded", "{told}");
+    ask(&lab, "delete_schedule", json!({"id": "all-gold"}));
+    for (id, content) in volumes.iter().zip(&last) {
+        let left = of(id);
+        assert_eq!(left.len(), 1, "{left:?}");
+        let made = row_str(&left[0], "id").to_owned();
+        let said = manage(&lab, &["backup", "verify", &made]);
+        assert!(said.contains("is good"), "{said}");
+        let new = backups.restore(&made, None);
+        assert_eq!(&lab.checksum("a", &new), content);
+        assert_eq!(points(&lab, id), 1);
+        lab.delete(&[&new]);
+        backups.delete(&made);
+    }
+    let said = manage(&lab, &["backup", "audit"]);
+    assert!(said.contains("Nothing is orphaned, and nothing is lost"), "{said}");
+    lab.delete(&[&volumes[0], &volumes[1], &volumes[2], &bystander]);
+    lab.api("volume_types.delete", json!([kind]), json!({}));
+    lab.wait_quota(json!({}));
+}
