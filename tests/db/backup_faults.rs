@@ -11,7 +11,7 @@ use scoria::rbd::protocol::{ImageWrite, ObjectRemove, ObjectWrite, SnapRemove};
 use scoria::rbd::sim::{Fault, When};
 use scoria::rpc::synthetic;
 
-use crate::backup_scene::{MIB, Scene, Work};
+use crate::backup_scene::{IMPATIENT, MIB, Scene, Work};
 use crate::seed;
 
 const DRIVER: &str = "cinder.backup.drivers.ceph.CephBackupDriver";
@@ -55,7 +55,7 @@ async fn a_backup_that_cannot_be_made_leaves_nothing() {
 
 #[tokio::test]
 async fn a_site_that_dies_in_the_midst_fails_the_backup_and_the_deletion_tidies_up() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(IMPATIENT).await;
     let volume = scene.volume(1, "available").await;
     scene.write(&volume, 0, 7, MIB).await;
     for (number, site) in [(1, "a"), (2, "b")] {

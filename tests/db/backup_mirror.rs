@@ -9,7 +9,7 @@ use scoria::rbd::protocol::*;
 use scoria::rbd::sim::{Fault, When};
 use scoria::rbd::types::MirrorMode;
 
-use crate::backup_scene::{MIB, Scene, Work};
+use crate::backup_scene::{IMPATIENT, MIB, Scene, Work};
 use crate::seed::BACKEND;
 
 pub const MODES: [MirrorMode; 2] = [MirrorMode::Journal, MirrorMode::Snapshot];
@@ -322,8 +322,8 @@ async fn loop_until_made(scene: &Scene, volume: &str) -> String {
 
 #[tokio::test]
 async fn what_fails_on_either_site_is_taken_away() {
-    let scene =
-        Scene::mirroring("backup_method=mirror\n[scoria]\nscoria_backup_mirror_timeout=1", STEP).await;
+    let options = format!("{IMPATIENT}backup_method=mirror\n[scoria]\nscoria_backup_mirror_timeout=1");
+    let scene = Scene::mirroring(&options, STEP).await;
     let volume = scene.mirrored(1, MODES[1]).await;
     for (number, request, site, kind) in [
         (1, "SnapCreate", "a", RbdErrorKind::NoSpace),

@@ -31,8 +31,8 @@ const CONF: &str = "[DEFAULT]\nhost=node1\nenabled_backends=ceph\ntransport_url=
                     rbd_ceph_conf=/sim/a.conf\nrbd_secret_uuid=s\n\
                     replication_device=backend_id:b,conf:/sim/b.conf,user:cinder\n";
 pub const MIB: u64 = 1 << 20;
-/// How long work goes on with a site that is silent, unless a test says something else.
-pub const SILENCE: Duration = Duration::from_secs(2);
+/// Among the options: a silent site is given up at once, for tests that have none of the time that it has.
+pub const IMPATIENT: &str = "# impatient\n";
 
 /// What a backup service is asked to do.
 #[derive(Debug, Clone)]
@@ -369,9 +369,9 @@ fn of_host(test: &TestDb, sim: &Sim, heard: &Arc<Heard>, options: &str, conf: &P
     let text = text.replace("host=node1", &format!("host={host}"));
     std::fs::write(conf, text).unwrap();
     let (mut config, _) = Config::load(&[conf.to_owned()], &[], std::iter::empty()).unwrap();
-    if !options.contains("scoria_backup_site_timeout") {
-        // Tests have none of the time that a site has.
-        config.backup.site_timeout = SILENCE;
+    if options.contains(IMPATIENT) {
+        // Less than an operator may ask for.
+        config.backup.site_timeout = Duration::from_secs(2);
     }
     let peers = Peers {
         notify: heard.clone(),

@@ -7,7 +7,7 @@ use scoria::rbd::RbdErrorKind;
 use scoria::rbd::protocol::Request;
 use scoria::rbd::sim::{Fault, When};
 
-use crate::backup_scene::{MIB, Scene, Work};
+use crate::backup_scene::{IMPATIENT, MIB, Scene, Work};
 
 /// From now on the site of the backups answers nothing.
 fn silence(scene: &Scene) {
@@ -35,7 +35,7 @@ async fn failed(scene: &Scene, backup: &str, volume: &str, why: &str) {
 
 #[tokio::test]
 async fn a_site_that_falls_silent_is_given_up_once_and_not_call_by_call() {
-    let scene = Scene::new().await;
+    let scene = Scene::with(IMPATIENT).await;
     let volume = scene.volume(1, "available").await;
     let other = scene.volume(2, "available").await;
     scene.write(&volume, 0, 7, 3 * MIB).await;
@@ -96,7 +96,7 @@ async fn a_site_that_falls_silent_is_given_up_once_and_not_call_by_call() {
 
 #[tokio::test]
 async fn an_outage_that_is_shorter_costs_nothing() {
-    let scene = Scene::with("[scoria]\nscoria_backup_site_timeout=60").await;
+    let scene = Scene::new().await;
     let volume = scene.volume(1, "available").await;
     scene.write(&volume, 0, 7, 3 * MIB).await;
     let target = scene.volume(2, "available").await;
