@@ -9,6 +9,7 @@
 mod common;
 mod crash;
 mod failover;
+mod hosts;
 mod interop;
 mod keys;
 mod killed;

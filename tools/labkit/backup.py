@@ -1,7 +1,8 @@
 """The stock cinder-backup with its driver for Ceph, beside whichever volume service runs, and Scoria's.
 
 The problem: either backup service must restore what the other has made, out of volumes that Scoria
-serves; only the real one shows that they fit. Both are started on demand, one at a time. os-brick, which stock opens
+serves; only the real one shows that they fit. Both are started on demand, one at a time; Scoria's also on a second
+host, beside the first. os-brick, which stock opens
 volumes with, insists on keyrings in /etc/ceph, so stock gets a mount namespace of its own as the stock
 cinder-volume does. Backups go to the pool `backups` of site a.
 """
@@ -89,6 +90,7 @@ class ScoriaBackup(scoria.ScoriaVolume):
     def prepare(self):
         scoria.write_conf(self.lab)
         write_if_changed(self.conf, f"""[DEFAULT]
+host = {self.host}
 backup_ceph_conf = {ceph.client_conf(self.lab, "a")}
 backup_ceph_user = cinder
 backup_ceph_pool = {POOL}
@@ -97,7 +99,7 @@ backup_driver_stats_polling_interval = 10
         self._listen()
 
     def _socket(self):
-        return self.lab.sock("notify-backup")
+        return self.lab.sock("notify-backup" if self.host == HOST else "notify-backup-2")
 
     def _queues(self):
         return [f"cinder-backup.{self.host}"]
@@ -105,3 +107,14 @@ backup_driver_stats_polling_interval = 10
     def command(self):
         return [self.program(), "--config-file", scoria.conf(self.lab), "--config-file", self.conf], {
             "NOTIFY_SOCKET": self._socket()}
+
+
+class SecondScoriaBackup(ScoriaBackup):
+    """`start scoria-backup-2`: the backup service of another host, as far as Cinder can tell."""
+
+    name = "scoria-backup-2"
+    host = scoria.SECOND_HOST
+
+    @property
+    def conf(self):
+        return self.lab.path("conf", "scoria-backup-2.conf")

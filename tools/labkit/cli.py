@@ -17,8 +17,9 @@ from .state import REPO, SECRETS, Lab, LabError
 EPILOG = """\
 components: mariadb epmd rabbitmq site-X-mon site-X-mgr site-X-osd.N rbd-mirror-X (X = a, b)
 cinder-api cinder-scheduler scoria-volume, on demand scoria-backup, cinder-volume and cinder-backup (the
-stock services) and scoria-volume-2 (another member of a Cinder cluster), and with --auth keystone also
-keystone and glance-api, with --keys barbican also barbican; site-a and site-b stand for everything of a site.
+stock services), scoria-volume-2 (another member of a Cinder cluster) and scoria-backup-2 (the backup
+service of another host), and with --auth keystone also keystone and glance-api, with --keys barbican also
+barbican; site-a and site-b stand for everything of a site.
 
 Keystone and Glance: `up --auth keystone` installs them if they are missing (tools/install auth), starts
 them and lets Cinder and Scoria use them. Glance has a store on either site: ceph (site a, the default)

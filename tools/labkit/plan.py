@@ -18,7 +18,8 @@ def components(lab):
     every = [mariadb.MariaDb(lab), rabbitmq.Epmd(lab), rabbitmq.RabbitMq(lab),
              *ceph.components(lab), keystone.Keystone(lab), glance.GlanceApi(lab), barbican.Barbican(lab),
              cinder.Api(lab), cinder.Scheduler(lab), scoria.ScoriaVolume(lab),
-             scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab), backup.ScoriaBackup(lab)]
+             scoria.SecondScoriaVolume(lab), cinder.StockVolume(lab), backup.StockBackup(lab), backup.ScoriaBackup(lab),
+             backup.SecondScoriaBackup(lab)]
     return {c.name: c for c in every}
 
 
