@@ -20,6 +20,8 @@ pub mod features {
     pub const JOURNALING: u64 = 64;
     /// Data pool.
     pub const DATA_POOL: u64 = 128;
+    /// Set by Ceph on an image that has operation features, such as being a clone in format 2.
+    pub const OPERATIONS: u64 = 256;
     /// Set by Ceph on a secondary that is mirrored by snapshots, and on nothing else.
     pub const NON_PRIMARY: u64 = 1024;
 }

@@ -435,7 +435,9 @@ fn a_backup_is_restored_by_a_clone_on_its_own_site() {
     }
     moved(lab, "site-b", "failed-over");
     lab.wait_status(&id, "available");
-    lab.api("services.enable", json!([CEPH, "cinder-volume"]), json!({}));
+    // For new volumes; cinder-api does not enable a service that has failed over.
+    let enable = "UPDATE services SET disabled = 0, disabled_reason = NULL WHERE host = %s AND deleted = 0";
+    lab.sql(enable, &[json!(CEPH)]);
     let (backup, content) = &made[0];
     let independent = |volume: &str| {
         wait_until("it stands alone", 120, || parent(lab, volume).is_null());
@@ -504,6 +506,7 @@ fn a_backup_is_restored_by_a_clone_on_its_own_site() {
     lab.wait_mirrored(&id, "a");
     moved(lab, "default", "enabled");
     lab.wait_status(&id, "available");
+    lab.wait_mirrored(&id, "b");
     lab.delete(&[&id]);
     lab.wait_quota(json!({}));
 }

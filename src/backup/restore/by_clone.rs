@@ -32,7 +32,7 @@ use crate::volume::image::Place;
 const EXCHANGING: &str = "exchanging";
 /// How often the clone is made that a lost worker or a silent site leaves in doubt.
 const TRIES: u32 = 3;
-/// Features of an image that its successor gets; where its data is, is the pool's matter.
+/// Features of an image that its successor gets. Where its data is, is the pool's matter, and Ceph's own is what it marks.
 const OF_ITSELF: u64 = features::LAYERING
     | features::EXCLUSIVE_LOCK
     | features::OBJECT_MAP
@@ -71,6 +71,14 @@ pub(super) enum End {
     Impossible(String),
     /// The restoration was called off.
     CalledOff,
+}
+
+impl ByClone {
+    /// Whether an image is in all that users see like the one whose place it is to take. Ceph marks it as a clone.
+    fn is_matched_by(&self, made: &ImageInfo) -> bool {
+        (made.features ^ self.features) & !features::OPERATIONS == 0
+            && (made.order, made.size) == (self.order, self.size)
+    }
 }
 
 /// Why no clone can be made.
@@ -164,7 +172,7 @@ fn obstacle(found: &Inspection) -> Option<&'static str> {
         _ if !has(features::LAYERING | features::DEEP_FLATTEN) => {
             Some("the volume's image lacks layering or deep-flatten")
         }
-        _ if info.features & !(OF_ITSELF | features::DATA_POOL) != 0 => {
+        _ if info.features & !(OF_ITSELF | features::DATA_POOL | features::OPERATIONS) != 0 => {
             Some("the volume's image has features that a clone would not have")
         }
         _ if info.op_features & ENTANGLED != 0 => Some("the volume's image is in a group, or has clones"),
@@ -317,7 +325,7 @@ async fn make(place: &Place, by_clone: &ByClone) -> std::result::Result<String, 
     crash::point("restore_backup:clone_made");
     place.grow(&new, by_clone.size).await?;
     let made = place.stat(&new).await?;
-    if made.features != by_clone.features || made.order != by_clone.order || made.size != by_clone.size {
+    if !by_clone.is_matched_by(&made) {
         return Err(Failed::Impossible(format!(
             "a clone would have features {}, order {} and {} bytes instead of {}, {} and {}",
             made.features, made.order, made.size, by_clone.features, by_clone.order, by_clone.size
@@ -390,6 +398,7 @@ pub(super) fn tell(backup_id: &str, volume_id: &str, why_not: Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rbd::sim::{Sim, SimConfig};
     use crate::rbd::types::{Parent, Snap};
 
     #[test]
@@ -406,6 +415,7 @@ mod tests {
         let of = |info: ImageInfo| Inspection { info, snaps: Vec::new() };
         assert_eq!(obstacle(&of(info.clone())), None);
         assert_eq!(obstacle(&of(ImageInfo { features: 61 | features::DATA_POOL, ..info.clone() })), None);
+        assert_eq!(obstacle(&of(ImageInfo { features: 61 | features::OPERATIONS, ..info.clone() })), None);
         // One that several servers may attach.
         assert_eq!(obstacle(&of(ImageInfo { features: 33, ..info.clone() })), None);
         let parent = Parent { pool: "p".into(), image: "i".into(), snap: "s".into() };
@@ -422,5 +432,39 @@ mod tests {
         }
         let snap = Snap { id: 1, name: "s".into(), size: 1, protected: false };
         assert!(obstacle(&Inspection { info, snaps: vec![snap] }).is_some());
+    }
+
+    #[test]
+    fn a_clone_must_be_like_the_image_but_for_what_marks_it_as_one() {
+        let sim = Sim::new(SimConfig::default());
+        let place = Place { site: sim.site("a"), pool: "volumes".to_owned() };
+        let by_clone = ByClone {
+            pool: "backups".into(),
+            base: "b".into(),
+            point: "p".into(),
+            size: 1 << 30,
+            order: 22,
+            features: 61,
+            unread: None,
+            exchange: Exchange::new(&place, "fsid".into(), "v", "1".into(), 7),
+            done: false,
+        };
+        let made = ImageInfo {
+            id: "2".into(),
+            size: 1 << 30,
+            order: 22,
+            features: 61 | features::OPERATIONS,
+            op_features: 2,
+            stripe_unit: 1 << 22,
+            parent: None,
+        };
+        assert!(by_clone.is_matched_by(&made));
+        for other in [
+            ImageInfo { features: 61 | features::DATA_POOL, ..made.clone() },
+            ImageInfo { order: 23, ..made.clone() },
+            ImageInfo { size: 2 << 30, ..made.clone() },
+        ] {
+            assert!(!by_clone.is_matched_by(&other), "{other:?}");
+        }
     }
 }
