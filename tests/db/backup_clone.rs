@@ -9,7 +9,7 @@ use scoria::rbd::types::{MirrorMode, Parent, features};
 use scoria::volume::image::{Attempt, Place, Shape};
 
 use crate::backup_mirror::{MODES, STEP, left, pin, pinned};
-use crate::backup_scene::{MIB, Scene};
+use crate::backup_scene::{IMPATIENT, MIB, Scene};
 use crate::seed::{self, BACKEND};
 
 pub const OPTIONS: &str = "backup_method=mirror";
@@ -291,7 +291,7 @@ async fn what_is_not_what_was_backed_up_changes_nothing_and_what_nobody_has_comp
 
 #[tokio::test]
 async fn what_fails_leaves_the_volume_the_image_that_it_had() {
-    let scene = Scene::mirroring(OPTIONS, STEP).await;
+    let scene = Scene::mirroring(&format!("{IMPATIENT}{OPTIONS}"), STEP).await;
     let (_, backup, content) = failed_over(&scene, MODES[1]).await;
     for (number, (request, nth, kind)) in (2..).zip([
         ("SumsCheck", 1, RbdErrorKind::Unreachable),
@@ -305,7 +305,7 @@ async fn what_fails_leaves_the_volume_the_image_that_it_had() {
         write_there(&scene, &volume, 100 * MIB, 5).await;
         let image = format!("volume-{volume}");
         let (before, id) = (holds(&scene, &volume), there(&scene).stat(&image).await.unwrap().id);
-        scene.sim.inject(Fault::on(request).site("b").nth(nth).fails(When::Before, kind).times(4));
+        scene.sim.inject(Fault::on(request).site("b").nth(nth).fails(When::Before, kind).always());
         let work = scene.to_be_restored(&backup, &volume).await;
         scene.run(&work).await.unwrap_err();
         scene.sim.clear_faults();
@@ -339,7 +339,7 @@ async fn left_between(scene: &Scene, backup: &str, volume: &str) {
 
 #[tokio::test]
 async fn what_cannot_be_put_right_at_once_is_later_and_of_a_volume_that_is_gone_nothing_stays() {
-    let scene = Scene::mirroring(OPTIONS, STEP).await;
+    let scene = Scene::mirroring(&format!("{IMPATIENT}{OPTIONS}"), STEP).await;
     let (_, backup, content) = failed_over(&scene, MODES[1]).await;
     let volume = new_volume(&scene, 2, SHAPE).await;
     write_there(&scene, &volume, 100 * MIB, 5).await;
