@@ -20,7 +20,7 @@ fn moments() -> &'static [When] {
 
 #[tokio::test]
 async fn a_point_is_pinned_once_wherever_the_service_dies_and_deleted_so_too() {
-    let (step, least) = if full() { (1, 10) } else { (3, 3) };
+    let (step, least) = if full() { (1, 10) } else { (5, 2) };
     for mode in MODES {
         let mut scene = Scene::mirroring(OPTIONS, STEP).await;
         let volume = scene.mirrored(1, mode).await;
