@@ -515,16 +515,12 @@ async fn consumers_come_back_with_their_broker() {
     let before = bench.cast(&rpc).await;
     until("it is run", || worker.runs(&before) == 1).await;
     let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/lab");
-    let status = Command::new(tool)
-        .args(["restart", "rabbitmq"])
-        .env("SCORIA_LAB", env::root())
-        .status()
-        .await
-        .unwrap();
-    assert!(status.success());
+    let restart = Command::new(tool).args(["restart", "rabbitmq"]).env("SCORIA_LAB", env::root()).status();
+    // They may be back before the tool has ended.
+    let (status, ()) = tokio::join!(restart, until("the consumers notice", || !server.is_ready()));
+    assert!(status.unwrap().success());
     // Confirmed by the broker, and the queue is there: run, and run once. Casts that the broker takes
     // before queues that died with it are declared again have nowhere to go, with stock services too.
-    until("the consumers notice", || !server.is_ready()).await;
     server.ready().await;
     let mut ids = Vec::new();
     for _ in 0..20 {

@@ -72,6 +72,10 @@ pub trait Ceph: Send + Sync + 'static {
     fn leave(&self, _connection: &Connection) {}
 }
 
+/// So many workers a command that may be repeated is let lose before it is given up: each may have died for the sake of
+/// another call, but one that kills its worker each time must end.
+const LOSSES: u32 = 3;
+
 /// One Ceph site as seen by one client: what a volume operation holds.
 #[derive(Clone)]
 pub struct Site {
@@ -227,7 +231,7 @@ impl Site {
             };
             since = moves.last().unwrap_or(since);
             match error.kind {
-                RbdErrorKind::WorkerLost if tries < 2 => tries += 1,
+                RbdErrorKind::WorkerLost if tries < LOSSES => tries += 1,
                 RbdErrorKind::TimedOut | RbdErrorKind::Unreachable if self.goes_on(&command, since) => {
                     silences += 1;
                     if silences == 1 {

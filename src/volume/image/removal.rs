@@ -223,7 +223,7 @@ impl Place {
             tries -= 1;
             match error.kind {
                 RbdErrorKind::HasSnapshots | RbdErrorKind::Busy if tries > 0 => {
-                    self.flatten_children(image, None).await?;
+                    gone_or(self.flatten_children(image, None).await, ())?;
                     tokio::time::sleep(wait).await;
                     wait *= 2;
                 }
@@ -249,11 +249,8 @@ impl Place {
 
     /// Whether an image is a clone of a backup: the backup service, which is flattening it, may be who has it open.
     async fn reads_from_backup(&self, image: &str) -> Result<bool, RbdError> {
-        match self.stat(image).await {
-            Ok(info) => Ok(info.parent.is_some_and(|parent| parent.image.starts_with(PIN))),
-            Err(e) if e.is_not_found() => Ok(false),
-            Err(e) => Err(e),
-        }
+        let found = self.stat(image).await;
+        gone_or(found.map(|info| info.parent.is_some_and(|parent| parent.image.starts_with(PIN))), false)
     }
 
     /// Whether the snapshot that keeps an image from being removed may be rbd-mirror's: nothing else of it
@@ -271,7 +268,10 @@ impl Place {
         }
         let snaps = SnapList { pool: pool.clone(), image: image.clone() };
         let children = ImageChildren { pool, image, snap: None };
-        Ok(self.site.insist(snaps).await?.is_empty() && self.site.insist(children).await?.is_empty())
+        let shows_nothing = async {
+            Ok(self.site.insist(snaps).await?.is_empty() && self.site.insist(children).await?.is_empty())
+        };
+        gone_or(shows_nothing.await, false)
     }
 
     /// Puts an image that cannot be removed yet into the trash, and removes it from there: the move ends its
@@ -305,6 +305,15 @@ impl Place {
     }
 }
 
+/// What was asked about an image that may vanish meanwhile: requests of a worker that has died are carried out for a moment
+/// more, and a removal that it had begun is ended by them.
+fn gone_or<T>(answer: Result<T, RbdError>, gone: T) -> Result<T, RbdError> {
+    match answer {
+        Err(e) if e.is_not_found() => Ok(gone),
+        other => other,
+    }
+}
+
 /// `backup.<backup id>.snap.<time>`: a snapshot of cinder-backup's Ceph driver.
 fn is_backup_snapshot(name: &str) -> bool {
     name.strip_prefix("backup.").and_then(|rest| rest.split_once(".snap.")).is_some_and(|(id, time)| {
@@ -319,7 +328,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::Shape;
     use super::*;
-    use crate::rbd::sim::{Sim, SimConfig};
+    use crate::rbd::sim::{Fault, Sim, SimConfig, When};
 
     #[tokio::test(start_paused = true)]
     async fn a_volume_that_leaves_its_backup_is_removed_when_it_has_and_the_backup_stays() {
@@ -351,6 +360,20 @@ mod tests {
         removed.unwrap();
         assert!(sim.image("a", "volumes", "v").is_none());
         assert_eq!(sim.image("a", "backups", &pin).unwrap().snaps, ["backup.b.snap.1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_that_vanishes_while_it_is_asked_about_is_removed() {
+        let sim = Sim::new(SimConfig::default());
+        let place = Place { site: sim.site("a"), pool: "volumes".to_owned() };
+        place.create("v", 1 << 30, Shape { order: 22, features: 61 }, Attempt::First).await.unwrap();
+        let found = place.inspect("v").await.unwrap();
+        // The requests of a worker that has died end the removal that it had begun.
+        sim.inject(Fault::on("ImageRemove").fails(When::Before, RbdErrorKind::Busy).times(1));
+        sim.inject(Fault::on("ImageChildren").fails(When::Before, RbdErrorKind::NotFound).times(1));
+        place.delete("v", found.as_ref(), None, &[]).await.unwrap();
+        assert_eq!((sim.count("ImageRemove"), sim.count("ImageChildren")), (2, 1));
+        assert!(sim.image("a", "volumes", "v").is_none());
     }
 
     #[test]
