@@ -30,6 +30,7 @@ use crate::rbd::types::{MirrorMode, MirrorState};
 use crate::rbd::{RbdError, RbdErrorKind, Site};
 
 pub use adoption::{DRILL, PIN, is_helper_snapshot, is_named_as_backup};
+pub use movement::OF_ITSELF;
 
 /// Suffix of the snapshot that a clone of a volume hangs on.
 pub const CLONE_SNAP: &str = ".clone_snap";

@@ -26,19 +26,12 @@ use crate::rbd::protocol::*;
 use crate::rbd::types::{Checked, ImageInfo, Inspection, MirrorState, features};
 use crate::rbd::{RbdError, RbdErrorKind};
 use crate::volume::crash;
-use crate::volume::image::Place;
+use crate::volume::image::{OF_ITSELF, Place};
 
 /// Journal step: how far it is.
 const EXCHANGING: &str = "exchanging";
 /// How often the clone is made that a lost worker or a silent site leaves in doubt.
 const TRIES: u32 = 3;
-/// Features of an image that its successor gets. Where its data is, is the pool's matter, and Ceph's own is what it marks.
-const OF_ITSELF: u64 = features::LAYERING
-    | features::EXCLUSIVE_LOCK
-    | features::OBJECT_MAP
-    | features::FAST_DIFF
-    | features::DEEP_FLATTEN
-    | features::JOURNALING;
 /// `RBD_OPERATION_FEATURE_GROUP` and `…_SNAP_TRASH` (include/rbd/features.h): of a consistency group of Ceph's, and with
 /// deleted snapshots that clones still need.
 const ENTANGLED: u64 = 4 | 8;

@@ -7,9 +7,9 @@ use crate::rbd::protocol::*;
 use crate::rbd::types::features;
 use crate::rbd::{RbdError, RbdErrorKind};
 
-/// Features that a copy is given when the original has them. The others are of where an image is, not of
+/// Features that a copy, or a clone that takes its place, is given when the original has them. The others are of where an image is, not of
 /// what it is.
-const OF_ITSELF: u64 = features::LAYERING
+pub const OF_ITSELF: u64 = features::LAYERING
     | features::EXCLUSIVE_LOCK
     | features::OBJECT_MAP
     | features::FAST_DIFF
